@@ -1,0 +1,1 @@
+"""What the pipeline is made of: imported by `stages/` and `tools/`, never run."""

@@ -1,0 +1,96 @@
+"""The data set's file: one safetensors file, written once by `download`, memory-mapped by all.
+
+    train_images (60000, 28, 28) uint8    train_labels (60000,) uint8
+    test_images  (10000, 28, 28) uint8    test_labels  (10000,) uint8
+
+Shape suffixes: N images, H rows, W columns.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from mnist import files
+from mnist.errors import InputError
+
+Bytes: TypeAlias = NDArray[np.uint8]
+SplitName = Literal["train", "test"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Images:
+    """Some labelled images.
+
+    Attributes:
+        images_NHW: (N, 28, 28) uint8, 0 black to 255 white.
+        labels_N: (N,) uint8, the digit 0 to 9.
+    """
+
+    images_NHW: Bytes
+    labels_N: Bytes
+
+    def __len__(self) -> int:
+        return len(self.labels_N)
+
+    def take(self, index_M: NDArray[np.int64]) -> "Images":
+        """The M images of these positions, in their order."""
+        return Images(images_NHW=self.images_NHW[index_M], labels_N=self.labels_N[index_M])
+
+
+def write(path: Path, *, train: Images, test: Images) -> None:
+    """Write both splits; equal images make equal bytes."""
+    tensors = {
+        "train_images": train.images_NHW,
+        "train_labels": train.labels_N,
+        "test_images": test.images_NHW,
+        "test_labels": test.labels_N,
+    }
+    with files.replacing(path) as part:
+        save_file({name: np.ascontiguousarray(array) for name, array in tensors.items()}, part)
+
+
+def load(path: Path, split: SplitName) -> Images:
+    """Read one split; the other one's bytes are not touched.
+
+    Raises:
+        InputError: the file is missing, broken, or holds other tensors than `write` makes.
+    """
+    try:
+        with safe_open(path, framework="numpy") as tensors:
+            images_NHW = tensors.get_tensor(f"{split}_images")
+            labels_N = tensors.get_tensor(f"{split}_labels")
+    except FileNotFoundError:
+        raise files.missing(path) from None
+    except SafetensorError as error:
+        raise InputError(str(path), found=f"{error}", expected="the file that `download` writes") from None
+    if images_NHW.dtype != np.uint8 or images_NHW.shape != (len(labels_N), 28, 28):
+        raise InputError(
+            f"{path}: {split}_images",
+            found=f"{images_NHW.dtype} {images_NHW.shape} for {len(labels_N)} labels",
+            expected="uint8 (N, 28, 28) and N labels",
+        )
+    return Images(images_NHW=images_NHW, labels_N=labels_N)
+
+
+def cut(images: Images, *, val_size: int, seed: int) -> tuple[Images, Images]:
+    """Cut the training split into training and validation images, in that order.
+
+    The `val_size` validation images are drawn without replacement by `seed`; both parts keep
+    the order of the file.
+
+    Raises:
+        InputError: no image would be left to train on.
+    """
+    if val_size >= len(images):
+        raise InputError(
+            "params.yaml: val_size",
+            found=f"{val_size}",
+            expected=f"less than the {len(images)} training images",
+        )
+    shuffled_N = np.random.default_rng(seed).permutation(len(images))
+    return images.take(np.sort(shuffled_N[val_size:])), images.take(np.sort(shuffled_N[:val_size]))

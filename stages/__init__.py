@@ -1,0 +1,1 @@
+"""What runs: one module is one DVC stage of the same name."""

@@ -1,0 +1,99 @@
+"""Small, learnable data in MNIST's own form, made anew for every test run."""
+
+import gzip
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mnist import dataset
+from mnist.dataset import Bytes, Images
+
+# The seven segments of a pocket calculator's digits, as (rows, columns) of a 20x12 glyph.
+SEGMENTS = {
+    "top": (slice(0, 3), slice(0, 12)),
+    "middle": (slice(9, 12), slice(0, 12)),
+    "bottom": (slice(17, 20), slice(0, 12)),
+    "upper left": (slice(0, 11), slice(0, 3)),
+    "upper right": (slice(0, 11), slice(9, 12)),
+    "lower left": (slice(10, 20), slice(0, 3)),
+    "lower right": (slice(10, 20), slice(9, 12)),
+}
+MISSING = {
+    0: {"middle"},
+    1: {"top", "middle", "bottom", "upper left", "lower left"},
+    2: {"upper left", "lower right"},
+    3: {"upper left", "lower left"},
+    4: {"top", "bottom", "lower left"},
+    5: {"upper right", "lower left"},
+    6: {"upper right"},
+    7: {"middle", "bottom", "upper left", "lower left"},
+    8: set(),
+    9: {"lower left"},
+}
+
+
+def digits(num_images: int, *, seed: int) -> Images:
+    """Calculator digits of random place and brightness, as many of each class as can be."""
+    rng = np.random.default_rng(seed)
+    labels_N = rng.permutation(np.arange(num_images) % 10).astype(np.uint8)
+    images_NHW = np.zeros((num_images, 28, 28), np.uint8)
+    for image_HW, label in zip(images_NHW, labels_N, strict=True):
+        glyph = np.zeros((20, 12), np.uint8)
+        for name, place in SEGMENTS.items():
+            if name not in MISSING[int(label)]:
+                glyph[place] = rng.integers(128, 256)
+        row, column = rng.integers(2, 7), rng.integers(5, 12)
+        image_HW[row : row + 20, column : column + 12] = np.where(
+            glyph, np.clip(glyph + rng.integers(-40, 40, glyph.shape), 1, 255), 0
+        )
+    return Images(images_NHW=images_NHW, labels_N=labels_N)
+
+
+def idx(array: Bytes) -> bytes:
+    """`array` in the IDX format: two zero bytes, 8 for uint8, the rank, the sizes, the bytes."""
+    sizes = b"".join(size.to_bytes(4, "big") for size in array.shape)
+    return bytes([0, 0, 8, array.ndim]) + sizes + array.tobytes()
+
+
+@dataclass(frozen=True, kw_only=True)
+class SmallData:
+    """A made data set and the folder of its four archives, which serves as a mirror."""
+
+    train: Images
+    test: Images
+    mirror: Path
+
+    @property
+    def checksums(self) -> dict[str, dict[str, str]]:
+        """As in `params.yaml`."""
+        return {
+            path.name: {
+                "md5": hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest(),
+                "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+            }
+            for path in sorted(self.mirror.iterdir())
+        }
+
+
+@pytest.fixture(scope="session")
+def small_data(tmp_path_factory: pytest.TempPathFactory) -> SmallData:
+    """1,200 training and 300 test images, 1 to 9 of them alike in nothing but their class."""
+    data = SmallData(
+        train=digits(1200, seed=0), test=digits(300, seed=1), mirror=tmp_path_factory.mktemp("mirror")
+    )
+    for prefix, images in (("train", data.train), ("t10k", data.test)):
+        for name, array in (("images-idx3", images.images_NHW), ("labels-idx1", images.labels_N)):
+            # No time stamp, so that the archives are the same bytes each time.
+            (data.mirror / f"{prefix}-{name}-ubyte.gz").write_bytes(gzip.compress(idx(array), mtime=0))
+    return data
+
+
+@pytest.fixture
+def dataset_path(small_data: SmallData, tmp_path: Path) -> Path:
+    """The small data as `download` writes them."""
+    path = tmp_path / "mnist.safetensors"
+    dataset.write(path, train=small_data.train, test=small_data.test)
+    return path

@@ -6,10 +6,12 @@ inheritance, so that a stage's `Params` is the list of the sections that it depe
 
 import difflib
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from ruamel.yaml import YAML, YAMLError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 
 from mnist.errors import InputError
 
@@ -97,6 +99,12 @@ class Share(Section):
     min: Fraction
     max: Fraction
 
+    @model_validator(mode="after")
+    def _is_not_empty(self) -> Self:
+        if self.min > self.max:
+            raise PydanticCustomError("empty_interval", "min at most max")
+        return self
+
 
 class Validation(Section):
     """The bounds that the data must keep."""
@@ -106,15 +114,22 @@ class Validation(Section):
     class_share: Share  # of each digit in its split
     mean: Share  # of all pixels of a split, black 0 to white 1
     image_mean: Share  # of one image's pixels
-    ink: Share  # share of one image's pixels above 0
+    darkest: Share  # one image's darkest pixel
+    brightest: Share  # one image's brightest pixel
+    ink: Share  # share of one image's pixels that are not black
     max_duplicates: Annotated[int, Field(ge=0)]  # images equal to an earlier one of their split
 
 
-class Registry(Section):
-    """What is registered and promoted."""
+class Registration(Section):
+    """What is registered."""
 
     model_name: Annotated[str, Field(pattern=r"^[^/:]+$")]
     min_accuracy: Fraction
+
+
+class Registry(Registration):
+    """What is registered, and what is promoted."""
+
     alpha: Annotated[float, Field(gt=0, lt=1)]
 
 

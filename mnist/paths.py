@@ -21,6 +21,23 @@ PREDICTIONS = Path("metrics/predictions.csv")
 GALLERY = Path("metrics/plots/predictions.png")
 ERRORS_GALLERY = Path("metrics/plots/errors.png")
 
+# What an MLflow run keeps, beside its model: where a result came from, and how good it is.
+ARTIFACTS = (
+    PARAMS,
+    PIPELINE,
+    WEIGHTS,
+    VALIDATION,
+    VALIDATION_PAGE,
+    STATS,
+    TRAINING_METRICS,
+    HISTORY,
+    STEPS,
+    TEST_METRICS,
+    PREDICTIONS,
+    GALLERY,
+    ERRORS_GALLERY,
+)
+
 
 def root() -> Path:
     """The main checkout: DVC names it in `DVC_ROOT`, outside DVC it is the current folder.

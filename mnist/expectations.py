@@ -1,0 +1,282 @@
+"""What the data must be, as a Great Expectations suite, and how to ask it.
+
+The suite is over one table of both splits, a row an image (see `mnist.image_table`).
+"""
+
+import dataclasses
+import os
+from collections import Counter
+from typing import Any
+
+os.environ["GX_ANALYTICS_ENABLED"] = "false"  # read at import; else it reports each run over the network
+
+import great_expectations as gx
+import great_expectations.expectations as gxe
+import pandas as pd
+from great_expectations.core import ExpectationValidationResult
+from great_expectations.data_context.types.base import ProgressBarsConfig
+from great_expectations.expectations.expectation_configuration import ExpectationConfiguration
+from great_expectations.expectations.row_conditions import Column
+
+from mnist.dataset import SplitName
+from mnist.image_table import Rows
+from mnist.params import Share, Validation
+from mnist.verdict import Duplicates, Finding, Place, Verdict
+
+DIGITS = list(range(10))
+WORDS: dict[SplitName, str] = {"train": "training", "test": "test"}
+INK = "Share of each image's pixels that are not black"
+MAX_OFFENDING = 10  # images named for an expectation: enough to look at, short enough to print
+
+
+def judge(train: Rows, test: Rows, *, bounds: Validation, dataset_sha256: str) -> Verdict:
+    """Hold both splits against the bounds, and count what a reader of the verdict wants to know."""
+    findings = _findings(train, test, bounds)
+    train_digests = set(train.digest)
+    return Verdict(
+        success=all(finding.success for finding in findings),
+        dataset_sha256=dataset_sha256,
+        num_images={rows.split: len(rows.index) for rows in (train, test)},
+        # Six decimals, since the last ones of a float sum depend on the machine.
+        mean={
+            rows.split: round(float(rows.mean.mean()), 6) if len(rows.mean) else None
+            for rows in (train, test)
+        },
+        class_counts={rows.split: _class_counts(rows) for rows in (train, test)},
+        duplicates=Duplicates(
+            within_train=int(train.repeats.sum()),
+            within_test=int(test.repeats.sum()),
+            between_splits=sum(digest in train_digests for digest in test.digest),
+        ),
+        expectations=findings,
+    )
+
+
+def _class_counts(rows: Rows) -> dict[str, int]:
+    counts = Counter(rows.label.tolist())
+    return {str(label): counts[label] for label in sorted({*DIGITS, *counts})}
+
+
+def _findings(train: Rows, test: Rows, bounds: Validation) -> list[Finding]:
+    table = pd.concat([pd.DataFrame(dataclasses.asdict(rows)) for rows in (train, test)], ignore_index=True)
+    context = gx.get_context(mode="ephemeral")
+    context.variables.progress_bars = ProgressBarsConfig(globally=False)
+    batches = context.data_sources.add_pandas("mnist").add_dataframe_asset("images")
+    validation = gx.ValidationDefinition(
+        name="validate",
+        data=batches.add_batch_definition_whole_dataframe("all"),
+        suite=context.suites.add(gx.ExpectationSuite(name="mnist", expectations=suite(bounds))),
+    )
+    outcome = context.validation_definitions.add(validation).run(
+        batch_parameters={"dataframe": table},
+        # Offending images come as rows of the table: asked for columns of it, Great Expectations
+        # looks at each row by itself, which takes ten seconds where all 70,000 offend.
+        result_format={"result_format": "SUMMARY", "partial_unexpected_count": MAX_OFFENDING},
+    )
+    return [_finding(result, table) for result in outcome.results]
+
+
+def suite(bounds: Validation) -> list[gxe.Expectation]:
+    """The expectations, each with its name, the split it is about, and what it wants in words.
+
+    The names are a contract: `metrics/validation.json`, the page and the gate show them.
+    """
+    return [
+        _size("train", bounds.num_train),
+        _size("test", bounds.num_test),
+        gxe.ExpectColumnValuesToBeInSet(
+            column="pixel_type",
+            value_set=["uint8"],
+            description="Number type of the pixels",
+            meta={"name": "pixel_type", "expected": "uint8"},
+        ),
+        _between(
+            "darkest_pixel",
+            "Darkest pixel of each image",
+            "darkest",
+            bounds.darkest.min,
+            bounds.darkest.max,
+        ),
+        _between(
+            "brightest_pixel",
+            "Brightest pixel of each image",
+            "brightest",
+            bounds.brightest.min,
+            bounds.brightest.max,
+        ),
+        _between("no_blank_image", INK, "ink", bounds.ink.min, None),
+        _between("no_saturated_image", INK, "ink", None, bounds.ink.max),
+        _between(
+            "image_mean",
+            "Mean brightness of each image",
+            "mean",
+            bounds.image_mean.min,
+            bounds.image_mean.max,
+        ),
+        _split_mean("train", bounds.mean),
+        _split_mean("test", bounds.mean),
+        gxe.ExpectColumnValuesToBeInSet(
+            column="label",
+            value_set=DIGITS,
+            description="Labels of all images",
+            meta={"name": "known_labels", "expected": "0 to 9"},
+        ),
+        _all_digits("train"),
+        _all_digits("test"),
+        _class_share("train", bounds.class_share),
+        _class_share("test", bounds.class_share),
+        _few_duplicates("train", bounds.max_duplicates),
+        _few_duplicates("test", bounds.max_duplicates),
+        # Of images that are the first of their kind in their split, two alike are in different ones.
+        gxe.ExpectColumnValuesToBeUnique(
+            column="digest",
+            row_condition=Column("repeats") == 0,
+            description="Test images that are training images too",
+            meta={"name": "no_image_in_both_splits", "expected": "0 images in both"},
+        ),
+    ]
+
+
+def _size(split: SplitName, num_images: int) -> gxe.Expectation:
+    return gxe.ExpectTableRowCountToEqual(
+        value=num_images,
+        row_condition=Column("split") == split,
+        description=f"Size of the {WORDS[split]} split",
+        meta={"name": f"{split}_size", "split": split, "expected": f"{num_images:,} images"},
+    )
+
+
+def _between(
+    name: str, description: str, column: str, low: float | None, high: float | None
+) -> gxe.Expectation:
+    return gxe.ExpectColumnValuesToBeBetween(
+        column=column,
+        min_value=low,
+        max_value=high,
+        description=description,
+        meta={"name": name, "expected": _interval(low, high)},
+    )
+
+
+def _split_mean(split: SplitName, bounds: Share) -> gxe.Expectation:
+    return gxe.ExpectColumnMeanToBeBetween(
+        column="mean",
+        min_value=bounds.min,
+        max_value=bounds.max,
+        row_condition=Column("split") == split,
+        description=f"Mean brightness of the {WORDS[split]} images together",
+        meta={"name": f"{split}_mean", "split": split, "expected": _interval(bounds.min, bounds.max)},
+    )
+
+
+def _all_digits(split: SplitName) -> gxe.Expectation:
+    return gxe.ExpectColumnDistinctValuesToContainSet(
+        column="label",
+        value_set=DIGITS,
+        row_condition=Column("split") == split,
+        description=f"Digits among the {WORDS[split]} labels",
+        meta={"name": f"{split}_has_all_digits", "split": split, "expected": "each of 0 to 9"},
+    )
+
+
+def _class_share(split: SplitName, bounds: Share) -> gxe.Expectation:
+    return gxe.ExpectColumnValuesToBeBetween(
+        column="class_share",
+        min_value=bounds.min,
+        max_value=bounds.max,
+        row_condition=Column("split") == split,
+        description=f"Share of each label there is among the {WORDS[split]} images",
+        meta={"name": f"{split}_class_share", "split": split, "expected": _interval(bounds.min, bounds.max)},
+    )
+
+
+def _few_duplicates(split: SplitName, max_duplicates: int) -> gxe.Expectation:
+    return gxe.ExpectColumnSumToBeBetween(
+        column="repeats",
+        min_value=0,
+        max_value=max_duplicates,
+        row_condition=Column("split") == split,
+        description=f"{WORDS[split].capitalize()} images equal to an earlier one",
+        meta={"name": f"{split}_duplicates", "split": split, "expected": f"at most {max_duplicates:,}"},
+    )
+
+
+def _interval(low: float | None, high: float | None) -> str:
+    if low is None:
+        return f"at most {high:.5g}"
+    if high is None:
+        return f"at least {low:.5g}"
+    return f"{low:.5g}" if low == high else f"{low:.5g} to {high:.5g}"
+
+
+def _images(count: int) -> str:
+    return f"{count:,} image" if count == 1 else f"{count:,} images"
+
+
+def _finding(result: ExpectationValidationResult, table: pd.DataFrame) -> Finding:
+    config = result.expectation_config
+    assert config is not None
+    assert result.result, f"{config.meta['name']} could not be computed: {result.exception_info}"
+    rows = table[table["split"] == config.meta["split"]] if "split" in config.meta else table
+    num_offending, offending = (0, []) if result.success else _offending(config.type, result.result, rows)
+    return Finding(
+        expectation=config.meta["name"],
+        about=config.description or "",
+        success=bool(result.success),
+        expected=config.meta["expected"],
+        observed=_observed(config, result.result, rows),
+        num_offending=num_offending,
+        offending=offending,
+    )
+
+
+def _observed(config: ExpectationConfiguration, result: dict[str, Any], rows: pd.DataFrame) -> str:
+    """What was seen, in words."""
+    seen: Any = result.get("observed_value")
+    match config.type:
+        case "expect_table_row_count_to_equal":
+            told = _images(seen)
+        case _ if rows.empty:
+            told = "no images"
+        case "expect_column_mean_to_be_between":
+            told = f"{seen:.5g}"
+        case "expect_column_sum_to_be_between":
+            told = f"{seen:,}"
+        case "expect_column_distinct_values_to_contain_set":
+            missing = ", ".join(str(digit) for digit in result["partial_missing_list"])
+            told = f"no {missing}" if missing else "each of 0 to 9"
+        case "expect_column_values_to_be_unique":
+            told = f"{_images(result['unexpected_count'] // 2)} in both"  # each is there twice
+        case _:
+            told = _values(rows, config.kwargs["column"])
+            if result["unexpected_count"]:
+                told += f", {_images(result['unexpected_count'])} outside"
+    return told
+
+
+def _values(rows: pd.DataFrame, column: str) -> str:
+    """What a column holds; Great Expectations tells of the rows that offend only."""
+    values = rows[column]
+    if not pd.api.types.is_numeric_dtype(values):
+        return ", ".join(sorted(values.unique()))
+    if column != "class_share":
+        return _interval(values.min(), values.max())
+    rarest, commonest = rows.iloc[values.argmin()], rows.iloc[values.argmax()]
+    return (
+        f"{rarest.class_share:.5g} (label {rarest.label}) to "
+        f"{commonest.class_share:.5g} (label {commonest.label})"
+    )
+
+
+def _offending(kind: str, result: dict[str, Any], rows: pd.DataFrame) -> tuple[int, list[Place]]:
+    """How many images break an expectation, and the first places; equal images stand side by side.
+
+    A mean, a size or a missing digit has no images to name.
+    """
+    if kind == "expect_column_sum_to_be_between":  # of `repeats`: the originals are named too
+        found = _alike(rows)
+    elif kind == "expect_column_values_to_be_unique":
+        found = _alike(rows[rows["repeats"] == 0])
+    else:
+        found = rows.loc[result.get("partial_unexpected_index_list", [])]
+        num_offending = result.get("unexpected_count", 0)

@@ -1,0 +1,109 @@
+"""MLflow's model registry: one version for each set of weights, checked before it counts.
+
+Shape suffixes: N images, H rows, W columns, K classes.
+"""
+
+import contextlib
+import io
+from importlib.metadata import version
+
+import mlflow
+import mlflow.pyfunc
+import mlflow.pytorch
+import numpy as np
+import torch
+from mlflow.entities import Run
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.models import Model, ModelSignature
+from mlflow.types import Schema, TensorSpec
+
+from mnist import tracking
+from mnist.model import Classifier
+from mnist.tracking import Store
+
+CHALLENGER = "challenger"
+REQUIREMENTS = ("torch", "numpy", "mlflow")
+TOLERANCE = 1e-6  # of a probability: the exported graph may add in another order
+SIGNATURE = ModelSignature(
+    inputs=Schema([TensorSpec(np.dtype(np.uint8), (-1, 28, 28))]),
+    outputs=Schema([TensorSpec(np.dtype(np.float32), (-1, 10))]),
+)
+
+
+def find(store: Store, name: str, weights_sha256: str) -> ModelVersion | None:
+    """The version of these weights, if they have one."""
+    wanted = f"name = '{name}' and tags.`{tracking.WEIGHTS}` = '{weights_sha256}'"
+    versions = store.client.search_model_versions(wanted, max_results=1)
+    return versions[0] if versions else None
+
+
+def ensure(
+    store: Store, run: Run, classifier: Classifier, *, name: str, weights_sha256: str, accuracy: float
+) -> tuple[ModelVersion, bool]:
+    """The version of these weights, and whether it was made just now; never a second one.
+
+    Args:
+        store: where runs and versions are.
+        run: that the weights came from.
+        classifier: with the weights, on the CPU, in evaluation mode.
+        name: of the registered model.
+        weights_sha256: digest of the weights file, by which the version is found.
+        accuracy: on the test images, for people to read beside the version.
+    """
+    with tracking.lock():  # queued experiments may come to the same weights at once
+        existing = find(store, name, weights_sha256)
+        if existing:
+            return existing, False
+        mlflow.set_tracking_uri(store.uri)
+        mlflow.set_registry_uri(store.uri)
+        uri = _log(store, run, classifier)
+        _check(uri, classifier)
+        tags = {
+            tracking.WEIGHTS: weights_sha256,
+            tracking.FINGERPRINT: run.data.tags[tracking.FINGERPRINT],
+            "test_accuracy": f"{accuracy:.4f}",
+        }
+        with contextlib.redirect_stderr(io.StringIO()):  # register_model speaks of each step there
+            return mlflow.register_model(uri, name, tags=tags), True
+
+
+def _log(store: Store, run: Run, classifier: Classifier) -> str:
+    """Store the classifier as a logged model of its run, and return the model's URI."""
+    # Made by the client, which is told the experiment; `log_model` would take the process's
+    # current one, whose artifacts are relative to the current folder.
+    model = store.client.create_logged_model(store.experiment_id, name="model", source_run_id=run.info.run_id)
+    Model.log(
+        artifact_path=None,
+        model_id=model.model_id,
+        run_id=run.info.run_id,
+        flavor=mlflow.pytorch,
+        pytorch_model=classifier,
+        serialization_format="pt2",  # a graph and tensors: no pickle, none of our code
+        signature=SIGNATURE,
+        # Two images: the exporter freezes a batch size of 1 into the graph.
+        input_example=np.zeros((2, 28, 28), np.uint8),
+        pip_requirements=[f"{package}=={version(package)}" for package in REQUIREMENTS],
+        validate_serving_input=False,  # `_check` does, with more than one batch size
+    )
+    return f"models:/{model.model_id}"
+
+
+def _check(uri: str, classifier: Classifier) -> None:
+    """Load the stored model as a user would, and compare it with the one in memory.
+
+    Raises:
+        RuntimeError: they differ, or the stored one fails.
+    """
+    stored = mlflow.pyfunc.load_model(uri)
+    for num_images in (1, 7):
+        images_NHW = np.random.default_rng(0).integers(0, 256, (num_images, 28, 28), np.uint8)
+        with torch.inference_mode():
+            expected_NK = classifier(torch.from_numpy(images_NHW)).numpy()
+        found_NK = stored.predict(images_NHW)
+        if found_NK.dtype != np.float32 or not np.allclose(found_NK, expected_NK, rtol=0, atol=TOLERANCE):
+            raise RuntimeError(f"{uri}: the stored model is not the one in memory, at batch {num_images}")
+
+
+def set_challenger(store: Store, model: ModelVersion) -> None:
+    """Make this version the one that promotion will compare with the champion."""
+    store.client.set_registered_model_alias(model.name, CHALLENGER, model.version)

@@ -1,0 +1,78 @@
+"""How good predictions are.
+
+Shape suffixes: N images, K classes, M bins.
+"""
+
+import csv
+import io
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mnist import files
+from mnist.dataset import Bytes
+
+NUM_BINS = 15  # of the reliability diagram in Guo et al. 2017
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scores:
+    """Of N predictions.
+
+    Attributes:
+        accuracy: share that is right.
+        loss: mean negative log-likelihood, in nats an image.
+        num_wrong: how many are not right.
+        num_images: N.
+        expected_calibration_error: see `calibration_error`.
+        recall: share of each class's images that is right, by digit; None for a class without images.
+    """
+
+    accuracy: float
+    loss: float
+    num_wrong: int
+    num_images: int
+    expected_calibration_error: float
+    recall: dict[str, float | None]
+
+
+def score(log_probs_NK: NDArray[np.float32], labels_N: Bytes) -> Scores:
+    """Score log-probabilities, float32 (N, K), against labels, uint8 (N,); to six decimals."""
+    log_probs_NK = log_probs_NK.astype(np.float64)
+    right_N = log_probs_NK.argmax(1) == labels_N
+    confidence_N = np.exp(log_probs_NK.max(1))
+    recall = {
+        str(digit): round(float(right_N[labels_N == digit].mean()), 6) if (labels_N == digit).any() else None
+        for digit in range(log_probs_NK.shape[1])
+    }
+    return Scores(
+        accuracy=round(float(right_N.mean()), 6),
+        loss=round(float(-log_probs_NK[np.arange(len(labels_N)), labels_N].mean()), 6),
+        num_wrong=int((~right_N).sum()),
+        num_images=len(labels_N),
+        expected_calibration_error=round(calibration_error(confidence_N, right_N), 6),
+        recall=recall,
+    )
+
+
+def calibration_error(confidence_N: NDArray[np.float64], right_N: NDArray[np.bool_]) -> float:
+    """Expected calibration error of Guo et al. 2017, equation 3 (https://arxiv.org/abs/1706.04599).
+
+    The mean, weighted by images, of |accuracy - mean confidence| over `NUM_BINS` equal intervals
+    (low, high] of confidence.
+    """
+    bin_N = np.clip(np.ceil(confidence_N * NUM_BINS).astype(np.int64) - 1, 0, NUM_BINS - 1)
+    # |sum of right - sum of confidence| in a bin is its weight times its gap, times N.
+    gap_M = np.bincount(bin_N, weights=right_N - confidence_N, minlength=NUM_BINS)
+    return float(np.abs(gap_M).sum() / len(right_N))
+
+
+def write_predictions(path: Path, *, labels_N: Bytes, predicted_N: NDArray[np.int64]) -> None:
+    """Write a row an image: its position in the test split, its label, what was predicted."""
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(["index", "label", "predicted"])
+    table.writerows(zip(range(len(labels_N)), labels_N.tolist(), predicted_N.tolist(), strict=True))
+    files.write_text(path, text.getvalue())

@@ -1,0 +1,38 @@
+"""Compute normalization statistics over the training images.
+
+data/mnist.safetensors, metrics/validation.json -> data/stats.json
+
+All 60,000 images of the training split count, those that are later held out for validation too.
+So the statistics do not change with `seed` and `val_size`, and equal the tutorial's 0.1307 and
+0.3081; two numbers over 47 million pixels tell training nothing about any one image.
+"""
+
+from pathlib import Path
+
+from mnist import dataset as data
+from mnist import gate, normalization, paths, stage
+from mnist.params import Section
+
+
+class Params(Section):
+    """None: the statistics depend on the images alone."""
+
+
+def run(
+    *,
+    params: Params,  # noqa: ARG001 -- every stage takes its params
+    dataset: Path = paths.DATASET,
+    validation: Path = paths.VALIDATION,
+    stats: Path = paths.STATS,
+) -> None:
+    """Write the mean and standard deviation of the training pixels, scaled to [0, 1]."""
+    gate.check(validation, dataset)
+    measured = normalization.measure(data.load(dataset, "train").images_NHW)
+    normalization.write(stats, measured)
+    print(
+        f"stats: mean {measured.mean:.4f}, std {measured.std:.4f} of {measured.num_images:,} training images"
+    )
+
+
+if __name__ == "__main__":
+    stage.main(run, Params)

@@ -1,0 +1,64 @@
+"""Train the network.
+
+data/mnist.safetensors, data/stats.json, metrics/validation.json ->
+models/model.safetensors, metrics/train.json, metrics/history.csv, metrics/steps.csv; live to MLflow
+"""
+
+import time
+from pathlib import Path
+
+from mnist import dataset as data
+from mnist import files, gate, history, identity, normalization, paths, progress, stage
+from mnist.params import Architecture, Machine, Recipe, Split
+
+
+class Params(Split, Architecture, Recipe, Machine):
+    """What determines the weights, beside the data and the code."""
+
+
+def run(
+    *,
+    params: Params,
+    dataset: Path = paths.DATASET,
+    validation: Path = paths.VALIDATION,
+    stats: Path = paths.STATS,
+    weights: Path = paths.WEIGHTS,
+    training_metrics: Path = paths.TRAINING_METRICS,
+    epochs_table: Path = paths.HISTORY,
+    steps_table: Path = paths.STEPS,
+) -> None:
+    """Train on the training images, watch the validation images, write weights and curves."""
+    gate.check(validation, dataset)
+    measured = normalization.read(stats)
+    train, val = data.cut(data.load(dataset, "train"), val_size=params.val_size, seed=params.seed)
+    with stage.heavy_imports():
+        from mnist import devices, model, tracking, training
+
+    device = devices.prepare(params)
+    where = devices.describe(device)
+    classifier = model.build(params, seed=params.seed, mean=measured.mean, std=measured.std)
+    num_parameters = model.num_parameters(classifier)
+    print(
+        f"train: {params.model} with {num_parameters:,} parameters, on {where};"
+        f" {len(train):,} images to train on, {len(val):,} to validate"
+    )
+    events = []
+    with tracking.live(identity.of_training(params.model_dump()), {"device": where}) as run:
+        start = time.perf_counter()
+        fitting = training.fit(
+            classifier, train=train, val=val, recipe=params, seed=params.seed, device=device
+        )
+        for event in progress.shown(fitting, num_images=len(train), num_epochs=params.epochs):
+            events.append(event)
+            run.log(event)
+        seconds = time.perf_counter() - start
+
+        model.save(weights, classifier, params)
+        history.write(steps_table, events, history.Window)
+        history.write(epochs_table, events, history.Epoch)
+        files.write_json(training_metrics, {"num_parameters": num_parameters, **history.summary(events)})
+        run.finish(files.sha256(weights), seconds)
+
+
+if __name__ == "__main__":
+    stage.main(run, Params)

@@ -1,0 +1,61 @@
+"""Hold the data against the bounds of params.yaml, and stop the pipeline where they break one.
+
+data/mnist.safetensors -> metrics/validation.json, data/validation.html
+"""
+
+from pathlib import Path
+
+from mnist import dataset as data
+from mnist import files, image_table, paths, stage, validation_page, verdict
+from mnist.errors import InputError
+from mnist.params import Section, Validation
+
+
+class Params(Section):
+    """What the stage depends on."""
+
+    validation: Validation
+
+
+def run(
+    *,
+    params: Params,
+    dataset: Path = paths.DATASET,
+    validation: Path = paths.VALIDATION,
+    page: Path = paths.VALIDATION_PAGE,
+) -> None:
+    """Write the verdict on both splits for programs and for people, whatever it is.
+
+    Raises:
+        InputError: the data break an expectation; each that failed is named, with what was seen
+            and the places of some offending images. Both files are there nevertheless.
+    """
+    train, test = data.load(dataset, split="train"), data.load(dataset, split="test")
+    with stage.heavy_imports():
+        from mnist import expectations
+
+    said = expectations.judge(
+        image_table.rows("train", train),
+        image_table.rows("test", test),
+        bounds=params.validation,
+        dataset_sha256=files.sha256(dataset),
+    )
+    verdict.write(validation, said)
+    files.write_text(page, validation_page.html(said, train, test, bounds=params.validation))
+
+    num_expectations = len(said.expectations)
+    if said.failed:
+        lines = "".join(f"\n  {finding.line}" for finding in said.failed)
+        raise InputError(
+            str(dataset),
+            found=f"data that break {len(said.failed)} of {num_expectations} expectations",
+            expected=f"data that keep them all (see {page}):{lines}",
+        )
+    print(
+        f"validate: {num_expectations} of {num_expectations} expectations hold "
+        f"for {len(train):,} + {len(test):,} images; page: {page}"
+    )
+
+
+if __name__ == "__main__":
+    stage.main(run, Params)

@@ -66,13 +66,14 @@ def load(path: Path, split: SplitName) -> Images:
             labels_N = tensors.get_tensor(f"{split}_labels")
     except FileNotFoundError:
         raise files.missing(path) from None
-    except SafetensorError as error:
+    except (SafetensorError, TypeError) as error:  # TypeError: a dtype that numpy has not
         raise InputError(str(path), found=f"{error}", expected="the file that `download` writes") from None
-    if images_NHW.dtype != np.uint8 or images_NHW.shape != (len(labels_N), 28, 28):
+    as_written = labels_N.ndim == 1 and images_NHW.shape == (len(labels_N), 28, 28)
+    if not as_written or images_NHW.dtype != np.uint8 or labels_N.dtype != np.uint8:
         raise InputError(
-            f"{path}: {split}_images",
-            found=f"{images_NHW.dtype} {images_NHW.shape} for {len(labels_N)} labels",
-            expected="uint8 (N, 28, 28) and N labels",
+            f"{path}: {split}_images, {split}_labels",
+            found=f"{images_NHW.dtype} {images_NHW.shape}, {labels_N.dtype} {labels_N.shape}",
+            expected="uint8 (N, 28, 28), uint8 (N,)",
         )
     return Images(images_NHW=images_NHW, labels_N=labels_N)
 

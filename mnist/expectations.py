@@ -3,7 +3,6 @@
 The suite is over one table of both splits, a row an image (see `mnist.image_table`).
 """
 
-import dataclasses
 import os
 from collections import Counter
 from typing import Any
@@ -58,7 +57,7 @@ def _class_counts(rows: Rows) -> dict[str, int]:
 
 
 def _findings(train: Rows, test: Rows, bounds: Validation) -> list[Finding]:
-    table = pd.concat([pd.DataFrame(dataclasses.asdict(rows)) for rows in (train, test)], ignore_index=True)
+    table = pd.concat([pd.DataFrame(vars(rows)) for rows in (train, test)], ignore_index=True)
     context = gx.get_context(mode="ephemeral")
     context.variables.progress_bars = ProgressBarsConfig(globally=False)
     batches = context.data_sources.add_pandas("mnist").add_dataframe_asset("images")
@@ -185,7 +184,7 @@ def _class_share(split: SplitName, bounds: Share) -> gxe.Expectation:
         min_value=bounds.min,
         max_value=bounds.max,
         row_condition=Column("split") == split,
-        description=f"Share of each label there is among the {WORDS[split]} images",
+        description=f"Share of each label in the {WORDS[split]} split",
         meta={"name": f"{split}_class_share", "split": split, "expected": _interval(bounds.min, bounds.max)},
     )
 
@@ -269,9 +268,9 @@ def _values(rows: pd.DataFrame, column: str) -> str:
 
 
 def _offending(kind: str, result: dict[str, Any], rows: pd.DataFrame) -> tuple[int, list[Place]]:
-    """How many images break an expectation, and the first places; equal images stand side by side.
+    """How many images break an expectation, and the places of the first.
 
-    A mean, a size or a missing digit has no images to name.
+    A mean, a size or a missing digit has none to name.
     """
     if kind == "expect_column_sum_to_be_between":  # of `repeats`: the originals are named too
         found = _alike(rows)
@@ -279,4 +278,16 @@ def _offending(kind: str, result: dict[str, Any], rows: pd.DataFrame) -> tuple[i
         found = _alike(rows[rows["repeats"] == 0])
     else:
         found = rows.loc[result.get("partial_unexpected_index_list", [])]
-        num_offending = result.get("unexpected_count", 0)
+    first = found.head(MAX_OFFENDING)
+    places = zip(first["split"], first["index"], strict=True)
+    return (
+        result.get("unexpected_count", len(found)),
+        [Place(split=split, index=int(index)) for split, index in places],
+    )
+
+
+def _alike(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows whose image is there twice or more, equal ones side by side."""
+    alike = rows[rows.duplicated("digest", keep=False)]
+    # In the order of the first of them, since that of the digests means nothing to anyone.
+    return alike.sort_values("digest", key=lambda digest: pd.factorize(digest)[0], kind="stable")

@@ -77,15 +77,19 @@ def read(path: Path, kind: type[Row]) -> list[Row]:
         InputError: the file is missing or is not such a table.
     """
     columns = get_type_hints(kind)
+    expected = f"a table of {', '.join(columns)}"
     try:
         with path.open(newline="", encoding="utf-8") as stream:
             table = csv.DictReader(stream)
-            return [kind(**{name: columns[name](text) for name, text in row.items()}) for row in table]
+            header = table.fieldnames
+            rows = [kind(**{name: columns[name](text) for name, text in row.items()}) for row in table]
     except FileNotFoundError:
         raise files.missing(path) from None
     except (KeyError, TypeError, ValueError) as error:
-        expected = f"a table of {', '.join(columns)}"
         raise InputError(str(path), found=f"{type(error).__name__}: {error}", expected=expected) from None
+    if header != list(columns):  # where there is no row that could have failed
+        raise InputError(str(path), found=f"columns {header}", expected=expected)
+    return rows
 
 
 def summary(events: Iterable[Window | Epoch]) -> dict[str, float]:

@@ -81,7 +81,7 @@ class NoMirrorError(InputError):
         ValueError.__init__(
             self,
             f"no mirror gave {', '.join(missing)}:\n{tried}"
-            f"To supply a copy, put the archives into a folder and run again with {VARIABLE}=/that/folder, "
+            f"To supply a copy, put these files into a folder and run again with {VARIABLE}=/that/folder, "
             "or add the folder to data.mirrors in params.yaml.",
         )
 
@@ -257,7 +257,7 @@ def _fault(error: Exception, name: str) -> _Fault:
         return _Fault(f"no connection ({cause})", whole=True)
     if isinstance(error, HTTPException):
         return _Fault(f"broken answer for {name} ({type(error).__name__})")
-    return _Fault(f"{error.strerror if isinstance(error, OSError) else error} for {name}")
+    return _Fault(f"{getattr(error, 'strerror', None) or error} for {name}")
 
 
 def _locate(mirror: str, name: str) -> Path | str:
@@ -268,8 +268,9 @@ def _locate(mirror: str, name: str) -> Path | str:
         ValueError: the URL is malformed.
     """
     if "://" not in mirror:
-        folder = os.path.expanduser(mirror)  # noqa: PTH111 that of Path raises for an unknown user
-        return (paths.root() / folder).resolve() / name
+        # Those of Path raise RuntimeError for an unknown user and for a loop of links.
+        folder = os.path.realpath(paths.root() / os.path.expanduser(mirror))  # noqa: PTH111
+        return Path(folder) / name
     url = urlsplit(mirror)
     if url.scheme == "file":
         if url.netloc not in {"", "localhost"}:

@@ -159,9 +159,9 @@ def load(path: Path) -> Classifier:
             header = stored.metadata() or {}
             tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 -- no dict
         architecture = Architecture.model_validate_json(header["architecture"])
-        classifier = Classifier(
-            _network(architecture), mean=0.0, std=1.0, permutation=tensors.get("permutation")
-        )
+        # Placeholders: `load_state_dict` demands a tensor of the file for each of them.
+        unset = torch.zeros(NUM_PIXELS, dtype=torch.int64) if architecture.permute_pixels else None
+        classifier = Classifier(_network(architecture), mean=0.0, std=1.0, permutation=unset)
         classifier.load_state_dict(tensors)
     except FileNotFoundError:
         raise files.missing(path) from None

@@ -58,6 +58,9 @@ def read(path: Path) -> Stats:
         InputError: the file is missing or holds something else.
     """
     try:
-        return Stats(**files.read_json(path))
+        stats = Stats(**files.read_json(path))
+        if not (0 <= stats.mean <= 1 and 0 < stats.std <= 1 and stats.num_images >= 1):
+            raise InputError(str(path), found=f"{stats}", expected="what `stats` measured")
     except TypeError as error:
         raise InputError(str(path), found=f"{error}", expected="mean, std and num_images") from None
+    return stats

@@ -153,7 +153,7 @@ def load(path: Path) -> Params:
         values = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(str(path), found="no such file", expected="the pipeline's params") from None
-    except (YAMLError, UnicodeDecodeError) as error:
+    except (YAMLError, ValueError) as error:  # ValueError: not UTF-8, or no such day as 2024-13-45
         reason = " ".join(str(error).split())
         raise InputError(str(path), found=f"no YAML ({reason})", expected="keys and values") from None
     return check(Params, values, str(path))
@@ -176,7 +176,7 @@ def check(section: type[S], values: Any, where: str) -> S:
 def _as_input_error(error: ValidationError, where: str, known: list[str]) -> InputError:
     faults = []
     for fault in error.errors(include_url=False):
-        key = ".".join(str(part) for part in fault["loc"] if part != "[key]")
+        key = " ".join(".".join(str(part) for part in fault["loc"] if part != "[key]").split())
         found, expected = f"{fault['input']!r}", fault["msg"].removeprefix("Input should be ")
         if fault["type"] == "missing":
             found, expected = "nothing", "a value"

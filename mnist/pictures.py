@@ -39,7 +39,7 @@ def gallery(
     figure = Figure(figsize=(8, 2.05 * num_rows + 0.5), dpi=100, layout="constrained")
     FigureCanvasAgg(figure)
     figure.suptitle(title, fontsize=13, fontweight="bold")
-    axes = figure.subplots(num_rows, COLUMNS, squeeze=False).flat
+    axes = list(figure.subplots(num_rows, COLUMNS, squeeze=False).flat)
     for axis in axes:
         axis.set_axis_off()
     if len(images_NHW) == 0:

@@ -1,6 +1,7 @@
 """How a stage starts: params are checked first, and a user's mistake is one line."""
 
 import gc
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,8 +17,10 @@ def main(run: Callable[..., None], wanted: type[P]) -> None:
     """Run a stage in the current folder with its share of `params.yaml`.
 
     Exits with 1 and one line on stderr for an `InputError`, with 130 for an interrupt, as
-    shells do; anything else keeps its traceback, since it is a fault of ours.
+    shells do; anything else keeps its traceback, since it is a fault of ours. A request to
+    terminate counts as an interrupt, so that what is open is closed (the MLflow run, say).
     """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         run(params=params.load(paths.PARAMS).only(wanted))
     except InputError as error:

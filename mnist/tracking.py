@@ -27,6 +27,7 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run,
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from mlflow.utils.time import get_current_time_millis
+from sqlalchemy.exc import SQLAlchemyError
 
 EXPERIMENT = "mnist"  # unless MLFLOW_EXPERIMENT_NAME says otherwise, as in MLflow itself
 LIBRARIES = ("torch", "numpy", "mlflow", "dvc")
@@ -70,7 +71,7 @@ def connect() -> Store:
                 # moment, which may be a temporary one. A server knows its own place.
                 local = None if uri.startswith("http") else (paths.root() / "mlartifacts").as_uri()
                 experiment = client.get_experiment(client.create_experiment(name, artifact_location=local))
-    except MlflowException as error:
+    except (MlflowException, SQLAlchemyError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"MLflow store {uri}", found=reason, expected="a store that answers") from None
     if experiment.lifecycle_stage == "deleted":

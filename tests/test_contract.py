@@ -50,3 +50,141 @@ def entries(stage: str, kind: str) -> list[str]:
     """Paths or keys under deps, outs, metrics, plots or params of a stage."""
     listed = PIPELINE["stages"][stage].get(kind, [])
     return [next(iter(entry)) if isinstance(entry, dict) else entry for entry in listed]
+
+
+def params_of(stage: str) -> set[str]:
+    """The leaf keys of a stage's `Params`."""
+    section: type[Section] = importlib.import_module(f"stages.{stage}").Params
+    return leaves(section)
+
+
+def leaves(section: type[Section], prefix: str = "") -> set[str]:
+    found = set()
+    for name, field in section.model_fields.items():
+        kind = field.annotation
+        if inspect.isclass(kind) and issubclass(kind, Section):
+            # An interval such as {min, max} is one value.
+            inner = leaves(kind, f"{prefix}{name}.")
+            found |= {prefix + name} if set(kind.model_fields) == {"min", "max"} else inner
+        else:
+            found.add(prefix + name)
+    return found
+
+
+def test_each_stage_is_a_module_of_its_name() -> None:
+    modules = {path.stem for path in (ROOT / "stages").glob("*.py")} - {"__init__"}
+    assert modules == set(STAGES)
+    for stage in STAGES:
+        assert PIPELINE["stages"][stage]["cmd"] == f"python -m stages.{stage}"
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_code_in_deps_is_the_import_closure(stage: str) -> None:
+    listed = {dep for dep in entries(stage, "deps") if dep.startswith(("mnist/", "stages/"))}
+    reached = closure(f"stages/{stage}.py")
+    reached |= {f"{Path(name).parent.as_posix()}/__init__.py" for name in reached}
+    for name in list(reached):  # a template is code, too
+        reached |= {
+            path.relative_to(ROOT).as_posix()
+            for path in (ROOT / name).parent.glob(f"{Path(name).stem}.*.jinja")
+        }
+    if stage == "register":
+        # It finds the run by a digest of all that training depends on, so it depends on that too.
+        reached |= {dep for dep in entries("train", "deps") if dep.startswith(("mnist/", "stages/"))}
+    assert listed == reached
+
+
+def test_register_depends_on_all_that_determines_training() -> None:
+    assert set(entries("train", "deps")) <= set(entries("register", "deps"))
+    assert set(entries("train", "params")) <= set(entries("register", "params"))
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_params_in_the_pipeline_are_those_of_the_stage(stage: str) -> None:
+    listed = set()
+    for key in entries(stage, "params"):
+        inside = {leaf for leaf in leaves(Params) if leaf == key or leaf.startswith(f"{key}.")}
+        assert inside, f"{key} is no key of params.yaml"
+        listed |= inside
+    assert listed == params_of(stage)
+
+
+def test_every_param_is_used_by_a_stage_or_by_promotion() -> None:
+    used = {key for stage in STAGES for key in params_of(stage)}
+    assert leaves(Params) - used == {"registry.alpha"}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_paths_of_run_are_the_files_of_the_stage(stage: str) -> None:
+    run = importlib.import_module(f"stages.{stage}").run
+    parameters = dict(inspect.signature(run).parameters)
+    assert parameters.pop("params").default is inspect.Parameter.empty
+    defaults = set()
+    for parameter in parameters.values():
+        value = parameter.default
+        defaults |= {path.as_posix() for path in (value if isinstance(value, tuple) else (value,))}
+    files = {name for kind in ("deps", "outs", "metrics", "plots") for name in entries(stage, kind)}
+    files = {name for name in files if name.startswith(("data/", "models/", "metrics/"))}
+    # register reads training's inputs through dvc.yaml, and logs two files that DVC knows otherwise.
+    extra = set(entries("train", "deps")) | {"params.yaml", "dvc.yaml"} if stage == "register" else set()
+    assert defaults - extra == files - extra
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_imports_nothing_heavy_before_it_runs(stage: str) -> None:
+    code = f"import sys, stages.{stage}; print(*({HEAVY!r} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
+
+
+def test_training_does_not_import_dynamo() -> None:
+    code = (
+        "import sys, torch, mnist.devices, mnist.training, mnist.optimizers, mnist.tracking;"
+        "mnist.devices.prepare(mnist.params.Machine(device='cpu', num_threads=1));"
+        "print('torch._dynamo' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
+def test_no_stage_imports_a_stage_and_mnist_imports_neither_stages_nor_tools() -> None:
+    for path in [*ROOT.glob("stages/*.py"), *ROOT.glob("mnist/*.py"), *ROOT.glob("tools/*.py")]:
+        folder = path.parent.name
+        allowed = {"mnist"} | ({"tools"} if folder == "tools" else set())
+        assert {Path(name).parts[0] for name in imported(path)} <= allowed, path
+
+
+def test_stages_are_short() -> None:
+    for path in ROOT.glob("stages/*.py"):
+        assert len(path.read_text().splitlines()) < 80, path
+
+
+def test_no_pickle_is_written_or_read() -> None:
+    for path in [*ROOT.glob("stages/*.py"), *ROOT.glob("mnist/*.py"), *ROOT.glob("tools/*.py")]:
+        text = path.read_text()
+        assert "import pickle" not in text, path
+        assert "torch.save" not in text, path
+        assert "torch.load" not in text, path
+
+
+def test_metrics_are_in_git_and_what_is_large_is_not() -> None:
+    for stage in STAGES:
+        for kind in ("outs", "metrics", "plots"):
+            for entry in PIPELINE["stages"][stage].get(kind, []):
+                name = next(iter(entry)) if isinstance(entry, dict) else entry
+                cached = not (isinstance(entry, dict) and entry[name].get("cache") is False)
+                assert cached != name.startswith("metrics/"), name
+
+
+def test_lock_file_has_hashes_and_no_addresses() -> None:
+    text = (ROOT / "requirements.lock").read_text()
+    assert "://" not in text
+    assert text.count("--hash=sha256:") > 1000
+    torch = next(line for line in text.splitlines() if line.startswith("torch=="))
+    assert torch.split()[0] in (ROOT / "pyproject.toml").read_text()
+
+
+def test_make_lists_every_target() -> None:
+    listed = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    for target in ("setup", "repro", "test", "lint", "ui", "bench", "diff", "lock", "clean"):
+        assert f"make {target} " in listed

@@ -1,0 +1,60 @@
+# `make` lists the targets. `repro` and `test` set up everything that they need on a fresh machine.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+
+PYTHON ?= python3
+BASE ?= main
+PORT ?= 5000
+BIN := .venv/bin
+# DVC runs the stages with the `python` that it finds first.
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+.PHONY: help setup repro test lint ui bench diff lock clean
+
+help: ## List these targets
+	@sed -nE 's/^([a-z]+):.*## (.*)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r name text; do printf '  make %-8s %s\n' "$$name" "$$text"; done
+
+setup: .venv/installed ## Make .venv with the pinned packages (skipped when nothing changed)
+
+# The stamp is written last, so that a set-up that was broken off is done again. Bytecode is
+# compiled, or else every process compiles torch and Great Expectations anew: twice the time.
+.venv/installed: requirements.lock
+	@echo "Setting up .venv: torch and all, some GB, a minute or two; later runs skip this"
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"ERROR: $(PYTHON) is Python {sys.version.split()[0]}, expected 3.11 or newer: make PYTHON=python3.12 setup")'
+	@$(PYTHON) -m venv --clear .venv
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check "$$(grep -o '^uv==[0-9.]*' $<)"
+	@$(BIN)/uv pip sync --quiet --compile-bytecode --require-hashes --python $(BIN)/python requirements.lock
+	@touch $@
+
+repro: setup ## Run the pipeline: download, validate, stats, train, evaluate, register
+	dvc repro
+
+test: setup ## Run the tests (no network, no MNIST)
+	pytest
+
+lint: setup ## Check format, style and types
+	ruff format --check
+	ruff check
+	mypy
+
+ui: setup ## Browse the runs in the MLflow UI
+	case "$${MLFLOW_TRACKING_URI:=sqlite:///mlflow.db}" in \
+	    http*) echo "MLflow runs at $$MLFLOW_TRACKING_URI" ;; \
+	    *) mlflow ui --backend-store-uri "$$MLFLOW_TRACKING_URI" --port $(PORT) ;; \
+	esac
+
+bench: setup ## Measure against the tutorial's script, side by side
+	python -m tools.bench
+
+diff: setup ## Show what changed against BASE=main: metrics, params, plots
+	dvc metrics diff $(BASE) --md
+	dvc params diff $(BASE) --md
+
+lock: .venv/installed ## Pin the newest packages that pyproject.toml allows in requirements.lock
+	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --upgrade --group dev --output-file requirements.lock pyproject.toml
+
+clean: ## Remove .venv, downloads and tool caches; the MLflow store and DVC's cache stay
+	rm -rf .venv .cache dvc_plots .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find mnist stages tools tests -name __pycache__ -prune -exec rm -rf {} +

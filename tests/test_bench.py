@@ -1,0 +1,278 @@
+"""What the bench computes, shows and cleans up, and the tutorial's script; no times are judged."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from ruamel.yaml import YAML
+
+from mnist import model, paths
+from tests.conftest import SmallData
+from tools import bench, tutorial
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def here(tmp_path: Path) -> bench.Checkout:
+    """An empty folder to run commands in."""
+    return bench.Checkout(folder=tmp_path, environment={**os.environ, "PYTHONPATH": str(ROOT)})
+
+
+@pytest.fixture
+def measured() -> dict[str, list[float]]:
+    """Three rounds of made numbers, in which every figure just holds."""
+    values = {"tutorial": [9.0, 11.0, 10.0], "tutorial_epoch": [6.0, 5.0, 7.0]}
+    values |= {"repro": [30.0, 20.0, 40.0], "idle": [2.5, 2.0, 9.0]}
+    values |= {"experiment": [16.0, 15.0, 17.0], "epoch": [2.7, 2.0, 3.0]}
+    for stage in bench.STAGES:
+        values |= {f"{stage}_seconds": [1.0, 2.0, 3.0], f"{stage}_gib": [0.5, 1.5, 0.25]}
+    return values
+
+
+def result(measured: dict[str, list[float]], **more: Any) -> dict[str, Any]:
+    facts = {"cpu": "Abacus", "num_cores": 2, "memory_gib": 16.0, "python": "3.11.1"}
+    facts |= {"torch": "2.1", "dvc": "3.1", "mlflow": "3.2"}
+    return {"machine": facts, "num_rounds": 3, **bench.summary(measured), **more}
+
+
+def test_the_stages_are_the_pipelines() -> None:
+    assert list(bench.STAGES) == list(yaml.safe_load((ROOT / paths.PIPELINE).read_text())["stages"])
+
+
+def test_the_rows_are_median_spread_ratio_and_limit(measured: dict[str, list[float]]) -> None:
+    table = bench.tables(result(measured)).splitlines()
+
+    assert table[0] == "Abacus, 2 cores, 16 GiB; python 3.11.1, torch 2.1, dvc 3.1, mlflow 3.2; 3 rounds"
+    assert table[4:10] == [
+        "| the tutorial's script | 10.00 s | 9.00 to 11.00 s |  |  |  |",
+        "| its epoch alone | 6.00 s | 5.00 to 7.00 s |  |  |  |",
+        "| `dvc repro`, nothing cached | 30.00 s | 20.00 to 40.00 s | 3.00 x | at most 3 x | yes |",
+        "| `dvc repro`, nothing to do | 2.50 s | 2.00 to 9.00 s | 0.25 x | at most 2.5 s | yes |",
+        "| `dvc exp run -S lr=0.05` | 16.00 s | 15.00 to 17.00 s | 1.60 x | at most 1.6 x | yes |",
+        "| an epoch of `train`, with validation | 2.70 s | 2.00 to 3.00 s | 0.45 x | at most 0.45 x | yes |",
+    ]
+    assert table[13] == "| `download` | 2.00 s | 1.00 to 3.00 s | 1.50 GiB | at most 1.5 GiB | yes |"
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("repro", 30.1), ("idle", 2.6), ("experiment", 16.1), ("epoch", 2.8), ("evaluate_gib", 1.6)],
+)
+def test_a_broken_limit_is_told(measured: dict[str, list[float]], key: str, value: float) -> None:
+    measured[key] = [value] * 3
+
+    assert bench.tables(result(measured)).count("| NO |") == 1
+
+
+def test_the_result_is_plain_json(measured: dict[str, list[float]]) -> None:
+    values = result(measured)
+
+    assert json.loads(json.dumps(values, allow_nan=False)) == values
+    assert values["figures"]["repro"] == {
+        "median_seconds": 30.0,
+        "min_seconds": 20.0,
+        "max_seconds": 40.0,
+        "ratio": 3.0,
+        "holds": True,
+    }
+
+
+def test_accuracies_are_mean_and_standard_deviation(measured: dict[str, list[float]]) -> None:
+    values = {"tutorial": {"mean": 0.947, "sd": 0.005}, "pipeline": {"mean": 0.95, "sd": 0.0041}}
+
+    table = bench.tables(result(measured, num_seeds=5, accuracy=values)).splitlines()
+
+    assert table[-4:] == [
+        "| test accuracy over 5 seeds | mean ± sd |",
+        "| --- | ---: |",
+        "| tutorial | 94.70 ± 0.50 % |",
+        "| pipeline | 95.00 ± 0.41 % |",
+    ]
+
+
+def test_the_warming_up_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = iter([100.0, 1.0, 2.0])
+    monkeypatch.setattr(bench, "_tutorial", lambda _: {"tutorial": next(seconds)})
+    monkeypatch.setattr(bench, "_pipeline", lambda _: {})
+    monkeypatch.setattr(bench, "_stages", lambda _: {})
+    place = bench.Checkout(folder=Path(), environment={})
+
+    assert bench.measure(bench.Bench(source=place, data=Path()), 2) == {"tutorial": [1.0, 2.0]}
+
+
+def test_a_command_is_measured(here: bench.Checkout) -> None:
+    code = (
+        "import sys; block = b'x' * 300 * 2**20; print('epoch_seconds 1.5', file=sys.stderr); print('a b 1')"
+    )
+
+    outcome = here.python("-c", code)
+
+    assert outcome.numbers == {"epoch_seconds": 1.5}
+    assert outcome.peak_bytes > 300 * 2**20
+    assert outcome.seconds > 0
+
+
+def test_a_failure_ends_with_the_last_lines(here: bench.Checkout) -> None:
+    code = "import sys; [print('line', n) for n in range(99)]; sys.exit('out of luck')"
+
+    with pytest.raises(bench.FailedError, match="ended with status 1") as caught:
+        here.python("-c", code)
+
+    assert "line 98" in caught.value.last_lines
+    assert "out of luck" in caught.value.last_lines
+    assert "line 80" not in str(caught.value)
+
+
+def test_dvc_must_run_what_is_measured(here: bench.Checkout) -> None:
+    program = here.folder / "dvc"
+    program.write_text("#!/bin/sh\necho \"Running stage 'stats':\"\n")
+    program.chmod(0o755)
+    fake = bench.Checkout(folder=here.folder, environment={"PATH": f"{here.folder}:{os.defpath}"})
+
+    assert fake.dvc("repro", expected=["stats"]).stages == ("stats",)
+    with pytest.raises(bench.FailedError, match="`dvc repro` ran stats, not none"):
+        fake.dvc("repro", expected=())
+
+
+def test_children_start_from_nothing(tmp_path: Path) -> None:
+    variables = {"PATH": "/bin", "HOME": "/home/me", "PYTHONDONTWRITEBYTECODE": "1"}
+    variables |= {"DVC_ROOT": "/x", "MLFLOW_TRACKING_URI": "http://x", "MNIST_MIRROR": "/x"}
+
+    environment = bench.child_environment(variables, tmp_path)
+
+    assert environment["PATH"] == f"{Path(sys.executable).parent}{os.pathsep}/bin"
+    assert environment["HOME"] == "/home/me"
+    assert not {"PYTHONDONTWRITEBYTECODE", "DVC_ROOT", "MLFLOW_TRACKING_URI"} & set(environment)
+    places = [value for name, value in environment.items() if name.startswith(("TMP", "DVC_", "MNIST_"))]
+    assert all(value == "true" or Path(value).is_relative_to(tmp_path) for value in places)
+
+
+def test_the_machine_is_told() -> None:
+    facts = bench.machine()
+
+    assert set(facts) == {"cpu", "num_cores", "memory_gib", "python", "torch", "dvc", "mlflow"}
+    assert all(facts.values())
+
+
+def test_no_heavy_library_swells_the_parent() -> None:
+    code = "import sys, tools.bench; print(*{name.split('.')[0] for name in sys.modules})"
+
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+
+    heavy = {"torch", "torchvision", "mlflow", "great_expectations", "matplotlib", "pandas", "numpy", "dvc"}
+    assert not heavy & set(loaded.stdout.split())
+
+
+@pytest.mark.parametrize("arguments", [["--rounds", "0"], ["--seeds", "1"], ["--seeds", "-1"]], ids=" ".join)
+def test_impossible_numbers_are_refused(arguments: list[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        bench.main(arguments)
+
+    assert caught.value.code == 2
+
+
+def commit_checkout(folder: Path, mirrors: list[str], small_data: SmallData) -> None:
+    """A git checkout that is just enough to prepare a bench of it."""
+    settings = YAML(typ="safe").load((ROOT / paths.PARAMS).read_text())
+    settings["data"] = {"mirrors": mirrors, "checksums": small_data.checksums}
+    YAML(typ="safe").dump(settings, folder / paths.PARAMS)
+    for package in ("mnist", "tools"):
+        shutil.copytree(ROOT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
+    identity = ["-c", "user.name=Test", "-c", "user.email=test@localhost"]
+    for arguments in (["init", "-q"], ["add", "."], [*identity, "commit", "-qm", "All"]):
+        subprocess.run(["git", *arguments], cwd=folder, check=True)
+
+
+@pytest.fixture
+def checkout(tmp_path: Path, small_data: SmallData, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A checkout of the made data, which is the current folder; temporary files go beside it."""
+    for variable in ("DVC_ROOT", "MNIST_MIRROR", "PYTHONPATH"):
+        monkeypatch.delenv(variable, raising=False)
+    folder = tmp_path / "checkout"
+    folder.mkdir()
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    monkeypatch.chdir(folder)
+    (tmp_path / "mirror").symlink_to(small_data.mirror)
+    commit_checkout(folder, ["../mirror"], small_data)
+    return folder
+
+
+def test_the_tutorial_runs_on_what_is_prepared(
+    checkout: Path, capsys: pytest.CaptureFixture[str], small_data: SmallData
+) -> None:
+    (checkout / "new").touch()
+
+    with bench.prepared() as prepared:
+        first, again = prepared.tutorial(seed=1).numbers, prepared.tutorial(seed=1).numbers
+        with prepared.checkout() as clone:
+            (clone.folder / "made").touch()
+        with prepared.checkout() as clone:
+            files = sorted(path.name for path in clone.folder.iterdir())
+
+    assert files == [".git", "mnist", "params.yaml", "tools"]
+    assert list(first) == ["accuracy", "epoch_seconds", "test_seconds"]
+    assert first["accuracy"] == again["accuracy"]
+    assert 0 <= first["accuracy"] * len(small_data.test.labels_N) <= len(small_data.test.labels_N)
+    assert "left out, since not committed: 1 of" in capsys.readouterr().err
+    assert not list((checkout.parent / "tmp").iterdir())
+
+
+def test_without_a_mirror_it_says_so_in_a_line(checkout: Path) -> None:
+    (checkout.parent / "mirror").unlink()
+
+    with pytest.raises(SystemExit) as caught:
+        bench.main([])
+
+    message = str(caught.value.code)
+    assert message.startswith("ERROR: the data set: found no mirror gave t10k-images-idx3-ubyte.gz, ")
+    assert "MNIST_MIRROR=/that/folder" in message
+    assert "\n" not in message
+    assert not list((checkout.parent / "tmp").iterdir())
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
+def test_an_interrupt_leaves_nothing(checkout: Path, number: signal.Signals) -> None:
+    slow = checkout / "tools" / "tutorial.py"
+    beats = checkout.parent / "beats"
+    child = f"import time\nwhile True: time.sleep(0.1); print(file=open({str(beats)!r}, 'a'))"
+    slow.write_text(
+        f"import subprocess, sys, time\nsubprocess.Popen([sys.executable, '-c', {child!r}])\ntime.sleep(60)\n"
+    )
+    subprocess.run(["git", "-c", "user.name=T", "-c", "user.email=t@t", "commit", "-qam", "Slow"], check=True)
+
+    with subprocess.Popen(
+        [sys.executable, "-m", "tools.bench"], stderr=subprocess.PIPE, text=True
+    ) as process:
+        deadline = time.monotonic() + 120
+        while not beats.exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        process.send_signal(number)
+        _, err = process.communicate(timeout=60)
+
+    assert (process.returncode, err.splitlines()[-1]) == (130, "interrupted")
+    assert not list((checkout.parent / "tmp").iterdir())
+    num_bytes = beats.stat().st_size
+    time.sleep(1)
+    assert beats.stat().st_size == num_bytes  # the child's child is gone too
+
+
+def test_the_tutorials_network_is_ours() -> None:
+    theirs, ours = tutorial.SimpleCNN(), model.SimpleCNN(28 * 28, 6, 10)
+    ours.load_state_dict(theirs.state_dict())
+    x_BCHW = torch.randn(5, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+
+    assert torch.equal(ours(x_BCHW), theirs(x_BCHW))

@@ -1,0 +1,223 @@
+"""The data set's file, and its cut into training and validation images."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from safetensors.numpy import save_file
+
+from mnist import dataset
+from mnist.dataset import Images, SplitName
+from mnist.errors import InputError
+from tests.conftest import SmallData
+
+
+def numbered(num_images: int) -> Images:
+    """Images that hold their own position, in their first two pixels."""
+    images_NHW = np.zeros((num_images, 28, 28), np.uint8)
+    images_NHW[:, 0, 0], images_NHW[:, 0, 1] = np.divmod(np.arange(num_images), 256)
+    return Images(images_NHW=images_NHW, labels_N=(np.arange(num_images) % 10).astype(np.uint8))
+
+
+def numbers(images: Images) -> list[int]:
+    """The positions that `numbered` gave these images; their labels must fit."""
+    number_N = images.images_NHW[:, 0, 0].astype(int) * 256 + images.images_NHW[:, 0, 1]
+    assert (images.labels_N == number_N % 10).all()
+    return [int(number) for number in number_N]
+
+
+# ---- the file
+
+
+def test_both_splits_come_back(small_data: SmallData, dataset_path: Path) -> None:
+    for split, written in (("train", small_data.train), ("test", small_data.test)):
+        read = dataset.load(dataset_path, split)  # type: ignore[arg-type]
+
+        assert {read.images_NHW.dtype, read.labels_N.dtype} == {np.dtype(np.uint8)}
+        np.testing.assert_array_equal(read.images_NHW, written.images_NHW)
+        np.testing.assert_array_equal(read.labels_N, written.labels_N)
+        assert len(read) == len(written)
+
+
+def test_equal_images_make_equal_bytes(small_data: SmallData, dataset_path: Path, tmp_path: Path) -> None:
+    columns_first = Images(
+        images_NHW=np.asfortranarray(small_data.train.images_NHW), labels_N=small_data.train.labels_N.copy()
+    )
+
+    dataset.write(tmp_path / "other name", train=columns_first, test=small_data.test)
+
+    assert (tmp_path / "other name").read_bytes() == dataset_path.read_bytes()
+
+
+def test_the_file_is_what_the_design_says(dataset_path: Path) -> None:
+    content = dataset_path.read_bytes()
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+
+    assert {name: (tensor["dtype"], tensor["shape"]) for name, tensor in header.items()} == {
+        "train_images": ("U8", [1200, 28, 28]),
+        "train_labels": ("U8", [1200]),
+        "test_images": ("U8", [300, 28, 28]),
+        "test_labels": ("U8", [300]),
+    }
+
+
+def test_a_split_of_no_image_is_read(tmp_path: Path) -> None:
+    dataset.write(tmp_path / "file", train=numbered(3), test=numbered(0))
+
+    assert len(dataset.load(tmp_path / "file", "test")) == 0
+    assert numbers(dataset.load(tmp_path / "file", "train")) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+@pytest.mark.parametrize(
+    ("images", "labels", "found"),
+    [
+        (np.zeros((2, 28, 28), np.float32), np.zeros(2, np.uint8), "float32 (2, 28, 28), uint8 (2,)"),
+        (np.zeros((2, 28, 28), np.uint8), np.zeros(2, np.int64), "uint8 (2, 28, 28), int64 (2,)"),
+        (np.zeros((2, 28, 28), np.uint8), np.zeros(3, np.uint8), "uint8 (2, 28, 28), uint8 (3,)"),
+        (np.zeros((2, 784), np.uint8), np.zeros(2, np.uint8), "uint8 (2, 784), uint8 (2,)"),
+        (np.zeros((2, 32, 32), np.uint8), np.zeros(2, np.uint8), "uint8 (2, 32, 32), uint8 (2,)"),
+        (
+            np.zeros((2, 1, 28, 28), np.uint8),
+            np.zeros((2, 1), np.uint8),
+            "uint8 (2, 1, 28, 28), uint8 (2, 1)",
+        ),
+        (np.zeros((2, 28, 28), np.uint8), np.zeros((), np.uint8), "uint8 (2, 28, 28), uint8 ()"),
+    ],
+    ids=["float images", "int64 labels", "more labels", "flat", "32 pixels", "channels", "a scalar label"],
+)
+def test_other_tensors_are_refused(
+    tmp_path: Path, split: SplitName, images: NDArray[Any], labels: NDArray[Any], found: str
+) -> None:
+    path = tmp_path / "file"
+    save_file({f"{split}_images": images, f"{split}_labels": labels}, path)
+
+    with pytest.raises(InputError) as caught:
+        dataset.load(path, split)
+
+    assert str(caught.value) == (
+        f"{path}: {split}_images, {split}_labels: found {found}, expected uint8 (N, 28, 28), uint8 (N,)"
+    )
+
+
+def broken(content: bytes) -> dict[str, bytes]:
+    """Files that a user may come to have."""
+    bfloat16 = {
+        "train_images": {"dtype": "BF16", "shape": [1, 28, 28], "data_offsets": [0, 1568]},
+        "train_labels": {"dtype": "U8", "shape": [1], "data_offsets": [1568, 1569]},
+    }
+    header = json.dumps(bfloat16).encode()
+    header += b" " * (-len(header) % 8)
+    return {
+        "empty": b"",
+        "cut off": content[: len(content) // 2],
+        "cut off in the header": content[:40],
+        "too long": content + b"\0",
+        "a web page": b"<!doctype html><title>Log in to the hotel's network</title>" * 20,
+        "bfloat16": len(header).to_bytes(8, "little") + header + bytes(1569),
+    }
+
+
+@pytest.mark.parametrize("kind", list(broken(b"")))
+def test_a_broken_file_is_told_in_one_line(dataset_path: Path, kind: str) -> None:
+    dataset_path.write_bytes(broken(dataset_path.read_bytes())[kind])
+
+    with pytest.raises(InputError) as caught:
+        dataset.load(dataset_path, "train")
+
+    message = str(caught.value)
+    assert message.startswith(f"{dataset_path}: found ")
+    assert message.endswith(", expected the file that `download` writes")
+    assert len(message.splitlines()) == 1
+
+
+@pytest.mark.parametrize("missing", ["train_images", "train_labels"])
+def test_a_missing_tensor_is_named(tmp_path: Path, missing: str) -> None:
+    tensors = {"train_images": np.zeros((2, 28, 28), np.uint8), "train_labels": np.zeros(2, np.uint8)}
+    del tensors[missing]
+    save_file(tensors, tmp_path / "file")
+
+    with pytest.raises(InputError, match=missing):
+        dataset.load(tmp_path / "file", "train")
+
+
+def test_a_missing_file_is_told(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="found no such file, expected the output of an earlier stage"):
+        dataset.load(tmp_path / "file", "train")
+
+
+def test_a_write_that_fails_leaves_the_old_file(dataset_path: Path) -> None:
+    before = dataset_path.read_bytes()
+    unwritable = Images(images_NHW=np.array([object()]), labels_N=np.zeros(1, np.uint8))
+
+    with pytest.raises(Exception, match="object"):
+        dataset.write(dataset_path, train=unwritable, test=numbered(1))
+
+    assert dataset_path.read_bytes() == before
+    assert [path.name for path in dataset_path.parent.iterdir()] == [dataset_path.name]
+
+
+# ---- the cut
+
+
+@given(num_images=st.integers(2, 700), share=st.floats(0, 1), seed=st.integers(0, 2**32 - 1))
+def test_each_image_is_in_one_part_in_the_files_order(num_images: int, share: float, seed: int) -> None:
+    val_size = 1 + round(share * (num_images - 2))
+
+    train, val = dataset.cut(numbered(num_images), val_size=val_size, seed=seed)
+
+    assert (len(train), len(val)) == (num_images - val_size, val_size)
+    assert numbers(train) == sorted(numbers(train))
+    assert numbers(val) == sorted(numbers(val))
+    assert sorted(numbers(train) + numbers(val)) == list(range(num_images))
+
+
+@pytest.mark.parametrize("val_size", [1, 999])
+def test_one_image_on_a_side_is_enough(val_size: int) -> None:
+    train, val = dataset.cut(numbered(1000), val_size=val_size, seed=0)
+
+    assert (len(train), len(val)) == (1000 - val_size, val_size)
+
+
+def test_the_cut_is_the_seeds() -> None:
+    np.random.seed(1)  # noqa: NPY002 -- the global state that must not count
+    first = numbers(dataset.cut(numbered(1000), val_size=100, seed=3)[1])
+    np.random.seed(2)  # noqa: NPY002
+    again = numbers(dataset.cut(numbered(1000), val_size=100, seed=3)[1])
+    other = numbers(dataset.cut(numbered(1000), val_size=100, seed=4)[1])
+
+    assert first == again
+    # Two draws of 100 from 1,000 share 10 +- 3.
+    assert len(set(first) & set(other)) < 30
+
+
+def test_every_image_may_come_to_validate() -> None:
+    """Over 200 seeds each of 20 images is drawn 50 +- 6 times: none below 25 or above 75."""
+    drawn = [
+        number
+        for seed in range(200)
+        for number in numbers(dataset.cut(numbered(20), val_size=5, seed=seed)[1])
+    ]
+
+    counts = np.bincount(drawn, minlength=20)
+    assert counts.min() >= 25
+    assert counts.max() <= 75
+
+
+@pytest.mark.parametrize("val_size", [10, 11, 59_999])
+def test_a_cut_that_leaves_nothing_to_train_on_is_refused(val_size: int) -> None:
+    with pytest.raises(InputError) as caught:
+        dataset.cut(numbered(10), val_size=val_size, seed=0)
+
+    assert str(caught.value) == (
+        f"params.yaml: val_size: found {val_size}, expected less than the 10 training images"
+    )
+
+
+def test_images_are_taken_with_their_labels() -> None:
+    assert numbers(numbered(10).take(np.array([7, 2, 2]))) == [7, 2, 2]

@@ -1,0 +1,77 @@
+"""Choosing a device, and making it repeatable."""
+
+import os
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from mnist import devices
+from mnist.errors import InputError
+from mnist.params import Machine
+
+GPU = torch.cuda.is_available()
+
+
+@pytest.fixture(autouse=True)
+def _as_before(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What `prepare` sets holds for the whole process: set it back."""
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    threads, benchmark = torch.get_num_threads(), torch.backends.cudnn.benchmark
+    yield
+    torch.set_num_threads(threads)
+    torch.backends.cudnn.benchmark = benchmark
+    torch.set_deterministic_debug_mode("default")
+
+
+@pytest.mark.skipif(GPU, reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_told() -> None:
+    with pytest.raises(InputError) as caught:
+        devices.prepare(Machine(device="cuda", num_threads=1))
+
+    assert str(caught.value) == (
+        "params.yaml: device: found cuda, where torch sees no GPU, expected auto or cpu on this machine"
+    )
+
+
+@pytest.mark.skipif(not GPU, reason="there is no GPU")
+@pytest.mark.parametrize("device", ["auto", "cuda"])
+def test_a_gpu_is_taken(device: str) -> None:
+    taken = devices.prepare(Machine.model_validate({"device": device, "num_threads": 1}))
+
+    assert taken.type == "cuda"
+    assert devices.describe(taken) == torch.cuda.get_device_name()
+
+
+@pytest.mark.parametrize(
+    "device", ["cpu", pytest.param("auto", marks=pytest.mark.skipif(GPU, reason="a GPU"))]
+)
+def test_the_cpu_is_taken(device: str) -> None:
+    taken = devices.prepare(Machine.model_validate({"device": device, "num_threads": 1}))
+
+    assert taken == torch.device("cpu")
+
+
+@pytest.mark.parametrize("num_threads", [1, 2, 3])
+def test_threads_are_as_many_as_asked_for(num_threads: int) -> None:
+    device = devices.prepare(Machine(device="cpu", num_threads=num_threads))
+
+    assert torch.get_num_threads() == num_threads
+    assert devices.describe(device) == f"CPU, {num_threads} threads"
+
+
+def test_what_cannot_be_repeated_is_refused() -> None:
+    devices.prepare(Machine(device="cpu", num_threads=1))
+
+    assert torch.are_deterministic_algorithms_enabled()
+    assert not torch.is_deterministic_algorithms_warn_only_enabled()
+    assert not torch.backends.cudnn.benchmark
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+
+
+def test_a_users_own_cublas_setting_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")
+
+    devices.prepare(Machine(device="cpu", num_threads=1))
+
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":16:8"

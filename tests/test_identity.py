@@ -1,0 +1,138 @@
+"""The fingerprint of a training, and the command that makes it again."""
+
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mnist import identity
+from mnist.errors import InputError
+
+ROOT = Path(__file__).parents[1]
+
+
+def git(*arguments: str) -> str:
+    identified = ["git", "-c", "user.name=t", "-c", "user.email=t@example.org", *arguments]
+    return subprocess.run(identified, capture_output=True, text=True, check=True).stdout.strip()
+
+
+@pytest.fixture
+def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A small repository whose training depends on two files; it is the current folder."""
+    monkeypatch.chdir(tmp_path)
+    for variable in ("DVC_ROOT", "DVC_EXP_NAME", "DVC_EXP_BASELINE_REV"):
+        monkeypatch.delenv(variable, raising=False)
+    for name, text in {
+        "dvc.yaml": "stages: {train: {cmd: train, deps: [data/mnist.safetensors, code.py]}}\n",
+        "params.yaml": "lr: 0.01\nseed: 0\nsection:\n  names: [a, b]\n",
+        "data/mnist.safetensors": "images",
+        "code.py": "one = 1\n",
+        "metrics/test.json": "{}",
+    }.items():
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+    git("init", "-q", "-b", "topic")
+    git("add", ".")
+    git("commit", "-qm", "first")
+    return tmp_path
+
+
+PARAMS: dict[str, Any] = {"lr": 0.01, "seed": 0}
+
+
+def test_equal_inputs_have_one_fingerprint_wherever_they_are(
+    checkout: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = identity.of_training(PARAMS).fingerprint
+    elsewhere = tmp_path_factory.mktemp("elsewhere") / "copy"
+    shutil.copytree(checkout, elsewhere)
+    monkeypatch.chdir(elsewhere)
+    assert identity.of_training({"seed": 0, "lr": 0.01}).fingerprint == here
+
+
+@pytest.mark.parametrize("name", ["data/mnist.safetensors", "code.py"])
+def test_another_byte_in_a_dep_is_another_training(checkout: Path, name: str) -> None:
+    before = identity.of_training(PARAMS).fingerprint
+    (checkout / name).write_text("something else")
+    assert identity.of_training(PARAMS).fingerprint != before
+
+
+def test_another_param_is_another_training(checkout: Path) -> None:  # noqa: ARG001 -- its folder
+    assert (
+        identity.of_training(PARAMS).fingerprint != identity.of_training({"lr": 0.05, "seed": 0}).fingerprint
+    )
+
+
+def test_what_training_does_not_depend_on_changes_nothing(checkout: Path) -> None:
+    before = identity.of_training(PARAMS).fingerprint
+    (checkout / "metrics/test.json").write_text('{"accuracy": 1}')
+    (checkout / "README.md").write_text("new")
+    assert identity.of_training(PARAMS).fingerprint == before
+
+
+def test_a_missing_dep_is_named(checkout: Path) -> None:
+    (checkout / "code.py").unlink()
+    with pytest.raises(InputError, match=r"^code\.py: found no such file"):
+        identity.of_training(PARAMS)
+
+
+@pytest.mark.parametrize("text", ["", "stages: {}", "stages: [", "stages: {train: {}}"])
+def test_a_pipeline_without_training_is_an_error_of_one_line(checkout: Path, text: str) -> None:
+    (checkout / "dvc.yaml").write_text(text)
+    with pytest.raises(InputError, match=r"^dvc\.yaml: found .*, expected stage train") as caught:
+        identity.of_training(PARAMS)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_clean_checkout_is_rerun_by_its_commit(checkout: Path) -> None:
+    commit = git("rev-parse", "HEAD")
+    (checkout / "metrics/test.json").write_text("made by the pipeline")
+    source = identity.source()
+    assert (source.commit, source.branch, source.patch) == (commit, "topic", "")
+    assert source.rerun == f"git checkout {commit[:12]} && dvc repro"
+    assert source.name == f"topic-{commit[:7]}"
+
+
+def test_changed_params_are_rerun_as_an_experiment(checkout: Path) -> None:
+    text = (checkout / "params.yaml").read_text()
+    (checkout / "params.yaml").write_text(text.replace("0.01", "1e-05").replace("[a, b]", "[c]"))
+    source = identity.source()
+    assert (
+        source.rerun
+        == f"""git checkout {source.commit[:12]} && dvc exp run -S lr=1e-05 -S 'section.names=["c"]'"""
+    )
+    assert "+lr: 1e-05" in source.patch
+
+
+def test_changed_code_is_rerun_from_the_patch(checkout: Path) -> None:
+    (checkout / "code.py").write_text("one = 2\n")
+    source = identity.source()
+    assert source.rerun == f"git checkout {source.commit[:12]} && git apply dirty.patch && dvc repro"
+    # The patch is exact: applied to a clean checkout, it gives the changed file.
+    (checkout / "dirty.patch").write_text(source.patch)
+    git("checkout", "-q", "--", "code.py")
+    git("apply", "dirty.patch")
+    assert (checkout / "code.py").read_text() == "one = 2\n"
+
+
+def test_an_experiment_goes_by_its_name_and_baseline(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    baseline = git("rev-parse", "HEAD")
+    (checkout / "params.yaml").write_text("lr: 0.05\nseed: 0\nsection:\n  names: [a, b]\n")
+    git("commit", "-qam", "what DVC commits for an experiment")
+    monkeypatch.setenv("DVC_EXP_NAME", "runny-jibe")
+    monkeypatch.setenv("DVC_EXP_BASELINE_REV", baseline)
+    source = identity.source()
+    assert (source.name, source.commit) == ("runny-jibe", baseline)
+    assert source.rerun == f"git checkout {baseline[:12]} && dvc exp run -S lr=0.05"
+
+
+def test_outside_git_there_is_no_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    monkeypatch.delenv("DVC_EXP_BASELINE_REV", raising=False)
+    source = identity.source()
+    assert (source.commit, source.branch, source.patch, source.rerun) == ("", "", "", "dvc repro")
+    assert source.name == "no-commit"

@@ -1,0 +1,188 @@
+"""Scores against sums done by hand and by slow loops."""
+
+import csv
+import math
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from mnist import scoring
+
+
+def log_probs(rows: list[list[float]]) -> NDArray[np.float32]:
+    with np.errstate(divide="ignore"):
+        return np.asarray(np.log(np.array(rows)), np.float32)
+
+
+def calibration_error(confidences: list[float], right: list[bool]) -> float:
+    """By the definition, a bin at a time."""
+    error = 0.0
+    for bin_ in range(15):
+        low, high = bin_ / 15, (bin_ + 1) / 15
+        inside = [i for i, confidence in enumerate(confidences) if low < confidence <= high]
+        if inside:
+            accuracy = sum(right[i] for i in inside) / len(inside)
+            confidence = sum(confidences[i] for i in inside) / len(inside)
+            error += len(inside) / len(confidences) * abs(accuracy - confidence)
+    return error
+
+
+def test_a_worked_example() -> None:
+    """Five images of three classes; the third class has none."""
+    predictions = log_probs(
+        [
+            [0.70, 0.20, 0.10],  # is 0, right
+            [0.68, 0.22, 0.10],  # is 1, wrong
+            [0.10, 0.80, 0.10],  # is 1, right
+            [0.10, 0.30, 0.60],  # is 1, wrong
+            [0.50, 0.30, 0.20],  # is 0, right
+        ]
+    )
+
+    scores = scoring.score(predictions, np.array([0, 1, 1, 1, 0], np.uint8))
+
+    assert asdict(scores) == {
+        "accuracy": 0.6,
+        "loss": round(
+            -(math.log(0.7) + math.log(0.22) + math.log(0.8) + math.log(0.3) + math.log(0.5)) / 5, 6
+        ),
+        "num_wrong": 2,
+        "num_images": 5,
+        # Of the bins of width 1/15, (10/15, 11/15] holds .70 (right) and .68 (wrong), the
+        # others have one image each: (|1 - 1.38| + |1 - .8| + |0 - .6| + |1 - .5|) / 5.
+        "expected_calibration_error": 0.336,
+        "recall": {"0": 1.0, "1": 0.333333, "2": None},
+    }
+
+
+def test_one_image_is_scored() -> None:
+    scores = scoring.score(log_probs([[0.25, 0.75]]), np.array([0], np.uint8))
+
+    assert (scores.accuracy, scores.num_wrong, scores.num_images) == (0.0, 1, 1)
+    assert scores.loss == round(-math.log(0.25), 6)
+    assert scores.expected_calibration_error == 0.75
+    assert scores.recall == {"0": 0.0, "1": None}
+
+
+def test_certainty_that_is_right_costs_nothing() -> None:
+    scores = scoring.score(log_probs([[1.0, 0.0], [0.0, 1.0]]), np.array([0, 1], np.uint8))
+
+    assert (scores.accuracy, scores.loss, scores.expected_calibration_error) == (1.0, 0.0, 0.0)
+
+
+def test_a_network_that_knows_nothing_is_calibrated_where_the_classes_are_even() -> None:
+    labels_N = (np.arange(1000) % 10).astype(np.uint8)
+
+    scores = scoring.score(np.full((1000, 10), -math.log(10), np.float32), labels_N)
+
+    assert scores.accuracy == 0.1
+    assert scores.loss == pytest.approx(math.log(10), abs=1e-6)
+    assert scores.expected_calibration_error == pytest.approx(0, abs=1e-6)
+    assert scores.recall == {"0": 1.0, **{str(digit): 0.0 for digit in range(1, 10)}}
+
+
+def test_float32_does_not_limit_the_loss() -> None:
+    """A loss near 100 has five digits after the point in float32; six are told."""
+    rng = np.random.default_rng(1)
+    log_probs_NK = -rng.uniform(0, 200, (1000, 10)).astype(np.float32)
+    labels_N = rng.integers(0, 10, 1000).astype(np.uint8)
+
+    scores = scoring.score(log_probs_NK, labels_N)
+
+    losses = [-float(row[label]) for row, label in zip(log_probs_NK, labels_N, strict=True)]
+    assert scores.loss == pytest.approx(math.fsum(losses) / 1000, abs=6e-7)
+
+
+# ---- calibration
+
+
+@pytest.mark.parametrize("accuracy", [0.0, 0.25, 0.5, 0.75, 1.0])
+@pytest.mark.parametrize("confidence", [0.1, 0.25, 0.5, 0.75, 0.99, 1.0])
+def test_the_gap_of_one_bin_is_confidence_less_accuracy(confidence: float, accuracy: float) -> None:
+    right_N = np.arange(400) < 400 * accuracy
+
+    error = scoring.calibration_error(np.full(400, confidence), right_N)
+
+    assert error == pytest.approx(abs(confidence - accuracy), abs=1e-12)
+
+
+def test_gaps_of_different_bins_do_not_cancel() -> None:
+    """Half of the images are underrated by 0.4, half overrated by 0.4."""
+    confidence_N = np.repeat([0.6, 0.9], 100)
+    right_N = np.concatenate([np.ones(100, bool), np.arange(100) < 50])
+
+    assert scoring.calibration_error(confidence_N, right_N) == pytest.approx(0.4)
+
+
+def test_gaps_within_a_bin_do_cancel() -> None:
+    confidence_N = np.array([0.61, 0.65])
+
+    error = scoring.calibration_error(confidence_N, np.array([True, False]))
+
+    assert error == pytest.approx(abs(0.63 - 0.5))
+
+
+@pytest.mark.parametrize("edge", range(1, 16))
+def test_the_upper_end_of_a_bin_is_in_it(edge: int) -> None:
+    """An image at the edge, wrong, cancels against a right one below it, and not against one above it."""
+    at, below = edge / 15, edge / 15 - 1 / 30
+    right_N = np.array([False, True])
+
+    error = scoring.calibration_error(np.array([at, below]), right_N)
+
+    assert error == pytest.approx(abs(1 - at - below) / 2)
+    if edge < 15:
+        above = edge / 15 + 1 / 30
+        error = scoring.calibration_error(np.array([at, above]), right_N)
+        assert error == pytest.approx((at + 1 - above) / 2)
+
+
+@given(st.lists(st.tuples(st.floats(0.1, 1), st.booleans()), min_size=1, max_size=60))
+def test_the_calibration_error_is_the_definition(images: list[tuple[float, bool]]) -> None:
+    confidences, right = [confidence for confidence, _ in images], [right for _, right in images]
+
+    error = scoring.calibration_error(np.array(confidences), np.array(right))
+
+    assert error == pytest.approx(calibration_error(confidences, right), abs=1e-12)
+
+
+# ---- the table of predictions
+
+
+def test_the_table_has_a_row_an_image(tmp_path: Path) -> None:
+    scoring.write_predictions(
+        tmp_path / "predictions.csv", labels_N=np.array([7, 2], np.uint8), predicted_N=np.array([7, 3])
+    )
+
+    assert (tmp_path / "predictions.csv").read_bytes() == b"index,label,predicted\n0,7,7\n1,2,3\n"
+
+
+def test_labels_and_predictions_must_be_as_many(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="shorter"):
+        scoring.write_predictions(
+            tmp_path / "predictions.csv", labels_N=np.array([7, 2], np.uint8), predicted_N=np.array([7])
+        )
+
+    assert not (tmp_path / "predictions.csv").exists()
+
+
+def test_the_table_and_the_scores_agree(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    log_probs_NK = np.log(rng.dirichlet(np.full(10, 0.3), 500) + 1e-9).astype(np.float32)
+    labels_N = rng.integers(0, 10, 500).astype(np.uint8)
+
+    scores = scoring.score(log_probs_NK, labels_N)
+    scoring.write_predictions(tmp_path / "table.csv", labels_N=labels_N, predicted_N=log_probs_NK.argmax(1))
+
+    with (tmp_path / "table.csv").open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    assert sum(row["label"] != row["predicted"] for row in rows) == scores.num_wrong
+    assert scores.accuracy == round(1 - scores.num_wrong / 500, 6)
+    for digit, recall in scores.recall.items():
+        predicted = [row["predicted"] for row in rows if row["label"] == digit]
+        assert recall == round(predicted.count(digit) / len(predicted), 6)

@@ -1,0 +1,107 @@
+"""How a stage ends: what its user sees, and what the shell gets."""
+
+import contextlib
+import gc
+import importlib
+import shutil
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from mnist import params, paths, stage
+from mnist.errors import InputError
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(autouse=True)
+def _checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The current folder is a new one with the repository's `params.yaml`."""
+    shutil.copy(ROOT / paths.PARAMS, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)  # a stage sets it for its process
+
+
+def test_a_stage_gets_its_params_and_no_others() -> None:
+    seen = []
+
+    def run(*, params: params.Split) -> None:
+        seen.append(params)
+
+    stage.main(run, params.Split)
+
+    assert seen == [params.Split(seed=0, val_size=5000)]
+
+
+def test_an_input_error_is_one_line_and_exit_status_1(capsys: pytest.CaptureFixture[str]) -> None:
+    def run(*, params: params.Split) -> None:
+        raise InputError("data/file", found=f"{params.val_size}", expected="more")
+
+    with pytest.raises(SystemExit) as caught:
+        stage.main(run, params.Split)
+
+    # Python prints a text that is no number to stderr, and exits with 1.
+    assert caught.value.code == "ERROR: data/file: found 5000, expected more"
+    assert capsys.readouterr() == ("", "")
+
+
+def test_bad_params_stop_a_stage_before_it_runs() -> None:
+    paths.PARAMS.write_text("lr: fast\n")
+
+    def run(*, params: params.Split) -> None:
+        raise AssertionError(params)
+
+    with pytest.raises(SystemExit, match=r"^ERROR: params\.yaml: ") as caught:
+        stage.main(run, params.Split)
+
+    assert len(str(caught.value.code).splitlines()) == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_is_exit_status_130_without_a_traceback(
+    capsys: pytest.CaptureFixture[str], number: signal.Signals
+) -> None:
+    def run(*, params: params.Split) -> None:
+        del params
+        signal.raise_signal(number)
+
+    with pytest.raises(SystemExit) as caught:
+        stage.main(run, params.Split)
+
+    assert caught.value.code == 130
+    assert capsys.readouterr() == ("", "interrupted\n")
+
+
+@pytest.mark.parametrize("error", [ValueError, AssertionError, OSError, ZeroDivisionError])
+def test_a_fault_of_ours_keeps_its_traceback(error: type[Exception]) -> None:
+    def run(*, params: params.Split) -> None:
+        raise error(params.seed)
+
+    with pytest.raises(error):
+        stage.main(run, params.Split)
+
+
+# ---- heavy imports
+
+
+@pytest.fixture
+def _thawed() -> Iterator[None]:
+    yield
+    gc.unfreeze()
+
+
+@pytest.mark.usefixtures("_thawed")
+@pytest.mark.parametrize("fails", [False, True], ids=["that works", "that fails"])
+def test_the_garbage_collector_rests_during_an_import(fails: bool) -> None:
+    frozen_before = gc.get_freeze_count()
+
+    with contextlib.suppress(ImportError), stage.heavy_imports():
+        assert not gc.isenabled()
+        importlib.import_module("no_such_module" if fails else "json")
+
+    assert gc.isenabled()
+    assert gc.get_freeze_count() > frozen_before

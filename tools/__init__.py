@@ -1,0 +1,1 @@
+"""What people run beside the pipeline; imports `mnist`, and is imported by nothing."""

@@ -51,7 +51,7 @@ class Recipe(Section):
     """How the network is trained."""
 
     epochs: Count
-    batch_size: Count  # images
+    batch_size: Annotated[int, Field(ge=1, le=60_000)]  # images
     lr: Annotated[float, Field(gt=0)]
     momentum: Annotated[float, Field(ge=0, lt=1)]  # beta1 of adam
     beta2: Annotated[float, Field(ge=0, lt=1)]  # adam alone

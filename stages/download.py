@@ -29,7 +29,7 @@ def run(*, params: Params, dataset: Path = paths.DATASET) -> None:
         print(f"download: passed over {mirror}: {reason}")
     origins = Counter(archive.origin for archive in fetched.archives.values())
     sources = " and ".join(f"{count} files from {origin}" for origin, count in origins.items())
-    print(f"download: {sources}: {len(train)} training and {len(test)} test images")
+    print(f"download: {sources}: {len(train):,} training and {len(test):,} test images")
 
 
 if __name__ == "__main__":

@@ -58,7 +58,7 @@ def test_a_log_holds_one_line(checkout: Path, small_data: SmallData) -> None:
     with start(checkout) as process:
         out, err = process.communicate(timeout=60)
 
-    assert out == f"download: 4 files from {small_data.mirror}: 1200 training and 300 test images\n"
+    assert out == f"download: 4 files from {small_data.mirror}: 1,200 training and 300 test images\n"
     assert err == ""
     assert process.returncode == 0
 
@@ -88,7 +88,7 @@ def test_an_offline_rerun_takes_the_cache_and_writes_the_same_bytes(
 
     assert hashlib.sha256(paths.DATASET.read_bytes()).digest() == first
     assert capsys.readouterr().out == (
-        "download: 4 files from the cache: 1200 training and 300 test images\n"
+        "download: 4 files from the cache: 1,200 training and 300 test images\n"
     )
 
 
@@ -119,7 +119,7 @@ def test_a_mirror_that_was_passed_over_is_told(
 
     assert capsys.readouterr().out == (
         f"download: passed over typo: no such folder: {checkout}/typo\n"
-        f"download: 4 files from {small_data.mirror}: 1200 training and 300 test images\n"
+        f"download: 4 files from {small_data.mirror}: 1,200 training and 300 test images\n"
     )
 
 

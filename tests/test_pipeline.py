@@ -3,6 +3,7 @@
 The tests of this file run in their order, on one clone.
 """
 
+import dataclasses
 import json
 import os
 import shutil
@@ -58,6 +59,7 @@ class Clone:
 
     folder: Path
     environment: dict[str, str]
+    store: str = "mlflow.db"
 
     def run(self, *command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Run in the clone; a command that fails shows what it printed."""
@@ -92,7 +94,7 @@ class Clone:
     @property
     def client(self) -> MlflowClient:
         """Of the clone's store."""
-        uri = f"sqlite:///{self.folder}/mlflow.db"
+        uri = f"sqlite:///{self.folder}/{self.store}"
         return MlflowClient(tracking_uri=uri, registry_uri=uri)
 
     def runs(self, status: str = "FINISHED") -> list[Run]:
@@ -254,18 +256,21 @@ def test_a_result_from_the_run_cache_has_its_run_and_no_second_one(clone: Clone)
     assert run.data.tags["dvc.experiments"] == "slower again"
 
 
-def test_a_lost_store_is_made_again_from_the_files(clone: Clone) -> None:
+def test_another_store_is_filled_from_the_files(clone: Clone) -> None:
     (before,) = [run for run in clone.runs() if run.data.params["lr"] == "0.01"]
-    curve = [(p.step, p.value) for p in clone.client.get_metric_history(before.info.run_id, "train_loss")]
-    (clone.folder / "mlflow.db").unlink()
-    shutil.rmtree(clone.folder / "mlartifacts")
-    assert clone.dvc("repro", "--force", "--single-item", "register") == ["register"]
-    (after,) = clone.runs()
+    elsewhere = dataclasses.replace(clone, store="elsewhere.db")
+    elsewhere.environment["MLFLOW_TRACKING_URI"] = "sqlite:///elsewhere.db"
+    assert elsewhere.dvc("repro", "--force", "--single-item", "register") == ["register"]
+    del elsewhere.environment["MLFLOW_TRACKING_URI"]
+    (after,) = elsewhere.runs()
     assert after.data.params == before.data.params
-    again = [(p.step, p.value) for p in clone.client.get_metric_history(after.info.run_id, "train_loss")]
-    assert [step for step, _ in again] == [step for step, _ in curve]
-    np.testing.assert_allclose([value for _, value in again], [value for _, value in curve], rtol=1e-5)
-    assert clone.client.get_model_version_by_alias(NAME, "challenger").run_id == after.info.run_id
+    curves = []
+    for client, run in ((clone.client, before), (elsewhere.client, after)):
+        points = client.get_metric_history(run.info.run_id, "train_loss")
+        curves.append([(point.step, point.value) for point in points])
+    np.testing.assert_allclose(curves[1], curves[0], rtol=1e-5)
+    assert elsewhere.client.get_model_version_by_alias(NAME, "challenger").run_id == after.info.run_id
+    (clone.folder / "elsewhere.db").unlink()
 
 
 def test_bad_data_stop_the_pipeline_with_the_name_of_the_expectation(clone: Clone) -> None:

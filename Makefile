@@ -26,6 +26,7 @@ setup: .venv/installed ## Make .venv with the pinned packages (skipped when noth
 	@$(BIN)/python -c '' 2>/dev/null || { rm -rf .venv; $(PYTHON) -m venv .venv; }
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check "$$(grep -o '^uv==[0-9.]*' $<)"
 	@$(BIN)/uv pip sync --quiet --compile-bytecode --require-hashes --python $(BIN)/python requirements.lock
+	@$(BIN)/uv pip check --quiet --python $(BIN)/python
 	@touch $@
 
 repro: setup ## Run the pipeline: download, validate, stats, train, evaluate, register
@@ -40,9 +41,9 @@ lint: setup ## Check format, style and types
 	mypy
 
 ui: setup ## Browse the runs in the MLflow UI
-	case "$${MLFLOW_TRACKING_URI:=sqlite:///mlflow.db}" in \
-	    http*) echo "MLflow runs at $$MLFLOW_TRACKING_URI" ;; \
-	    *) mlflow ui --backend-store-uri "$$MLFLOW_TRACKING_URI" --port $(PORT) ;; \
+	@uri=$$(python -c 'from mnist import tracking; print(tracking.store_uri())'); case $$uri in \
+	    sqlite:*) mlflow ui --backend-store-uri "$$uri" --port $(PORT) ;; \
+	    *) echo "The runs are on the server $$uri" ;; \
 	esac
 
 bench: setup ## Measure against the tutorial's script, side by side

@@ -1,18 +1,19 @@
 """The mean and standard deviation by which images are normalized."""
 
-from dataclasses import asdict, dataclass
 from math import sqrt
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
+from pydantic import Field
 
-from mnist import files
+from mnist import files, params
 from mnist.dataset import Bytes
 from mnist.errors import InputError
+from mnist.params import Count, Fraction, Section
 
 
-@dataclass(frozen=True, kw_only=True)
-class Stats:
+class Stats(Section):
     """Of all pixels of some images, black 0 to white 1.
 
     Attributes:
@@ -21,9 +22,9 @@ class Stats:
         num_images: that were counted.
     """
 
-    mean: float
-    std: float
-    num_images: int
+    mean: Fraction
+    std: Annotated[float, Field(gt=0, le=1)]
+    num_images: Count
 
 
 def measure(images_NHW: Bytes) -> Stats:
@@ -48,7 +49,7 @@ def measure(images_NHW: Bytes) -> Stats:
 
 def write(path: Path, stats: Stats) -> None:
     """Write as JSON, every digit of the floats."""
-    files.write_json(path, asdict(stats))
+    files.write_json(path, stats.model_dump())
 
 
 def read(path: Path) -> Stats:
@@ -57,10 +58,4 @@ def read(path: Path) -> Stats:
     Raises:
         InputError: the file is missing or holds something else.
     """
-    try:
-        stats = Stats(**files.read_json(path))
-        if not (0 <= stats.mean <= 1 and 0 < stats.std <= 1 and stats.num_images >= 1):
-            raise InputError(str(path), found=f"{stats}", expected="what `stats` measured")
-    except TypeError as error:
-        raise InputError(str(path), found=f"{error}", expected="mean, std and num_images") from None
-    return stats
+    return params.check(Stats, files.read_json(path), str(path))

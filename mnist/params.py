@@ -123,7 +123,7 @@ class Validation(Section):
 class Registration(Section):
     """What is registered."""
 
-    model_name: Annotated[str, Field(pattern=r"^[^/:]+$")]
+    model_name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._-]*$")]
     min_accuracy: Fraction
 
 

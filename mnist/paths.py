@@ -39,10 +39,23 @@ ARTIFACTS = (
 )
 
 
-def root() -> Path:
-    """The main checkout: DVC names it in `DVC_ROOT`, outside DVC it is the current folder.
+def checkout() -> Path:
+    """The checkout that the user works in: DVC names it, outside DVC it is the current folder.
 
     In `dvc exp run --temp` and `--queue` the stages work in a temporary tree that is deleted
-    afterwards; what must outlive the stage (download cache, MLflow store) belongs under `root`.
+    afterwards, and this is another folder.
     """
     return Path(os.environ.get("DVC_ROOT") or ".").resolve()
+
+
+def root() -> Path:
+    """The main checkout, which `checkout` and all its git worktrees share.
+
+    What must outlive a stage, and be there once (download cache, MLflow store), belongs under it.
+    """
+    link = checkout() / ".git"  # in a worktree a file: "gitdir: <main checkout>/.git/worktrees/<name>"
+    if link.is_file():
+        folder = Path(link.read_text(encoding="utf-8").removeprefix("gitdir:").strip())
+        if folder.parent.name == "worktrees":
+            return folder.parents[2].resolve()
+    return checkout()

@@ -5,20 +5,19 @@ Shape suffixes: N images, K classes, M bins.
 
 import csv
 import io
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mnist import files
+from mnist import files, params
 from mnist.dataset import Bytes
+from mnist.params import Fraction, Section
 
 NUM_BINS = 15  # of the reliability diagram in Guo et al. 2017
 
 
-@dataclass(frozen=True, kw_only=True)
-class Scores:
+class Scores(Section):
     """Of N predictions.
 
     Attributes:
@@ -30,12 +29,12 @@ class Scores:
         recall: share of each class's images that is right, by digit; None for a class without images.
     """
 
-    accuracy: float
+    accuracy: Fraction
     loss: float
     num_wrong: int
     num_images: int
     expected_calibration_error: float
-    recall: dict[str, float | None]
+    recall: dict[str, Fraction | None]
 
 
 def score(log_probs_NK: NDArray[np.float32], labels_N: Bytes) -> Scores:
@@ -67,6 +66,15 @@ def calibration_error(confidence_N: NDArray[np.float64], right_N: NDArray[np.boo
     # |sum of right - sum of confidence| in a bin is its weight times its gap, times N.
     gap_M = np.bincount(bin_N, weights=right_N - confidence_N, minlength=NUM_BINS)
     return float(np.abs(gap_M).sum() / len(right_N))
+
+
+def read(path: Path) -> Scores:
+    """Read the scores that `evaluate` wrote.
+
+    Raises:
+        InputError: the file is missing, or holds something else.
+    """
+    return params.check(Scores, files.read_json(path), str(path))
 
 
 def write_predictions(path: Path, *, labels_N: Bytes, predicted_N: NDArray[np.int64]) -> None:

@@ -16,14 +16,15 @@ P = TypeVar("P", bound=params.Section)
 def main(run: Callable[..., None], wanted: type[P]) -> None:
     """Run a stage in the current folder with its share of `params.yaml`.
 
-    Exits with 1 and one line on stderr for an `InputError`, with 130 for an interrupt, as
+    Exits with 1 and one line on stderr for an `InputError` and for what the system refuses (no
+    space, no permission, a folder where a file should be), with 130 for an interrupt, as
     shells do; anything else keeps its traceback, since it is a fault of ours. A request to
     terminate counts as an interrupt, so that what is open is closed (the MLflow run, say).
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         run(params=params.load(paths.PARAMS).only(wanted))
-    except InputError as error:
+    except (InputError, OSError) as error:
         sys.exit(f"ERROR: {error}")
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

@@ -4,7 +4,6 @@ data/mnist.safetensors, metrics/validation.json, models/model.safetensors ->
 metrics/test.json, metrics/predictions.csv, metrics/plots/predictions.png, metrics/plots/errors.png
 """
 
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -57,7 +56,7 @@ def run(
 
     wrong_M = np.flatnonzero(predicted_N != test.labels_N)
     surest_M = wrong_M[np.argsort(-confidence_N[wrong_M], kind="stable")]
-    files.write_json(test_metrics, asdict(scores))
+    files.write_json(test_metrics, scores.model_dump())
     scoring.write_predictions(predictions, labels_N=test.labels_N, predicted_N=predicted_N)
     draw(gallery, "The first test images, as predicted", np.arange(min(NUM_PICTURES, len(test))))
     draw(errors_gallery, "The most confident mistakes", surest_M[:NUM_PICTURES])

@@ -8,7 +8,7 @@ the last one, it runs, and the result has its run.
 
 from pathlib import Path
 
-from mnist import files, history, identity, paths, stage
+from mnist import files, history, identity, paths, scoring, stage
 from mnist.params import Architecture, Machine, Recipe, Registration, Split
 
 
@@ -28,7 +28,7 @@ def run(
     artifacts: tuple[Path, ...] = paths.ARTIFACTS,
 ) -> None:
     """Log the evaluation to the run, register the model, give it the alias `challenger`."""
-    scores = files.read_json(test_metrics)
+    scores = scoring.read(test_metrics)
     digest = files.sha256(weights)
     events = history.read(steps_table, history.Window) + history.read(epochs_table, history.Epoch)
     origin = identity.of_training(params.model_dump(exclude={"registry"}))
@@ -38,13 +38,13 @@ def run(
     classifier = model.load(weights)
     store = tracking.connect()
     mlflow_run = tracking.ensure(store, origin, events=events, weights_sha256=digest)
-    metrics = {f"test_{name}": value for name, value in scores.items() if isinstance(value, int | float)}
+    metrics = {f"test_{name}": value for name, value in scores if isinstance(value, int | float)}
     tracking.log_evaluation(store, mlflow_run, origin, metrics=metrics, artifacts=artifacts)
 
-    print(f"register: accuracy {scores['accuracy']:.2%} on {scores['num_images']:,} test images")
+    print(f"register: accuracy {scores.accuracy:.2%} on {scores.num_images:,} test images")
     print(f"  run    {mlflow_run.info.run_name}  ({mlflow_run.info.run_id})")
     floor, name = params.registry.min_accuracy, params.registry.model_name
-    if scores["accuracy"] < floor:
+    if scores.accuracy < floor:
         print(f"  model  not registered: the accuracy is below registry.min_accuracy, {floor:.2%}")
     else:
         version, new = registry.ensure(
@@ -53,10 +53,10 @@ def run(
             classifier,
             name=name,
             weights_sha256=digest,
-            accuracy=scores["accuracy"],
+            accuracy=scores.accuracy,
         )
         # An experiment in a temporary tree is one of many: it moves no alias.
-        if Path.cwd() == paths.root():
+        if Path.cwd() == paths.checkout():
             registry.set_challenger(store, version)
         print(f"  model  models:/{name}/{version.version}, {'new' if new else 'registered before'}")
     print(f"  files  {paths.TEST_METRICS}, {paths.GALLERY.parent}/, {paths.VALIDATION_PAGE}")

@@ -1,8 +1,10 @@
 """The promises that the files make to each other: `dvc.yaml`, the stages, `params.yaml`, the README."""
 
 import ast
+import hashlib
 import importlib
 import inspect
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -188,3 +190,20 @@ def test_make_lists_every_target() -> None:
     listed = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     for target in ("setup", "repro", "test", "lint", "ui", "bench", "diff", "lock", "clean"):
         assert f"make {target} " in listed
+
+
+def test_the_lock_is_of_this_code() -> None:
+    lock = yaml.safe_load((ROOT / "dvc.lock").read_text())
+    for stage in STAGES:
+        for dep in lock["stages"][stage]["deps"]:
+            if dep["path"].startswith(("mnist/", "stages/")):
+                digest = hashlib.md5((ROOT / dep["path"]).read_bytes(), usedforsecurity=False).hexdigest()
+                assert dep["md5"] == digest, f"{dep['path']} changed: run `dvc repro` and commit dvc.lock"
+
+
+def test_pictures_of_the_readme_exist() -> None:
+    text = (ROOT / "README.md").read_text()
+    pictures = re.findall(r'(?:\]\(|src=")([^)":#]+\.(?:png|md))', text)
+    assert len(pictures) >= 4
+    for picture in pictures:
+        assert (ROOT / picture).is_file(), picture

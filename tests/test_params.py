@@ -99,8 +99,8 @@ def test_params_are_frozen() -> None:
 def test_a_stage_gets_its_own_keys_alone() -> None:
     split = params.load(ROOT / paths.PARAMS).only(params.Split)
 
-    assert split == params.Split(seed=0, val_size=5000)
-    assert split.model_dump() == {"seed": 0, "val_size": 5000}
+    assert split == params.Split(seed=0, val_size=1000)
+    assert split.model_dump() == {"seed": 0, "val_size": 1000}
 
 
 # ---- numbers

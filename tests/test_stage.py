@@ -34,7 +34,7 @@ def test_a_stage_gets_its_params_and_no_others() -> None:
 
     stage.main(run, params.Split)
 
-    assert seen == [params.Split(seed=0, val_size=5000)]
+    assert seen == [params.Split(seed=0, val_size=1000)]
 
 
 def test_an_input_error_is_one_line_and_exit_status_1(capsys: pytest.CaptureFixture[str]) -> None:
@@ -45,7 +45,7 @@ def test_an_input_error_is_one_line_and_exit_status_1(capsys: pytest.CaptureFixt
         stage.main(run, params.Split)
 
     # Python prints a text that is no number to stderr, and exits with 1.
-    assert caught.value.code == "ERROR: data/file: found 5000, expected more"
+    assert caught.value.code == "ERROR: data/file: found 1000, expected more"
     assert capsys.readouterr() == ("", "")
 
 

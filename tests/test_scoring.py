@@ -2,7 +2,6 @@
 
 import csv
 import math
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +11,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from mnist import scoring
+from mnist.errors import InputError
 
 
 def log_probs(rows: list[list[float]]) -> NDArray[np.float32]:
@@ -46,7 +46,7 @@ def test_a_worked_example() -> None:
 
     scores = scoring.score(predictions, np.array([0, 1, 1, 1, 0], np.uint8))
 
-    assert asdict(scores) == {
+    assert scores.model_dump() == {
         "accuracy": 0.6,
         "loss": round(
             -(math.log(0.7) + math.log(0.22) + math.log(0.8) + math.log(0.3) + math.log(0.5)) / 5, 6
@@ -186,3 +186,14 @@ def test_the_table_and_the_scores_agree(tmp_path: Path) -> None:
     for digit, recall in scores.recall.items():
         predicted = [row["predicted"] for row in rows if row["label"] == digit]
         assert recall == round(predicted.count(digit) / len(predicted), 6)
+
+
+@pytest.mark.parametrize(
+    "text", ["{}", "[1]", '{"accuracy": "high"}', "not JSON", '{"accuracy": 2}'], ids=str
+)
+def test_scores_that_evaluate_did_not_write_are_one_line(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "test.json"
+    path.write_text(text)
+    with pytest.raises(InputError, match=r"test\.json: ") as caught:
+        scoring.read(path)
+    assert "\n" not in str(caught.value)

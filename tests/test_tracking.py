@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from mlflow.entities import Run
 
-from mnist import tracking
+from mnist import paths, tracking
 from mnist.errors import InputError
 from mnist.history import Epoch, Window
 from mnist.identity import Source, Training
@@ -198,3 +198,18 @@ def test_a_deleted_experiment_is_not_written_to() -> None:
     store.client.delete_experiment(store.experiment_id)
     with pytest.raises(InputError, match="mlflow experiments restore"):
         tracking.connect()
+
+
+def test_a_worktree_shares_the_store_of_the_main_checkout(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    main, tree = tmp_path / "main", tmp_path / "tree"
+    identified = ["git", "-c", "user.name=t", "-c", "user.email=t@example.org", "-C", str(main)]
+    subprocess.run(["git", "init", "-q", str(main)], check=True)
+    subprocess.run([*identified, "commit", "-q", "--allow-empty", "-m", "first"], check=True)
+    subprocess.run([*identified, "worktree", "add", "-q", str(tree)], check=True, capture_output=True)
+    for checkout in (main, tree):
+        monkeypatch.setenv("DVC_ROOT", str(checkout))
+        assert paths.checkout() == checkout
+        assert paths.root() == main
+        assert tracking.store_uri() == f"sqlite:///{main}/mlflow.db"

@@ -1,4 +1,4 @@
-"""How a stage starts: params are checked first, and a user's mistake is one line."""
+"""How a stage or a tool starts and ends: a user's mistake is one line."""
 
 import gc
 import signal
@@ -14,7 +14,14 @@ P = TypeVar("P", bound=params.Section)
 
 
 def main(run: Callable[..., None], wanted: type[P]) -> None:
-    """Run a stage in the current folder with its share of `params.yaml`.
+    """Run a stage in the current folder with its share of `params.yaml`; ends as `reported` says."""
+    with reported():
+        run(params=params.load(paths.PARAMS).only(wanted))
+
+
+@contextmanager
+def reported() -> Iterator[None]:
+    """End this process as its user and the shell expect, whatever ends the block.
 
     Exits with 1 and one line on stderr for an `InputError` and for what the system refuses (no
     space, no permission, a folder where a file should be), with 130 for an interrupt, as
@@ -23,7 +30,7 @@ def main(run: Callable[..., None], wanted: type[P]) -> None:
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        run(params=params.load(paths.PARAMS).only(wanted))
+        yield
     except (InputError, OSError) as error:
         sys.exit(f"ERROR: {error}")
     except KeyboardInterrupt:

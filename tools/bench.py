@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from statistics import mean, median, stdev
-from typing import Any, NoReturn
+from typing import Any
 
 from mnist import files, params, paths, stage
 from mnist.errors import InputError
@@ -448,17 +448,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.seeds < 0 or options.seeds == 1:
         parser.error("--seeds: at least 2, for a standard deviation")
 
-    signal.signal(signal.SIGTERM, _interrupt)
-    try:
-        result = measure_all(num_rounds=options.rounds, num_seeds=options.seeds)
+    with stage.reported():
+        try:
+            result = measure_all(num_rounds=options.rounds, num_seeds=options.seeds)
+        except FailedError as error:
+            sys.exit(f"ERROR: {error}")
         print(tables(result))
         if options.output:
             files.write_json(options.output, result)
-    except (InputError, FailedError) as error:
-        sys.exit(f"ERROR: {error}")
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
 
 
 def measure_all(*, num_rounds: int, num_seeds: int) -> dict[str, Any]:
@@ -478,11 +475,6 @@ def measure_all(*, num_rounds: int, num_seeds: int) -> dict[str, Any]:
                 for name, values in accuracies(bench, num_seeds).items()
             }
     return result
-
-
-def _interrupt(*_: object) -> NoReturn:
-    """End as Ctrl-C does: children stopped, temporary files gone."""
-    raise KeyboardInterrupt
 
 
 if __name__ == "__main__":

@@ -1,0 +1,126 @@
+"""A checkout of the project on small data, in which tests type what users type."""
+
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from mlflow.entities import Run
+from mlflow.tracking import MlflowClient
+from ruamel.yaml import YAML
+
+from tests.conftest import SmallData
+
+ROOT = Path(__file__).parents[1]
+STAGES = ["download", "validate", "stats", "train", "evaluate", "register"]
+NAME = "mnist-simplecnn"
+
+# What the small data need: their size and bounds, and a recipe that learns them in a second.
+SMALL = {
+    "seed": 3,
+    "val_size": 200,
+    "epochs": 4,
+    "batch_size": 16,
+    "lr": 0.02,
+    "momentum": 0.9,
+    "validation": {
+        "num_train": 1200,
+        "num_test": 300,
+        "class_share": {"min": 0.05, "max": 0.15},
+        "mean": {"min": 0.0, "max": 1.0},
+        "image_mean": {"min": 0.0, "max": 1.0},
+        "darkest": {"min": 0.0, "max": 0.0},
+        "brightest": {"min": 0.1, "max": 1.0},
+        "ink": {"min": 0.0, "max": 1.0},
+        "max_duplicates": 1200,
+    },
+    "registry": {"model_name": NAME, "min_accuracy": 0.5, "alpha": 0.05},
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clone:
+    """A checkout of the project on the small data."""
+
+    folder: Path
+    environment: dict[str, str]
+    store: str = "mlflow.db"
+
+    def run(self, *command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        """Run in the clone; a command that fails shows what it printed."""
+        done = subprocess.run(
+            command,
+            cwd=self.folder,
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0 or not check, f"{command}:\n{done.stdout}"
+        return done
+
+    def dvc(self, *arguments: str) -> list[str]:
+        """Run DVC, and return the stages that ran."""
+        output = self.run("dvc", *arguments).stdout
+        assert "Traceback" not in output
+        return [stage for stage in STAGES if f"> python -m stages.{stage}" in output]
+
+    def commit(self, message: str) -> None:
+        """Commit all changes."""
+        self.run("git", "add", ".")
+        self.run("git", "-c", "user.name=t", "-c", "user.email=t@example.org", "commit", "-qm", message)
+
+    def reset(self) -> None:
+        """Go back to what is committed, outputs included."""
+        self.run("git", "checkout", "-q", ".")
+        self.run("dvc", "checkout", "-q", "--force")
+
+    @property
+    def client(self) -> MlflowClient:
+        """Of the clone's store."""
+        uri = f"sqlite:///{self.folder}/{self.store}"
+        return MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+    def runs(self, status: str = "FINISHED") -> list[Run]:
+        """All runs of the store with this status, newest first."""
+        return list(self.client.search_runs(["1"], f"attributes.status = '{status}'"))
+
+    def read(self, name: str) -> str:
+        """A file of the clone."""
+        return (self.folder / name).read_text()
+
+
+def clone(folder: Path, small_data: SmallData) -> Clone:
+    """The working tree, committed in a new repository at `folder`, with params for the small data."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    for name in filter(None, listed.stdout.split("\0")):
+        if (ROOT / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, folder / name)
+    (folder / "dvc.lock").unlink(missing_ok=True)
+    yaml = YAML()
+    params = yaml.load(folder / "params.yaml")
+    params.update(SMALL)
+    params["data"]["mirrors"] = [str(small_data.mirror)]
+    params["data"]["checksums"] = small_data.checksums
+    yaml.dump(params, folder / "params.yaml")
+
+    environment = {
+        key: value for key, value in os.environ.items() if not key.startswith(("DVC", "MLFLOW", "MNIST"))
+    }
+    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
+    # DVC keeps locks and a site cache outside the repository otherwise.
+    environment["DVC_SITE_CACHE_DIR"] = str(folder.parent / "site-cache")
+    made = Clone(folder=folder, environment=environment)
+    made.run("git", "init", "-q", "-b", "main")
+    made.commit("The project on small data")
+    return made

@@ -11,7 +11,7 @@ BIN := .venv/bin
 # DVC runs the stages with the `python` that it finds first.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help setup repro test lint ui bench diff lock clean
+.PHONY: help setup repro test lint ui reconcile bench diff lock clean
 
 help: ## List these targets
 	@sed -nE 's/^([a-z]+):.*## (.*)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r name text; do printf '  make %-8s %s\n' "$$name" "$$text"; done
@@ -41,10 +41,13 @@ lint: setup ## Check format, style and types
 	mypy
 
 ui: setup ## Browse the runs in the MLflow UI
-	@uri=$$(python -c 'from mnist import tracking; print(tracking.store_uri())'); case $$uri in \
+	@uri=$$(python -c 'from mnist import paths; print(paths.store_uri())'); case $$uri in \
 	    sqlite:*) mlflow ui --backend-store-uri "$$uri" --port $(PORT) ;; \
 	    *) echo "The runs are on the server $$uri" ;; \
 	esac
+
+reconcile: setup ## Tell MLflow what it missed: while it was down, or all of it where its store is lost
+	python -m tools.reconcile
 
 bench: setup ## Measure against the tutorial's script, side by side
 	python -m tools.bench

@@ -1,4 +1,4 @@
-"""The one exception that stands for a user's mistake rather than for ours."""
+"""The exceptions that stand for what came from outside rather than for a fault of ours."""
 
 
 class InputError(ValueError):
@@ -15,3 +15,15 @@ class InputError(ValueError):
 
     def __init__(self, where: str, *, found: str, expected: str) -> None:
         super().__init__(f"{where}: found {found}, expected {expected}")
+
+
+class AwayError(InputError):
+    """A service does not answer now, and may later: what it was to be told can wait.
+
+    Args:
+        where: the service, as its user would name it.
+        reason: what there was instead of an answer.
+    """
+
+    def __init__(self, where: str, reason: str) -> None:
+        ValueError.__init__(self, f"{where} does not answer ({reason})")

@@ -4,8 +4,11 @@ import hashlib
 import json
 import os
 import shlex
+import shutil
 import subprocess
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +19,8 @@ from ruamel.yaml.error import YAMLError
 from mnist import files, paths
 from mnist.errors import InputError
 
-OUTPUTS = ("dvc.lock", "metrics")  # tracked by git, but made by the pipeline
+# Tracked by git, but made by the pipeline: as git's pathspecs.
+EXCLUDED = (":(exclude)dvc.lock", ":(exclude)metrics")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,10 +52,10 @@ class Training:
     """What a trained network came from.
 
     Attributes:
-        fingerprint: the digest of what determined it: the command and files that `dvc.yaml`
-            lists for stage `train`, and its params.
+        fingerprint: the digest of what determined it: the command, files and params that
+            `dvc.yaml` lists for stage `train`.
         dataset_sha256: of `data/mnist.safetensors`.
-        params: of stage `train`, checked.
+        params: that stage `train` depends on.
         source: the checkout.
     """
 
@@ -61,25 +65,43 @@ class Training:
     source: Source
 
 
-def of_training(params: Mapping[str, Any]) -> Training:
-    """Identify the training that the current folder would do, or did, with the `params` of stage `train`.
+def of_training(folder: Path = Path(), *, where: Source | None = None) -> Training:
+    """Identify the training that the checkout in `folder` would do, or did.
+
+    It reads `dvc.yaml` and `params.yaml` as DVC does, and knows nothing of what the keys mean: so
+    it identifies the trainings of old revisions too, whose keys were others.
+
+    Args:
+        folder: the root of a checkout, or a copy of what `train` depends on.
+        where: it came from; without it, `source` looks.
 
     Raises:
-        InputError: `dvc.yaml` has no such stage, or a file that it lists is missing.
+        InputError: `dvc.yaml` has no such stage, or a file or key that it lists is missing.
     """
     try:
-        train = YAML(typ="safe").load(paths.PIPELINE)["stages"]["train"]
-        command, names = train["cmd"], train["deps"]
+        train = read_yaml(folder / paths.PIPELINE)["stages"]["train"]
+        command, names, keys = train["cmd"], train["deps"], train["params"]
     except (FileNotFoundError, YAMLError, KeyError, TypeError) as error:
         found = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        raise InputError(str(paths.PIPELINE), found=found, expected="stage train with cmd and deps") from None
-    deps = {name: files.sha256(Path(name)) for name in names}
-    ingredients = json.dumps({"cmd": command, "deps": deps, "params": dict(params)}, sort_keys=True)
+        expected = "stage train with cmd, deps and params"
+        raise InputError(str(paths.PIPELINE), found=found, expected=expected) from None
+    values = flat(read_yaml(folder / paths.PARAMS))
+    params = {key: values[key] for key in keys if key in values}
+    if len(params) < len(keys):
+        missing = ", ".join(key for key in keys if key not in values)
+        raise InputError(str(paths.PARAMS), found=f"no {missing}", expected="the keys that train lists")
+    deps = {name: files.sha256(folder / name) for name in names}
+    # DVC takes 1 and 1.0 for equal, and does not run a stage again for it.
+    numbers = {
+        key: float(value) if isinstance(value, int) and not isinstance(value, bool) else value
+        for key, value in params.items()
+    }
+    ingredients = json.dumps({"cmd": command, "deps": deps, "params": numbers}, sort_keys=True)
     return Training(
         fingerprint=hashlib.sha256(ingredients.encode()).hexdigest(),
         dataset_sha256=deps[str(paths.DATASET)],
         params=params,
-        source=source(),
+        source=where or source(),
     )
 
 
@@ -88,45 +110,85 @@ def source() -> Source:
     commit = os.environ.get("DVC_EXP_BASELINE_REV") or _git("rev-parse", "--verify", "-q", "HEAD")
     # A temporary tree of `dvc exp run --temp` has no branch, the main checkout has.
     branch = _git("-C", str(paths.root()), "symbolic-ref", "--short", "-q", "HEAD")
+    experiment = os.environ.get("DVC_EXP_NAME", "")
+    with _index_with_new_deps() as index:
+        return _source(commit, branch, experiment, index=index)
+
+
+def source_of(revision: str, *, baseline: str, branch: str = "", experiment: str = "") -> Source:
+    """What `source` would have said where `revision` was made from the commit `baseline`."""
+    return _source(baseline, branch, experiment, revision=revision)
+
+
+def _source(
+    commit: str, branch: str, experiment: str, *, revision: str = "", index: str | None = None
+) -> Source:
     patch, rerun = "", "dvc repro"
     if commit:
-        inputs = ["--", ".", *(f":(exclude){output}" for output in OUTPUTS)]
-        patch = _git("diff", "--binary", commit, *inputs, strip=False)
-        changed = _git("diff", "--name-only", commit, *inputs).split()
+        inputs = [commit, *filter(None, [revision]), "--", ".", *EXCLUDED]
+        patch = _git("diff", "--binary", *inputs, strip=False, index=index)
+        changed = _git("diff", "--name-only", *inputs, index=index).split()
         if changed == [str(paths.PARAMS)]:
-            rerun = " ".join(
-                ["dvc exp run", *(f"-S {shlex.quote(change)}" for change in _params_since(commit))]
-            )
+            changes = _params_since(commit, revision)
+            rerun = " ".join(["dvc exp run", *(f"-S {shlex.quote(change)}" for change in changes)])
         elif changed:
             rerun = "git apply dirty.patch && dvc repro"
         rerun = f"git checkout {commit[:12]} && {rerun}"
-    experiment = os.environ.get("DVC_EXP_NAME", "")
     return Source(commit=commit, branch=branch, patch=patch, experiment=experiment, rerun=rerun)
 
 
-def _git(*arguments: str, strip: bool = True) -> str:
-    """What git prints; empty where it fails, since a copy without git works too."""
+@contextmanager
+def _index_with_new_deps() -> Iterator[str | None]:
+    """A copy of git's index that knows the stages' deps that are not added yet; None without any.
+
+    `git diff` passes over files that are not in the index; a patch without them is not what ran.
+    """
     try:
-        done = subprocess.run(["git", *arguments], capture_output=True, check=False)
+        stages = read_yaml(paths.PIPELINE)["stages"].values()
+        deps = sorted({dep for stage in stages for dep in stage.get("deps", [])})
+    except (FileNotFoundError, YAMLError, KeyError, TypeError, AttributeError):
+        deps = []
+    listing = ["ls-files", "-z", "--others", "--exclude-standard", "--", *deps, *EXCLUDED]
+    untracked = _git(*listing) if deps else ""
+    if not untracked:
+        yield None
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        index = str(Path(folder) / "index")
+        shutil.copyfile(_git("rev-parse", "--git-path", "index"), index)
+        _git("add", "--intent-to-add", "--", *filter(None, untracked.split("\0")), index=index)
+        yield index
+
+
+def _git(*arguments: str, strip: bool = True, index: str | None = None) -> str:
+    """What git prints; empty where it fails, since a copy without git works too."""
+    environment = {**os.environ, "GIT_INDEX_FILE": index} if index else None
+    try:
+        done = subprocess.run(["git", *arguments], capture_output=True, check=False, env=environment)
     except FileNotFoundError:
         return ""
     text = done.stdout.decode(errors="replace") if done.returncode == 0 else ""
     return text.strip() if strip else text
 
 
-def _params_since(commit: str) -> list[str]:
-    """`key=value` for each param that is not what it was at `commit`."""
-    yaml = YAML(typ="safe")
-    before = _flat(yaml.load(_git("show", f"{commit}:{paths.PARAMS}")) or {})
-    now = _flat(yaml.load(paths.PARAMS))
-    changed = {key: value for key, value in now.items() if before.get(key) != value}
+def _params_since(commit: str, revision: str) -> list[str]:
+    """`key=value` for each param that is not what it was at `commit`; without `revision`, in the file."""
+    now = _git("show", f"{revision}:{paths.PARAMS}") if revision else paths.PARAMS
+    before, after = flat(read_yaml(_git("show", f"{commit}:{paths.PARAMS}"))), flat(read_yaml(now))
+    changed = {key: value for key, value in after.items() if before.get(key) != value}
     return [
         f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in changed.items()
     ]
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def read_yaml(document: Path | str) -> Any:
+    """A file or a text, read as DVC reads it (YAML 1.2: `1e-05` is a number)."""
+    return YAML(typ="safe").load(document) or {}
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested keys as dotted ones."""
+    dotted: dict[str, Any] = {}
     for key, value in values.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat
+        dotted |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return dotted

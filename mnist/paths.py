@@ -1,10 +1,12 @@
-"""Where the pipeline's files are, relative to the folder that holds `dvc.yaml`."""
+"""Where things are: the pipeline's files, relative to the folder that holds `dvc.yaml`, and the store."""
 
 import os
+import re
 from pathlib import Path
 
 PARAMS = Path("params.yaml")
 PIPELINE = Path("dvc.yaml")
+LOCK = Path("dvc.lock")
 
 DATASET = Path("data/mnist.safetensors")
 STATS = Path("data/stats.json")
@@ -25,6 +27,7 @@ ERRORS_GALLERY = Path("metrics/plots/errors.png")
 ARTIFACTS = (
     PARAMS,
     PIPELINE,
+    LOCK,
     WEIGHTS,
     VALIDATION,
     VALIDATION_PAGE,
@@ -59,3 +62,20 @@ def root() -> Path:
         if folder.parent.name == "worktrees":
             return folder.parents[2].resolve()
     return checkout()
+
+
+def spool() -> Path:
+    """Where it is written down what MLflow is to be told, until it has been told."""
+    return root() / "mlspool"
+
+
+def store_uri() -> str:
+    """MLflow's tracking URI; a relative SQLite path is one under `root()`, whatever the current folder."""
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
+    file = uri.removeprefix("sqlite:///")
+    return uri if file == uri or not file else f"sqlite:///{root() / file}"
+
+
+def shown(uri: str) -> str:
+    """The URI without its password, for messages and records."""
+    return re.sub(r"(://[^:/@]*):[^/]*@", r"\1:***@", uri)

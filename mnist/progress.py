@@ -9,6 +9,12 @@ from tqdm import tqdm
 from mnist.history import Epoch, Window
 
 
+def say(line: str) -> None:
+    """Print a line, above the bar where there is one."""
+    tqdm.write(line, file=sys.stdout)
+    sys.stdout.flush()
+
+
 def shown(events: Iterable[Window | Epoch], *, num_images: int, num_epochs: int) -> Iterator[Window | Epoch]:
     """Pass `events` on, and show loss, accuracy, images a second and time left on the way.
 

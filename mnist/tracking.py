@@ -1,38 +1,43 @@
-"""MLflow runs: found by fingerprint, logged live by `train`, made from the files where there is none."""
+"""MLflow runs: found by fingerprint, sent from journals, made from the files where there is none."""
 
-import getpass
 import json
 import logging
 import os
-import platform
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.metadata import version
+from http import HTTPStatus
 from pathlib import Path
 
 from filelock import FileLock
 
-from mnist import paths
+from mnist import journal, paths
 from mnist.dataset import SplitName
-from mnist.errors import InputError
+from mnist.errors import AwayError, InputError
 from mnist.history import Epoch, Window
 from mnist.identity import Training
+from mnist.journal import End, Event, Point, Start
 
 # Read when mlflow is imported: nobody's use of this pipeline is anybody's business.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("DO_NOT_TRACK", "true")
+# MLflow waits minutes for a server that is down, and repeats requests of which only the answer
+# was lost, which makes two runs. We look first what arrived, and then repeat.
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
 
-from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag
+import sqlalchemy
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag, ViewType
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
-from mlflow.utils.time import get_current_time_millis
-from sqlalchemy.exc import SQLAlchemyError
+from requests import RequestException
+from sqlalchemy.exc import DatabaseError, OperationalError, SQLAlchemyError
 
 EXPERIMENT = "mnist"  # unless MLFLOW_EXPERIMENT_NAME says otherwise, as in MLflow itself
-LIBRARIES = ("torch", "numpy", "mlflow", "dvc")
-
 FINGERPRINT, WEIGHTS, EXPERIMENTS = "fingerprint", "weights_sha256", "dvc.experiments"
+MAX_BATCH = 1000  # metrics that MLflow takes in one request
+MAX_REASON = 300  # characters of an error that is not known
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,188 +60,264 @@ def connect() -> Store:
     """Open the store that `MLFLOW_TRACKING_URI` names, or else the one beside `dvc.yaml`.
 
     Raises:
-        InputError: the store cannot be opened or reached, or our experiment in it is deleted.
+        AwayError: it does not answer.
+        InputError: it is no store, or refuses; or our experiment in it is deleted.
     """
-    # Its progress messages speak of database migrations, on stderr, at every first use.
+    # They speak of migrations and of errors that become ours, on stderr, in many lines.
     for name in ("mlflow", "alembic"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    uri = store_uri()
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    uri = paths.store_uri()
     name = os.environ.get("MLFLOW_EXPERIMENT_NAME", EXPERIMENT)
-    try:
-        with lock():  # four processes on a new SQLite file at once break it for good
-            client = MlflowClient(tracking_uri=uri, registry_uri=uri)
-            experiment = client.get_experiment_by_name(name)
-            if experiment is None:
-                # Explicit and absolute: MLflow would keep a path relative to the folder of this
-                # moment, which may be a temporary one. A server knows its own place.
-                local = None if uri.startswith("http") else (paths.root() / "mlartifacts").as_uri()
-                experiment = client.get_experiment(client.create_experiment(name, artifact_location=local))
-    except (MlflowException, SQLAlchemyError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"MLflow store {uri}", found=reason, expected="a store that answers") from None
+    with answering(uri), lock():  # four processes on a new SQLite file at once break it for good
+        if re.match(r"(postgresql|mysql|mssql)\b", uri):
+            sqlalchemy.create_engine(uri).connect().close()  # MLflow would try for an hour
+        client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+        experiment = client.get_experiment_by_name(name)
+        if experiment is None:
+            # Explicit and absolute: MLflow would keep a path relative to the folder of this
+            # moment, which may be a temporary one. A server knows its own place.
+            local = None if uri.startswith("http") else (paths.root() / "mlartifacts").as_uri()
+            experiment = client.get_experiment(client.create_experiment(name, artifact_location=local))
     if experiment.lifecycle_stage == "deleted":
         expected = f"a live one: run `mlflow experiments restore --experiment-id {experiment.experiment_id}`"
         raise InputError(f"MLflow experiment {name}", found="a deleted one", expected=expected)
     return Store(client=client, experiment_id=experiment.experiment_id, uri=uri)
 
 
-def store_uri() -> str:
-    """The tracking URI; a relative SQLite path is one under `paths.root()`, whatever the current folder."""
-    uri = os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
-    file = uri.removeprefix("sqlite:///")
-    return uri if file == uri or not file else f"sqlite:///{paths.root() / file}"
+@contextmanager
+def answering(uri: str) -> Iterator[None]:
+    """Turn what MLflow and its libraries raise for the store at `uri` into one line.
+
+    Raises:
+        AwayError: it does not answer, answers that it cannot now, or is locked by others.
+        InputError: it is no store, or refuses.
+    """
+    try:
+        yield
+    except (MlflowException, SQLAlchemyError, RequestException) as error:
+        where, reason = f"MLflow at {paths.shown(uri)}", _reason(error)
+        if _is_away(error):
+            raise AwayError(where, reason) from None
+        raise InputError(where, found=reason, expected="a store that takes this") from None
 
 
-def find(store: Store, training: Training, weights_sha256: str | None = None) -> Run | None:
+def _is_away(error: Exception) -> bool:
+    """Whether the same request may succeed later."""
+    if isinstance(error, MlflowException):
+        return _may_change(error.get_http_status_code())
+    if isinstance(error, RequestException):
+        return error.response is None or _may_change(error.response.status_code)
+    return isinstance(error, OperationalError) or not isinstance(error, DatabaseError)
+
+
+def _may_change(status: int) -> bool:
+    """Whether this answer is one of a server's bad hour: too slow, too many, or a fault of its own."""
+    busy = (HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS)
+    return status in busy or status >= HTTPStatus.INTERNAL_SERVER_ERROR
+
+
+def _reason(error: Exception) -> str:
+    text = paths.shown(" ".join(str(error).split()))
+    if "Connection refused" in text:
+        return "connection refused"
+    if "timed out" in text:
+        return f"no answer within {os.environ['MLFLOW_HTTP_REQUEST_TIMEOUT']} s"
+    if status := re.search(r"too many (\d+) error responses|error code (\d+)", text):
+        return f"answer {status[1] or status[2]}"
+    return text if len(text) <= MAX_REASON else f"{text[:MAX_REASON]} ..."
+
+
+def find(store: Store, fingerprint: str, weights_sha256: str | None = None) -> Run | None:
     """The finished run of this training, of just these weights where they are given."""
-    wanted = f"tags.`{FINGERPRINT}` = '{training.fingerprint}' and attributes.status = 'FINISHED'"
-    if weights_sha256:
-        wanted += f" and tags.`{WEIGHTS}` = '{weights_sha256}'"
-    runs = store.client.search_runs([store.experiment_id], wanted, max_results=1, order_by=["start_time ASC"])
+    runs = _finished(store, fingerprint, weights_sha256, max_results=1)
     return runs[0] if runs else None
 
 
-class LiveRun:
-    """A run in the making, or nothing where the store holds this result already.
+def _restored(store: Store, fingerprint: str, weights_sha256: str) -> Run | None:
+    """The run of this result out of MLflow's bin: its versions point to it, and to no other."""
+    deleted = _finished(store, fingerprint, weights_sha256, max_results=1, view=ViewType.DELETED_ONLY)
+    if not deleted:
+        return None
+    store.client.restore_run(deleted[0].info.run_id)
+    return find(store, fingerprint, weights_sha256)
 
-    Args:
-        store: where it is.
-        run_id: which it is; None logs nothing.
+
+def _finished(
+    store: Store,
+    fingerprint: str,
+    weights_sha256: str | None,
+    max_results: int,
+    view: int = ViewType.ACTIVE_ONLY,
+) -> list[Run]:
+    wanted = f"tags.`{FINGERPRINT}` = '{fingerprint}' and attributes.status = 'FINISHED'"
+    if weights_sha256:
+        wanted += f" and tags.`{WEIGHTS}` = '{weights_sha256}'"
+    found = store.client.search_runs(
+        [store.experiment_id],
+        wanted,
+        run_view_type=view,
+        max_results=max_results,
+        order_by=["start_time ASC"],
+    )
+    return list(found)
+
+
+def told_experiments(store: Store) -> set[str]:
+    """The names of all experiments whose evaluation has arrived."""
+    names: set[str] = set()
+    token = None
+    while True:
+        wanted = "attributes.status = 'FINISHED' and metrics.test_accuracy >= 0"
+        page = store.client.search_runs([store.experiment_id], wanted, max_results=1000, page_token=token)
+        names.update(name for run in page for name in run.data.tags.get(EXPERIMENTS, "").split())
+        token = page.token
+        if not token:
+            return names
+
+
+class Sender:
+    """Sends one journal to a store.
+
+    Whatever was sent before, by this sender or by another one that was cut off, arrives once:
+    a run is found by fingerprint and start before it is made, and MLflow keeps equal points once.
+
+    Attributes:
+        known: the run that holds this training already, where there is one; a second one is not made.
     """
 
-    def __init__(self, store: Store, run_id: str | None) -> None:
-        self.store, self.run_id = store, run_id
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self.known: Run | None = None
+        self._run_id: str | None = None
+        self._num_sent: tuple[int, int] = (0, 0)
 
-    def log(self, *events: Window | Epoch) -> None:
-        """Add what happened to the curves."""
-        if self.run_id:
-            metrics = [metric for event in events for metric in _metrics(event)]
-            self.store.client.log_batch(self.run_id, metrics=metrics)
+    def send(self, events: Sequence[Event], system: Sequence[Event] = ()) -> bool:
+        """Send what is new; True when the end has arrived.
 
-    def finish(self, weights_sha256: str, seconds: float | None = None) -> None:
-        """Say which weights came out, and how long the training took where that is known."""
-        if self.run_id:
-            now = get_current_time_millis()
-            metrics = [] if seconds is None else [Metric("training_seconds", seconds, now, 0)]
-            self.store.client.log_batch(self.run_id, metrics=metrics, tags=[RunTag(WEIGHTS, weights_sha256)])
+        Args:
+            events: all of the training so far.
+            system: all points of its machine so far.
+        """
+        if not events:
+            return False
+        start, last = events[0], events[-1]
+        assert isinstance(start, Start)
+        end = last if isinstance(last, End) else None
+        if self._run_id is None and self._is_known(start, end):
+            return end is not None
+        if self._run_id is None:
+            self._run_id = _attempt(self.store, start, end.weights_sha256 if end else None)
+        fresh = [*events[self._num_sent[0] :], *system[self._num_sent[1] :]]
+        points = [event for event in fresh if isinstance(event, Point)]
+        metrics = [metric for point in points for metric in _metrics(point.values, point.time_ms, point.step)]
+        for first in range(0, len(metrics), MAX_BATCH):
+            self.store.client.log_batch(self._run_id, metrics=metrics[first : first + MAX_BATCH])
+        self._num_sent = (len(events), len(system))
+        if end:
+            self._finish(self._run_id, start, end)
+        return end is not None
+
+    def _is_known(self, start: Start, end: End | None) -> bool:
+        """Whether another run holds this training, as far as can be told before it ends."""
+        # Other weights, which another machine makes, are another result.
+        weights_sha256 = end.weights_sha256 if end else None
+        known = find(self.store, start.fingerprint, weights_sha256)
+        is_other = known is not None and known.info.start_time != start.time_ms
+        self.known = known if is_other else None
+        return is_other
+
+    def _finish(self, run_id: str, start: Start, end: End) -> None:
+        client = self.store.client
+        tags = [RunTag(WEIGHTS, end.weights_sha256)] if end.weights_sha256 else []
+        client.log_batch(run_id, metrics=_metrics(end.values or {}, end.time_ms, 0), tags=tags)
+        client.set_terminated(run_id, end.status, end_time=end.time_ms)
+        if end.status == "FINISHED":
+            with lock():  # the same training may have run twice at once
+                _, *others = _finished(self.store, start.fingerprint, end.weights_sha256, max_results=100)
+                for other in others:
+                    client.delete_run(other.info.run_id)
 
 
-@contextmanager
-def live(training: Training, facts: Mapping[str, str]) -> Iterator[LiveRun]:
-    """Log a training while it runs; its run ends as FINISHED, FAILED or, for an interrupt, KILLED.
-
-    A training that was done before, with the same data, code and params, has its run: nothing
-    is logged then, and `register` checks that the weights are that run's too.
-    """
-    store = connect()
-    known = find(store, training)
-    if known:
-        print(f"train: MLflow has this training already, as run {known.info.run_name}")
-        yield LiveRun(store, None)
-        return
-    with _new_run(store, training, facts) as run:
-        yield run
-
-
-def ensure(store: Store, training: Training, *, events: Sequence[Window | Epoch], weights_sha256: str) -> Run:
-    """The run of these weights; made from the files where `train` left none, and never a second one.
+def ensure(
+    store: Store, training: Training, *, events: Sequence[Window | Epoch], weights_sha256: str, time_ms: int
+) -> Run:
+    """The run of these weights; made from the files where there is none, and never a second one.
 
     There is none where the files were restored from a cache, or the store is new.
     """
-    run = find(store, training, weights_sha256)
+    run = find(store, training.fingerprint, weights_sha256) or _restored(
+        store, training.fingerprint, weights_sha256
+    )
     if run is None:
-        with _new_run(store, training, {"rebuilt": "from files"}) as rebuilt:
-            rebuilt.log(*events)
-            rebuilt.finish(weights_sha256)
-        run = find(store, training, weights_sha256)
+        begin = journal.start(training, {"rebuilt": "from files"}, time_ms)
+        points = [journal.point(event, time_ms) for event in events]
+        end = End(time_ms=time_ms, status="FINISHED", weights_sha256=weights_sha256)
+        Sender(store).send([begin, *points, end])
+        run = find(store, training.fingerprint, weights_sha256)
         assert run is not None
-    names = run.data.tags.get(EXPERIMENTS, "").split()
-    experiment = training.source.experiment
-    if experiment and experiment not in names:
-        store.client.set_tag(run.info.run_id, EXPERIMENTS, " ".join([*names, experiment]))
+    note(store, run, training.source.experiment)
     return run
 
 
+def note(store: Store, run: Run, experiment: str) -> None:
+    """Add an experiment's name to those that led to this run."""
+    if not experiment:
+        return
+    with lock():  # queued experiments may come to one result at once
+        tags = store.client.get_run(run.info.run_id).data.tags
+        names = tags.get(EXPERIMENTS, "").split()
+        if experiment not in names:
+            store.client.set_tag(run.info.run_id, EXPERIMENTS, " ".join([*names, experiment]))
+
+
 def log_evaluation(
-    store: Store, run: Run, training: Training, *, metrics: Mapping[str, float], artifacts: Iterable[Path]
+    store: Store, run: Run, *, metrics: dict[str, float], tags: dict[str, str], time_ms: int, files: Path
 ) -> None:
-    """Add test metrics and files to a run; doing it again changes nothing."""
-    client, run_id, now = store.client, run.info.run_id, get_current_time_millis()
+    """Add test metrics, tags and all files in a folder to a run; doing it again changes nothing."""
+    client, run_id = store.client, run.info.run_id
+    new = {name: value for name, value in metrics.items() if run.data.metrics.get(name) != value}
     client.log_batch(
         run_id,
-        metrics=[
-            Metric(name, value, now, 0)
-            for name, value in metrics.items()
-            if run.data.metrics.get(name) != value
-        ],
+        metrics=_metrics(new, time_ms, 0),
+        tags=[RunTag(key, value) for key, value in tags.items()],
     )
-    client.log_inputs(run_id, [_dataset(training, "test", context="testing")])
-    for path in artifacts:
-        folder = path.parent.as_posix()
-        client.log_artifact(run_id, str(path), None if folder == "." else folder)
+    client.log_inputs(run_id, [_dataset(run.data.tags["dataset_sha256"], "test", context="testing")])
+    client.log_artifacts(run_id, str(files))
 
 
-@contextmanager
-def _new_run(store: Store, training: Training, facts: Mapping[str, str]) -> Iterator[LiveRun]:
-    run_id = _create_run(store, training, facts)
-    status = "FAILED"
-    try:
-        yield LiveRun(store, run_id)
-        status = "FINISHED"
-    except KeyboardInterrupt:
-        status = "KILLED"
-        raise
-    finally:
-        store.client.set_terminated(run_id, status)
+def _attempt(store: Store, start: Start, weights_sha256: str | None) -> str:
+    """The run of this start, made where it is not there, with all that is known when it starts."""
+    client = store.client
+    wanted = f"tags.`{FINGERPRINT}` = '{start.fingerprint}' and attributes.start_time = {start.time_ms}"
+    found = [
+        run
+        for run in client.search_runs([store.experiment_id], wanted)
+        if run.data.tags.get(WEIGHTS) in (None, weights_sha256)
+    ]
+    if found:
+        run_id = found[0].info.run_id
+    else:
+        tags = {FINGERPRINT: start.fingerprint, **start.tags}
+        run = client.create_run(store.experiment_id, start.time_ms, tags, start.name)
+        run_id = run.info.run_id
+    note = (
+        f"Run it again:\n\n```sh\n{start.tags['rerun']}\n```\n\n"
+        f"Prove that it gives the same weights:\n\n```sh\nmake reproduce MODEL={run_id}\n```\n"
+    )
+    params = [Param(key, str(value)) for key, value in start.params.items()]
+    client.log_batch(run_id, params=params, tags=[RunTag("mlflow.note.content", note)])
+    client.log_inputs(run_id, [_dataset(start.dataset_sha256, "train", context="training")])
+    if start.patch:
+        client.log_text(run_id, start.patch, "dirty.patch")
+    return str(run_id)
 
 
-def _create_run(store: Store, training: Training, facts: Mapping[str, str]) -> str:
-    source = training.source
-    tags = {
-        FINGERPRINT: training.fingerprint,
-        "dataset_sha256": training.dataset_sha256,
-        EXPERIMENTS: source.experiment,
-        "dvc.baseline": source.commit if source.experiment else "",
-        "rerun": source.rerun,
-        "python": platform.python_version(),
-        **{name: version(name) for name in LIBRARIES},
-        "mlflow.user": getpass.getuser(),
-        "mlflow.source.type": "PROJECT",
-        "mlflow.source.name": "dvc.yaml:train",
-        "mlflow.source.git.commit": source.commit,
-        "mlflow.source.git.branch": source.branch,
-        "mlflow.note.content": f"Run it again:\n\n```sh\n{source.rerun}\n```\n",
-        **facts,
-    }
-    tags = {key: value for key, value in tags.items() if value}
-    run = store.client.create_run(store.experiment_id, run_name=source.name, tags=tags)
-    run_id: str = run.info.run_id
-    params = [Param(key, str(value)) for key, value in training.params.items()]
-    store.client.log_batch(run_id, params=params)
-    store.client.log_inputs(run_id, [_dataset(training, "train", context="training")])
-    if source.patch:
-        store.client.log_text(run_id, source.patch, "dirty.patch")
-    return run_id
-
-
-def _dataset(training: Training, split: SplitName, *, context: str) -> DatasetInput:
+def _dataset(sha256: str, split: SplitName, *, context: str) -> DatasetInput:
     where = json.dumps({"uri": str(paths.DATASET)})
     # MLflow shows a digest of at most 36 characters, and one context for one name and digest.
-    digest = training.dataset_sha256[:36]
-    data = Dataset(name=f"mnist-{split}", digest=digest, source_type="local", source=where)
+    data = Dataset(name=f"mnist-{split}", digest=sha256[:36], source_type="local", source=where)
     return DatasetInput(data, [InputTag("mlflow.data.context", context)])
 
 
-def _metrics(event: Window | Epoch) -> list[Metric]:
-    now = get_current_time_millis()
-    if isinstance(event, Window):
-        values = {"train_loss": event.loss, "train_accuracy": event.accuracy}
-    else:
-        values = {
-            "epoch": event.epoch,
-            "epoch_train_loss": event.train_loss,
-            "epoch_train_accuracy": event.train_accuracy,
-            "val_loss": event.val_loss,
-            "val_accuracy": event.val_accuracy,
-        }
-    return [Metric(key, value, now, event.step) for key, value in values.items()]
+def _metrics(values: dict[str, float], time_ms: int, step: int) -> list[Metric]:
+    return [Metric(key, value, time_ms, step) for key, value in values.items()]

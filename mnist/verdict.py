@@ -53,6 +53,7 @@ class Verdict(params.Section):
 
     success: bool
     dataset_sha256: Annotated[params.Digest, Field(min_length=64, max_length=64)]
+    test_sha256: Annotated[params.Digest, Field(min_length=64, max_length=64)]  # test images and labels
     num_images: dict[SplitName, Number]
     mean: dict[SplitName, float | None]  # of all pixels, 0 to 1; none of no images
     class_counts: dict[SplitName, dict[str, Number]]  # images of each label

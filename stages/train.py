@@ -1,14 +1,16 @@
 """Train the network.
 
 data/mnist.safetensors, data/stats.json, metrics/validation.json ->
-models/model.safetensors, metrics/train.json, metrics/history.csv, metrics/steps.csv; live to MLflow
+models/model.safetensors, metrics/train.json, metrics/history.csv, metrics/steps.csv
+
+Another process tells MLflow meanwhile what happens (see `mnist.journal`).
 """
 
 import time
 from pathlib import Path
 
 from mnist import dataset as data
-from mnist import files, gate, history, identity, normalization, paths, progress, stage
+from mnist import files, gate, history, identity, journal, normalization, paths, progress, stage
 from mnist.params import Architecture, Machine, Recipe, Split
 
 
@@ -32,7 +34,7 @@ def run(
     measured = normalization.read(stats)
     train, val = data.cut(data.load(dataset, "train"), val_size=params.val_size, seed=params.seed)
     with stage.heavy_imports():
-        from mnist import devices, model, tracking, training
+        from mnist import devices, model, training
 
     device = devices.prepare(params)
     where = devices.describe(device)
@@ -43,21 +45,21 @@ def run(
         f" {len(train):,} images to train on, {len(val):,} to validate"
     )
     events = []
-    with tracking.live(identity.of_training(params.model_dump()), {"device": where}) as run:
+    with journal.recorded(identity.of_training(), {"device": where}, say=progress.say) as record:
         start = time.perf_counter()
         fitting = training.fit(
             classifier, train=train, val=val, recipe=params, seed=params.seed, device=device
         )
         for event in progress.shown(fitting, num_images=len(train), num_epochs=params.epochs):
             events.append(event)
-            run.log(event)
+            record.log(event)
         seconds = time.perf_counter() - start
 
         model.save(weights, classifier, params)
         history.write(steps_table, events, history.Window)
         history.write(epochs_table, events, history.Epoch)
         files.write_json(training_metrics, {"num_parameters": num_parameters, **history.summary(events)})
-        run.finish(files.sha256(weights), seconds)
+        record.finish(files.sha256(weights), seconds)
 
 
 if __name__ == "__main__":

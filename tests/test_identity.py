@@ -3,7 +3,6 @@
 import shutil
 import subprocess
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -25,7 +24,7 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for variable in ("DVC_ROOT", "DVC_EXP_NAME", "DVC_EXP_BASELINE_REV"):
         monkeypatch.delenv(variable, raising=False)
     for name, text in {
-        "dvc.yaml": "stages: {train: {cmd: train, deps: [data/mnist.safetensors, code.py]}}\n",
+        "dvc.yaml": "stages: {train: {cmd: t, deps: [data/mnist.safetensors, code.py], params: [lr, seed]}}\n",
         "params.yaml": "lr: 0.01\nseed: 0\nsection:\n  names: [a, b]\n",
         "data/mnist.safetensors": "images",
         "code.py": "one = 1\n",
@@ -40,50 +39,69 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-PARAMS: dict[str, Any] = {"lr": 0.01, "seed": 0}
+def fingerprint() -> str:
+    return identity.of_training().fingerprint
 
 
 def test_equal_inputs_have_one_fingerprint_wherever_they_are(
-    checkout: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+    checkout: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    here = identity.of_training(PARAMS).fingerprint
     elsewhere = tmp_path_factory.mktemp("elsewhere") / "copy"
     shutil.copytree(checkout, elsewhere)
-    monkeypatch.chdir(elsewhere)
-    assert identity.of_training({"seed": 0, "lr": 0.01}).fingerprint == here
+    assert identity.of_training(elsewhere).fingerprint == fingerprint()
 
 
 @pytest.mark.parametrize("name", ["data/mnist.safetensors", "code.py"])
 def test_another_byte_in_a_dep_is_another_training(checkout: Path, name: str) -> None:
-    before = identity.of_training(PARAMS).fingerprint
+    before = fingerprint()
     (checkout / name).write_text("something else")
-    assert identity.of_training(PARAMS).fingerprint != before
+    assert fingerprint() != before
 
 
-def test_another_param_is_another_training(checkout: Path) -> None:  # noqa: ARG001 -- its folder
-    assert (
-        identity.of_training(PARAMS).fingerprint != identity.of_training({"lr": 0.05, "seed": 0}).fingerprint
-    )
+@pytest.mark.parametrize(("key", "is_another"), [("lr", True), ("unlisted", False)])
+def test_another_value_of_a_listed_param_is_another_training(
+    checkout: Path, key: str, is_another: bool
+) -> None:
+    before = fingerprint()
+    params = "lr: 0.01\nseed: 0\nunlisted: 0\nsection:\n  names: [a, b]\n"
+    (checkout / "params.yaml").write_text(params.replace(f"{key}: 0", f"{key}: 9"))
+    assert (fingerprint() != before) == is_another
+
+
+def test_equal_numbers_are_equal_however_they_are_written(checkout: Path) -> None:
+    found = set()
+    for lr in ("1", "1.0", "1e0"):
+        (checkout / "params.yaml").write_text(f"lr: {lr}\nseed: 0\n")
+        found.add(fingerprint())
+    assert len(found) == 1
+    (checkout / "params.yaml").write_text("lr: true\nseed: 0\n")
+    assert fingerprint() not in found
+
+
+def test_a_missing_param_is_named(checkout: Path) -> None:
+    (checkout / "params.yaml").write_text("lr: 0.01\n")
+    with pytest.raises(InputError, match=r"^params\.yaml: found no seed"):
+        identity.of_training()
 
 
 def test_what_training_does_not_depend_on_changes_nothing(checkout: Path) -> None:
-    before = identity.of_training(PARAMS).fingerprint
+    before = fingerprint()
     (checkout / "metrics/test.json").write_text('{"accuracy": 1}')
     (checkout / "README.md").write_text("new")
-    assert identity.of_training(PARAMS).fingerprint == before
+    assert fingerprint() == before
 
 
 def test_a_missing_dep_is_named(checkout: Path) -> None:
     (checkout / "code.py").unlink()
     with pytest.raises(InputError, match=r"^code\.py: found no such file"):
-        identity.of_training(PARAMS)
+        identity.of_training()
 
 
 @pytest.mark.parametrize("text", ["", "stages: {}", "stages: [", "stages: {train: {}}"])
 def test_a_pipeline_without_training_is_an_error_of_one_line(checkout: Path, text: str) -> None:
     (checkout / "dvc.yaml").write_text(text)
     with pytest.raises(InputError, match=r"^dvc\.yaml: found .*, expected stage train") as caught:
-        identity.of_training(PARAMS)
+        identity.of_training()
     assert "\n" not in str(caught.value)
 
 
@@ -116,6 +134,30 @@ def test_changed_code_is_rerun_from_the_patch(checkout: Path) -> None:
     git("checkout", "-q", "--", "code.py")
     git("apply", "dirty.patch")
     assert (checkout / "code.py").read_text() == "one = 2\n"
+
+
+def test_a_dep_that_git_does_not_know_yet_is_in_the_patch(checkout: Path) -> None:
+    text = (checkout / "dvc.yaml").read_text().replace("code.py", "code.py, new.py")
+    (checkout / "dvc.yaml").write_text(text)
+    (checkout / "new.py").write_text("two = 2\n")
+    (checkout / "notes.txt").write_text("nobody's business")
+    source = identity.source()
+    assert git("status", "--porcelain").splitlines()[1:] == ["?? new.py", "?? notes.txt"]  # as it was
+    assert "notes" not in source.patch
+    (checkout / "new.py").unlink()
+    git("checkout", "-q", "--", "dvc.yaml")
+    (checkout / "dirty.patch").write_text(source.patch)
+    git("apply", "dirty.patch")
+    assert (checkout / "new.py").read_text() == "two = 2\n"
+    assert (checkout / "dvc.yaml").read_text() == text
+
+
+def test_a_commit_tells_the_source_that_its_checkout_told(checkout: Path) -> None:
+    (checkout / "params.yaml").write_text("lr: 0.05\nseed: 0\nsection:\n  names: [a, b]\n")
+    told, baseline = identity.source(), git("rev-parse", "HEAD")
+    git("commit", "-qam", "what DVC commits for an experiment")
+    (checkout / "params.yaml").write_text("lr: 7\n")  # what is there now does not matter
+    assert identity.source_of(git("rev-parse", "HEAD"), baseline=baseline, branch="topic") == told
 
 
 def test_an_experiment_goes_by_its_name_and_baseline(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:

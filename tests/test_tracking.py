@@ -3,15 +3,18 @@
 import dataclasses
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 from mlflow.entities import Run
 
-from mnist import paths, tracking
-from mnist.errors import InputError
+from mnist import journal, paths, tracking
+from mnist.errors import AwayError, InputError
 from mnist.history import Epoch, Window
 from mnist.identity import Source, Training
+from mnist.journal import End, Event
+from mnist.tracking import Sender
 
 ROOT = Path(__file__).parents[1]
 EVENTS: list[Window | Epoch] = [
@@ -67,18 +70,36 @@ def test_four_processes_at_once_make_one_sound_store(store_folder: Path) -> None
     assert (store_folder / "mlflow.db").is_file()
 
 
-def test_a_live_run_shows_params_curves_and_tags() -> None:
-    with tracking.live(TRAINING, {"device": "CPU"}) as run:
-        for event in EVENTS:
-            run.log(event)
-        run.finish("w" * 64, seconds=1.5)
+def ensure(store: tracking.Store, training: Training = TRAINING, weights: str = "w" * 64) -> Run:
+    return tracking.ensure(store, training, events=EVENTS, weights_sha256=weights, time_ms=1_700_000_000_000)
+
+
+def recorded(
+    *, time_ms: int = 1_700_000_000_000, status: str = "FINISHED", weights: str = "w" * 64
+) -> list[Event]:
+    """The journal of a training."""
+    start = journal.start(TRAINING, {"device": "CPU"}, time_ms)
+    points = [journal.point(event, time_ms + 1000) for event in EVENTS]
+    values = {"training_seconds": 1.5}
+    return [
+        start,
+        *points,
+        End(time_ms=time_ms + 2000, status=status, weights_sha256=weights, values=values)
+        if status == "FINISHED"
+        else End(time_ms=time_ms + 2000, status=status),
+    ]
+
+
+def test_a_journal_becomes_a_run_with_params_curves_and_tags() -> None:
     store = tracking.connect()
+    assert Sender(store).send(recorded())
     (logged,) = runs(store)
     assert logged.info.status == "FINISHED"
+    assert (logged.info.start_time, logged.info.end_time) == (1_700_000_000_000, 1_700_000_002_000)
     assert logged.info.run_name == "main-ccccccc"
     assert logged.data.params == {"lr": "0.01", "permute_pixels": "False"}
     assert curve(store, logged, "train_loss") == [(100, 0.9), (120, 0.5)]
-    assert curve(store, logged, "val_accuracy") == [(120, 0.88)]
+    assert curve(store, logged, "val_accuracy") == [(1, 0.88)]  # over epochs
     assert logged.data.metrics["training_seconds"] == 1.5
     tags = logged.data.tags
     assert tags["fingerprint"] == "f" * 64
@@ -89,78 +110,131 @@ def test_a_live_run_shows_params_curves_and_tags() -> None:
     assert datasets(logged) == {("mnist-train", "d" * 36)}
 
 
-@pytest.mark.parametrize(
-    ("error", "status"),
-    [(ValueError("boom"), "FAILED"), (KeyboardInterrupt(), "KILLED")],
-    ids=["fault", "interrupt"],
-)
-def test_a_run_that_breaks_off_says_so(error: BaseException, status: str) -> None:
-    def broken() -> None:
-        with tracking.live(TRAINING, {}) as run:
-            run.log(EVENTS[0])
-            raise error
-
-    with pytest.raises(type(error)):
-        broken()
+@pytest.mark.parametrize("status", ["FAILED", "KILLED"])
+def test_a_training_that_broke_off_says_so_and_does_not_count(status: str) -> None:
     store = tracking.connect()
+    Sender(store).send(recorded(status=status))
     assert [run.info.status for run in runs(store)] == [status]
-    assert tracking.find(store, TRAINING) is None  # so the next try logs a run of its own
+    assert tracking.find(store, TRAINING.fingerprint) is None
+    Sender(store).send(recorded(time_ms=1_700_000_009_000))  # so the next try has a run of its own
+    assert sorted(run.info.status for run in runs(store)) == sorted([status, "FINISHED"])
 
 
-def test_the_same_training_again_logs_no_second_run(capsys: pytest.CaptureFixture[str]) -> None:
-    for _ in range(2):
-        with tracking.live(TRAINING, {}) as run:
-            run.log(*EVENTS)
-            run.finish("w" * 64)
+@pytest.mark.parametrize("num_sent", range(1, 6))
+def test_what_was_cut_off_is_sent_again_and_arrives_once(num_sent: int) -> None:
+    store, events = tracking.connect(), recorded()
+    Sender(store).send(events[:num_sent])
+    Sender(store).send(events)  # another sender, which knows nothing of the first
+    Sender(store).send(events)
+    (run,) = runs(store)
+    assert run.info.status == "FINISHED"
+    assert curve(store, run, "train_loss") == [(100, 0.9), (120, 0.5)]
+    assert len(store.client.get_metric_history(run.info.run_id, "training_seconds")) == 1
+    assert datasets(run) == {("mnist-train", "d" * 36)}
+
+
+def test_one_sender_sends_what_is_new_as_it_comes() -> None:
+    store, events = tracking.connect(), recorded()
+    sender = Sender(store)
+    for number in range(len(events)):
+        assert sender.send(events[: number + 1]) == (number == len(events) - 1)
+    (run,) = runs(store)
+    assert curve(store, run, "train_accuracy") == [(100, 0.7), (120, 0.8)]
+
+
+def test_the_same_training_again_logs_no_second_run() -> None:
     store = tracking.connect()
+    Sender(store).send(recorded())
+    again = Sender(store)
+    events = recorded(time_ms=1_700_000_009_000)
+    assert not again.send(events[:2])
+    assert again.known is not None
+    assert again.send(events)
     assert len(runs(store)) == 1
     assert len(curve(store, runs(store)[0], "train_loss")) == 2
-    assert "MLflow has this training already, as run main-ccccccc" in capsys.readouterr().out
+
+
+def test_other_weights_of_the_same_training_are_a_run_of_their_own() -> None:
+    store = tracking.connect()
+    Sender(store).send(recorded())
+    other = recorded(time_ms=1_700_000_009_000, weights="x" * 64)
+    sender = Sender(store)
+    sender.send(other[:3])
+    assert sender.send(other)
+    assert sender.known is None
+    assert {run.data.tags["weights_sha256"] for run in runs(store)} == {"w" * 64, "x" * 64}
+    assert [len(curve(store, run, "train_loss")) for run in runs(store)] == [2, 2]
+
+
+def test_the_same_training_twice_at_once_leaves_one_run() -> None:
+    store = tracking.connect()
+    senders = [Sender(store), Sender(store)]
+    journals = [recorded(time_ms=1_700_000_000_000 + number) for number in range(2)]
+    for sender, events in zip(senders, journals, strict=True):
+        sender.send(events[:-1])
+    assert len(runs(store)) == 2
+    for sender, events in zip(senders, journals, strict=True):
+        sender.send(events)
+    (run,) = runs(store)
+    assert run.info.start_time == 1_700_000_000_000
+    assert run.info.status == "FINISHED"
 
 
 def test_a_run_is_made_from_the_files_where_there_is_none_and_only_then() -> None:
     store = tracking.connect()
-    first = tracking.ensure(store, TRAINING, events=EVENTS, weights_sha256="w" * 64)
-    again = tracking.ensure(store, TRAINING, events=EVENTS, weights_sha256="w" * 64)
+    first, again = ensure(store), ensure(store)
     assert first.info.run_id == again.info.run_id
     assert first.info.status == "FINISHED"
     assert curve(store, first, "train_loss") == [(100, 0.9), (120, 0.5)]
-    assert curve(store, first, "epoch_train_accuracy") == [(120, 0.72)]
+    assert curve(store, first, "epoch_train_accuracy") == [(1, 0.72)]
     # Other weights of the same training (another machine's, say) are another result.
-    other = tracking.ensure(store, TRAINING, events=EVENTS, weights_sha256="x" * 64)
+    other = ensure(store, weights="x" * 64)
     assert other.info.run_id != first.info.run_id
     assert len(runs(store)) == 2
+
+
+def test_a_deleted_run_comes_back_rather_than_a_second_one() -> None:
+    store = tracking.connect()
+    Sender(store).send(recorded())
+    (run,) = runs(store)
+    store.client.delete_run(run.info.run_id)
+    assert ensure(store).info.run_id == run.info.run_id
+    assert "rebuilt" not in ensure(store).data.tags
 
 
 def test_every_experiment_that_led_to_a_run_is_noted_once() -> None:
     store = tracking.connect()
     for name in ("runny-jibe", "prone-fard", "runny-jibe"):
-        named = dataclasses.replace(TRAINING, source=dataclasses.replace(SOURCE, experiment=name))
-        tracking.ensure(store, named, events=EVENTS, weights_sha256="w" * 64)
+        ensure(store, dataclasses.replace(TRAINING, source=dataclasses.replace(SOURCE, experiment=name)))
     (run,) = runs(store)
     assert run.info.run_name == "runny-jibe"
     assert run.data.tags["dvc.experiments"] == "runny-jibe prone-fard"
 
 
-def test_the_evaluation_is_logged_once_however_often_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(ROOT)
-    store = tracking.connect()
+def test_the_evaluation_is_logged_once_however_often_it_is_told(tmp_path: Path) -> None:
+    store, files = tracking.connect(), tmp_path / "files"
+    (files / "metrics").mkdir(parents=True)
+    (files / "metrics" / "test.json").write_text("{}")
+    assert tracking.told_experiments(store) == set()
     for _ in range(2):
-        run = tracking.ensure(store, TRAINING, events=EVENTS, weights_sha256="w" * 64)
-        tracking.log_evaluation(
-            store, run, TRAINING, metrics={"test_accuracy": 0.95}, artifacts=[Path("params.yaml")]
+        run = ensure(
+            store, dataclasses.replace(TRAINING, source=dataclasses.replace(SOURCE, experiment="one"))
         )
+        metrics, tags = {"test_accuracy": 0.95}, {"test_sha256": "t" * 64}
+        tracking.log_evaluation(store, run, metrics=metrics, tags=tags, time_ms=1, files=files)
     assert len(store.client.get_metric_history(run.info.run_id, "test_accuracy")) == 1
-    kept = store.client.download_artifacts(run.info.run_id, "params.yaml")
-    assert Path(kept).read_bytes() == (ROOT / "params.yaml").read_bytes()
+    kept = store.client.download_artifacts(run.info.run_id, "metrics/test.json")
+    assert Path(kept).read_text() == "{}"
     (run,) = runs(store)
+    assert run.data.tags["test_sha256"] == "t" * 64
     assert datasets(run) == {("mnist-train", "d" * 36), ("mnist-test", "d" * 36)}
+    assert tracking.told_experiments(store) == {"one"}
 
 
 def test_uncommitted_changes_are_kept_as_a_patch() -> None:
     changed = dataclasses.replace(TRAINING, source=dataclasses.replace(SOURCE, patch="diff --git a b\n"))
     store = tracking.connect()
-    run = tracking.ensure(store, changed, events=EVENTS, weights_sha256="w" * 64)
+    run = ensure(store, changed)
     folder = store.client.download_artifacts(run.info.run_id, "dirty.patch")
     assert Path(folder).read_text() == "diff --git a b\n"
 
@@ -179,18 +253,27 @@ def test_the_tracking_uri_of_the_environment_is_honoured(
     uri: str, resolved: str, store_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-    assert tracking.store_uri() == resolved.format(root=store_folder)
+    assert paths.store_uri() == resolved.format(root=store_folder)
 
 
 def test_a_store_that_cannot_be_used_is_one_line(store_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (store_folder / "mlflow.db").write_text("this is no database, whatever its name says, but a text")
-    with pytest.raises(InputError, match=r"^MLflow store sqlite:///.*mlflow\.db: found ") as caught:
+    with pytest.raises(InputError, match=r"^MLflow at sqlite:///.*mlflow\.db: found ") as caught:
         tracking.connect()
     assert "\n" not in str(caught.value)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "nonsense://host")
-    with pytest.raises(InputError, match=r"^MLflow store nonsense://host: found ") as caught:
+    with pytest.raises(InputError, match=r"^MLflow at nonsense://host: found ") as caught:
         tracking.connect()
     assert "\n" not in str(caught.value)
+
+
+def test_a_server_that_is_down_is_away_and_soon_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@127.0.0.1:9")
+    begin = time.monotonic()
+    with pytest.raises(AwayError) as caught:
+        tracking.connect()
+    assert str(caught.value) == "MLflow at http://me:***@127.0.0.1:9 does not answer (connection refused)"
+    assert time.monotonic() - begin < 5
 
 
 def test_a_deleted_experiment_is_not_written_to() -> None:
@@ -212,4 +295,4 @@ def test_a_worktree_shares_the_store_of_the_main_checkout(
         monkeypatch.setenv("DVC_ROOT", str(checkout))
         assert paths.checkout() == checkout
         assert paths.root() == main
-        assert tracking.store_uri() == f"sqlite:///{main}/mlflow.db"
+        assert paths.store_uri() == f"sqlite:///{main}/mlflow.db"

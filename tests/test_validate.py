@@ -183,6 +183,7 @@ def test_what_the_page_shows_is_escaped(small_data: SmallData) -> None:
     said = verdict.Verdict(
         success=False,
         dataset_sha256="0" * 64,
+        test_sha256="1" * 64,
         num_images={"train": 1200, "test": 300},
         mean={"train": 0.1, "test": 0.1},
         class_counts={"train": {}, "test": {}},

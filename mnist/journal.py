@@ -1,0 +1,264 @@
+"""What MLflow is to be told of a training, written down as it happens and sent by another process.
+
+`train` knows nothing of MLflow: it appends lines to a journal in `paths.spool()`, and starts a
+sender (`python -m tools.reconcile --follow`) that passes them on while the training runs. A
+tracking server that is down, slow or wrong costs the training nothing, and what it was not told
+stays in the journal until `register` or `make reconcile` sends it.
+"""
+
+import getpass
+import json
+import os
+import platform
+import select
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import IO, Any
+
+from filelock import FileLock
+
+from mnist import paths
+from mnist.errors import InputError
+from mnist.history import Epoch, Window
+from mnist.identity import Training
+
+LINES, SYSTEM_LINES = "journal.jsonl", "system.jsonl"  # of the training; of the machine meanwhile
+WRITER_LOCK, SENDER_LOCK = "writer.lock", "sender.lock"  # held by who writes, and by who sends
+SENDER_LOG = "sender.log"
+
+LIBRARIES = ("torch", "numpy", "mlflow", "dvc")
+# How long a training that is done waits for a sender that is not. A request times out after
+# ten (mnist/tracking.py), so a server that hangs has been noticed by then.
+PATIENCE_SECONDS = 12
+
+
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """A run begins.
+
+    Attributes:
+        time_ms: since 1970, as MLflow counts.
+        name: of the run, for people.
+        fingerprint: by which the run is found, with `time_ms`.
+        dataset_sha256: of the data set.
+        params: of the training.
+        tags: all of the run's, the fingerprint aside.
+        patch: what was not committed.
+    """
+
+    time_ms: int
+    name: str
+    fingerprint: str
+    dataset_sha256: str
+    params: dict[str, Any]
+    tags: dict[str, str]
+    patch: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """Metrics of one moment."""
+
+    time_ms: int
+    step: int
+    values: dict[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class End:
+    """The run is over: `FINISHED`, `FAILED` or `KILLED`; finished ones have weights."""
+
+    time_ms: int
+    status: str
+    weights_sha256: str = ""
+    values: dict[str, float] | None = None
+
+
+Event = Start | Point | End
+KINDS: dict[str, type[Event]] = {kind.__name__: kind for kind in (Start, Point, End)}
+
+
+def start(training: Training, facts: Mapping[str, str], time_ms: int) -> Start:
+    """The first event of a training; `facts` are tags that its source does not tell."""
+    source = training.source
+    tags = {
+        "dataset_sha256": training.dataset_sha256,
+        "dvc.experiments": source.experiment,
+        "dvc.baseline": source.commit if source.experiment else "",
+        "rerun": source.rerun,
+        "mlflow.user": getpass.getuser(),
+        "mlflow.source.type": "PROJECT",
+        "mlflow.source.name": "dvc.yaml:train",
+        "mlflow.source.git.commit": source.commit,
+        "mlflow.source.git.branch": source.branch,
+        **facts,
+    }
+    return Start(
+        time_ms=time_ms,
+        name=source.name,
+        fingerprint=training.fingerprint,
+        dataset_sha256=training.dataset_sha256,
+        params=dict(training.params),
+        tags={key: value for key, value in tags.items() if value},
+        patch=source.patch,
+    )
+
+
+def point(event: Window | Epoch, time_ms: int) -> Point:
+    """What happened, as metrics: windows over optimizer steps, epochs over epochs."""
+    if isinstance(event, Window):
+        values = {"train_loss": event.loss, "train_accuracy": event.accuracy}
+        return Point(time_ms=time_ms, step=event.step, values=values)
+    values = {
+        "epoch_train_loss": event.train_loss,
+        "epoch_train_accuracy": event.train_accuracy,
+        "val_loss": event.val_loss,
+        "val_accuracy": event.val_accuracy,
+    }
+    return Point(time_ms=time_ms, step=event.epoch, values=values)
+
+
+def versions() -> dict[str, str]:
+    """Of Python and the libraries that a result depends on, or that logged it."""
+    return {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}}
+
+
+def now_ms() -> int:
+    """Milliseconds since 1970."""
+    return time.time_ns() // 1_000_000
+
+
+def write(stream: IO[str], event: Event) -> None:
+    """Append one line, complete and at once: a reader may be at the heels."""
+    stream.write(json.dumps({"kind": type(event).__name__, **asdict(event)}) + "\n")
+    stream.flush()
+
+
+def read(path: Path) -> list[Event]:
+    """The events of a journal so far; a last line that is not complete does not count.
+
+    Raises:
+        InputError: a line is no event.
+    """
+    complete = path.read_text(encoding="utf-8").rpartition("\n")[0] if path.is_file() else ""
+    events = []
+    for number, line in enumerate(complete.splitlines(), start=1):
+        try:
+            values = json.loads(line)
+            events.append(KINDS[values.pop("kind")](**values))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            where = f"{path}, line {number}"
+            raise InputError(where, found=f"{type(error).__name__}: {error}", expected="an event") from None
+    return events
+
+
+def new_entry(name: str) -> Path:
+    """A new folder in the spool whose name sorts by time."""
+    stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%f")
+    folder = paths.spool() / f"{stamp}-{name}-{os.getpid()}"
+    folder.mkdir(parents=True)
+    return folder
+
+
+class Recorder:
+    """Writes down what happens in one training."""
+
+    def __init__(self, stream: IO[str], relay: Callable[[], None]) -> None:
+        self._stream, self._relay = stream, relay
+        self._result: dict[str, Any] = {}
+
+    def log(self, *events: Window | Epoch) -> None:
+        """Add what happened to the curves."""
+        for event in events:
+            write(self._stream, point(event, now_ms()))
+        self._relay()
+
+    def finish(self, weights_sha256: str, seconds: float) -> None:
+        """Say which weights came out, and how long the training took."""
+        self._result = {"weights_sha256": weights_sha256, "values": {"training_seconds": seconds}}
+
+    def end(self, status: str) -> None:
+        """Write the last line."""
+        write(self._stream, End(time_ms=now_ms(), status=status, **self._result))
+
+
+@contextmanager
+def recorded(training: Training, facts: Mapping[str, str], say: Callable[[str], None]) -> Iterator[Recorder]:
+    """Record a training while it runs; it ends as FINISHED, FAILED or, for an interrupt, KILLED.
+
+    Args:
+        training: that is to run.
+        facts: tags of the run that only the stage knows, such as its device.
+        say: prints a line that the sender has for the user.
+    """
+    folder = new_entry(f"train-{training.fingerprint[:8]}")
+    with (
+        FileLock(folder / WRITER_LOCK),
+        _sender(folder, say) as relay,
+        (folder / LINES).open("w", encoding="utf-8") as stream,
+    ):
+        write(stream, start(training, {**facts, **versions()}, now_ms()))
+        recorder = Recorder(stream, relay)
+        status = "FAILED"
+        try:
+            yield recorder
+            status = "FINISHED"
+        except KeyboardInterrupt:
+            status = "KILLED"
+            raise
+        finally:
+            recorder.end(status)
+
+
+@contextmanager
+def _sender(folder: Path, say: Callable[[str], None]) -> Iterator[Callable[[], None]]:
+    """A process that sends the journal in `folder`, up to the end of the block and a little longer.
+
+    Yields a function that relays what it has had to say so far. The end of its stdin, which comes
+    whatever becomes of this process, tells it that nobody writes any more.
+    """
+    with (folder / SENDER_LOG).open("w") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "tools.reconcile", "--follow", str(folder)],
+            cwd=Path(__file__).parents[1],
+            env={**os.environ, "DVC_ROOT": str(paths.checkout())},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+            start_new_session=True,  # an interrupt is for the training: it ends, and says so
+        )
+    stdin, stdout = process.stdin, process.stdout
+    assert stdin
+    assert stdout
+    said = False
+
+    def relay() -> None:
+        nonlocal said
+        while select.select([stdout], [], [], 0)[0] and (line := stdout.readline()):
+            say(line.rstrip())
+            said = True
+
+    try:
+        yield relay
+    finally:
+        stdin.close()
+        try:
+            process.wait(PATIENCE_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        relay()
+        stdout.close()
+        if folder.exists() and not said:
+            say(
+                f"train: MLflow at {paths.shown(paths.store_uri())} does not answer in time;"
+                f" what it missed waits in {paths.spool().name}/, `make reconcile` sends it"
+            )

@@ -11,7 +11,7 @@ BIN := .venv/bin
 # DVC runs the stages with the `python` that it finds first.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help setup repro test lint ui reconcile bench diff lock clean
+.PHONY: help setup repro test lint ui reconcile promote rollback bench diff lock clean
 
 help: ## List these targets
 	@sed -nE 's/^([a-z]+):.*## (.*)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r name text; do printf '  make %-8s %s\n' "$$name" "$$text"; done
@@ -47,10 +47,17 @@ ui: setup ## Browse the runs in the MLflow UI
 	esac
 
 reconcile: setup ## Tell MLflow what it missed: while it was down, or all of it where its store is lost
-	python -m tools.reconcile
+	@python -m tools.reconcile
 
-bench: setup ## Measure against the tutorial's script, side by side
+promote: setup ## Make the challenger the champion if it is not worse (DRY_RUN=1 only says so)
+	@python -m tools.promote $(if $(DRY_RUN),--dry-run)
+
+rollback: setup ## Give the alias champion back to the champion before (DRY_RUN=1 only says so)
+	@python -m tools.promote --rollback $(if $(DRY_RUN),--dry-run)
+
+bench: setup ## Measure against the tutorial's script, and what MLflow costs, side by side
 	python -m tools.bench
+	python -m tools.bench_tracking
 
 diff: setup ## Show what changed against BASE=main: metrics, params, plots
 	dvc metrics diff $(BASE) --md

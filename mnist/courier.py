@@ -36,7 +36,7 @@ def follow(entry: Path) -> None:
     What the user should know is printed, in one line: that the store holds the training already,
     or why it cannot be told.
     """
-    with FileLock(entry / journal.SENDER_LOCK), _sampling(entry / journal.SYSTEM_LINES):
+    with FileLock(entry / journal.SENDER_LOCK), sampling(entry / journal.SYSTEM_LINES):
         sender, told, next_try = None, False, 0.0
         while True:
             is_over = bool(select.select([sys.stdin], [], [], POLL_SECONDS)[0])
@@ -73,7 +73,7 @@ def send(sender: Sender, entry: Path, *, is_over: bool) -> bool:
 
 
 @contextlib.contextmanager
-def _sampling(path: Path) -> Iterator[None]:
+def sampling(path: Path) -> Iterator[None]:
     """Write down what the machine does, for as long as the block runs, with MLflow's own monitors."""
     if MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING.is_set() and not MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING.get():
         yield

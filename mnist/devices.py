@@ -31,8 +31,9 @@ def prepare(machine: Machine) -> torch.device:
 
 
 def describe(device: torch.device) -> str:
-    """The device's name for people."""
+    """The device for people, with all of it that the last bits of a result depend on."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     num_threads = torch.get_num_threads()
-    return f"CPU, {num_threads} thread{'s' if num_threads > 1 else ''}"
+    instructions = torch.backends.cpu.get_cpu_capability()
+    return f"CPU ({instructions}), {num_threads} thread{'s' if num_threads > 1 else ''}"

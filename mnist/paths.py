@@ -77,5 +77,17 @@ def store_uri() -> str:
 
 
 def shown(uri: str) -> str:
-    """The URI without its password, for messages and records."""
-    return re.sub(r"(://[^:/@]*):[^/]*@", r"\1:***@", uri)
+    """A store's URI as it may be published: no user, no password, no query; SQLite's relative to `root()`.
+
+    What does not read as a URI for sure is left out, since a password with an odd character in it
+    could be in any part.
+    """
+    if uri.startswith("sqlite:///"):
+        return uri.partition("?")[0].replace(f"sqlite:///{root()}/", "sqlite:///")
+    parts = re.fullmatch(
+        r"(?P<scheme>[a-z][a-z0-9+.-]*://)(?:[^@/?#]*@)?"
+        r"(?P<place>(?:[\w.-]*|\[[0-9a-f:.]+\])(?::[0-9]+)?(?:/[\w./-]*)?)(?:[?#][^@]*)?",
+        uri,
+        re.IGNORECASE,
+    )
+    return f"{parts['scheme']}{parts['place']}" if parts else "(not shown)"

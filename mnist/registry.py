@@ -71,11 +71,14 @@ def _log(store: Store, run: Run, classifier: Classifier) -> str:
     """Store the classifier as a logged model of its run, and return the model's URI."""
     # Made by the client, which is told the experiment; `log_model` would take the process's
     # current one, whose artifacts are relative to the current folder.
-    model = store.client.create_logged_model(store.experiment_id, name="model", source_run_id=run.info.run_id)
+    run_id = run.info.run_id
+    begun = store.client.search_logged_models([store.experiment_id], f"source_run_id = '{run_id}'")
+    # One may be there already, of an attempt that was cut off.
+    model = begun[0] if begun else store.client.create_logged_model(store.experiment_id, "model", run_id)
     Model.log(
         artifact_path=None,
         model_id=model.model_id,
-        run_id=run.info.run_id,
+        run_id=run_id,
         flavor=mlflow.pytorch,
         pytorch_model=classifier,
         serialization_format="pt2",  # a graph and tensors: no pickle, none of our code

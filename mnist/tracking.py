@@ -117,7 +117,7 @@ def _may_change(status: int) -> bool:
 
 
 def _reason(error: Exception) -> str:
-    text = paths.shown(" ".join(str(error).split()))
+    text = re.sub(r"://[^/@\s]*@", "://", " ".join(str(error).split()))
     if "Connection refused" in text:
         return "connection refused"
     if "timed out" in text:

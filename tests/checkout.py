@@ -40,7 +40,7 @@ SMALL = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class Clone:
     """A checkout of the project on the small data."""
 

@@ -19,6 +19,20 @@ from mnist.params import Params, Section
 ROOT = Path(__file__).parents[1]
 PIPELINE: dict[str, Any] = yaml.safe_load((ROOT / paths.PIPELINE).read_text())
 STAGES = list(PIPELINE["stages"])
+TARGETS = [
+    "setup",
+    "repro",
+    "test",
+    "lint",
+    "ui",
+    "reconcile",
+    "promote",
+    "rollback",
+    "bench",
+    "diff",
+    "lock",
+    "clean",
+]
 HEAVY = {"torch", "torchvision", "mlflow", "great_expectations", "matplotlib", "pandas", "dvc"}
 
 
@@ -189,7 +203,7 @@ def test_lock_file_has_hashes_and_no_addresses() -> None:
 
 def test_make_lists_every_target() -> None:
     listed = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    for target in ("setup", "repro", "test", "lint", "ui", "bench", "diff", "lock", "clean"):
+    for target in TARGETS:
         assert f"make {target} " in listed
 
 

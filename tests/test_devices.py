@@ -57,7 +57,9 @@ def test_threads_are_as_many_as_asked_for(num_threads: int) -> None:
     device = devices.prepare(Machine(device="cpu", num_threads=num_threads))
 
     assert torch.get_num_threads() == num_threads
-    assert devices.describe(device) == f"CPU, {num_threads} threads"
+    assert (
+        devices.describe(device) == f"CPU ({torch.backends.cpu.get_cpu_capability()}), {num_threads} threads"
+    )
 
 
 def test_what_cannot_be_repeated_is_refused() -> None:

@@ -24,7 +24,7 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for variable in ("DVC_ROOT", "DVC_EXP_NAME", "DVC_EXP_BASELINE_REV"):
         monkeypatch.delenv(variable, raising=False)
     for name, text in {
-        "dvc.yaml": "stages: {train: {cmd: t, deps: [data/mnist.safetensors, code.py], params: [lr, seed]}}\n",
+        "dvc.yaml": "stages: {train: {cmd: t, deps: [data/mnist.safetensors, code.py], params: [lr, seed]}}",
         "params.yaml": "lr: 0.01\nseed: 0\nsection:\n  names: [a, b]\n",
         "data/mnist.safetensors": "images",
         "code.py": "one = 1\n",

@@ -1,0 +1,167 @@
+"""One run for each result, however it came about: each way of running, with the real tools.
+
+The tests of this file run in their order, on one clone.
+"""
+
+import dataclasses
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from mlflow.entities import Run
+
+from mnist.paths import ARTIFACTS
+from tests import checkout
+from tests.checkout import NAME, Clone
+from tests.conftest import SmallData
+
+DEADLINE_SECONDS = 300
+
+
+@pytest.fixture(scope="module")
+def clone(small_data: SmallData, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Clone]:
+    """A checkout with a committed result, and no store yet."""
+    folder = tmp_path_factory.mktemp("experiments") / "pipeline"
+    made = checkout.clone(folder, small_data)
+    made.dvc("repro")
+    made.commit("What the pipeline made")
+    remove_store(made)
+    yield made
+    shutil.rmtree(folder.parent)
+
+
+def remove_store(clone: Clone) -> None:
+    (clone.folder / "mlflow.db").unlink(missing_ok=True)
+    shutil.rmtree(clone.folder / "mlartifacts", ignore_errors=True)
+    clone.store = f"./{clone.store}"  # another name: in this process MLflow keeps the old file open
+
+
+def results(clone: Clone) -> dict[str, Run]:
+    """All runs of the store by learning rate, after it was seen that they are complete, and one each."""
+    runs = clone.runs()
+    assert len({run.data.tags["fingerprint"] for run in runs}) == len(runs)
+    assert len(list(clone.client.search_runs(["1"]))) == len(runs)  # nor any that is not finished
+    for run in runs:
+        run_id = run.info.run_id
+        assert set(run.data.params) >= {"lr", "seed", "model", "num_threads"}
+        for name in ("train_loss", "val_accuracy"):
+            curve = clone.client.get_metric_history(run_id, name)
+            assert [point.step for point in curve] in ([63, 126, 189, 252], [1, 2, 3, 4])
+        assert run.data.metrics["test_accuracy"] > 0.5
+        kept = Path(clone.client.download_artifacts(run_id, ""))
+        for path in ARTIFACTS:
+            assert (kept / path).is_file(), path
+        assert f"lr: {run.data.params['lr']}" in (kept / "params.yaml").read_text()
+        assert f"lr: {run.data.params['lr']}" in (kept / "dvc.lock").read_text()
+        (version,) = clone.client.search_model_versions(f"run_id = '{run_id}'")
+        assert version.tags["weights_sha256"] == run.data.tags["weights_sha256"]
+        assert version.status == "READY"
+    assert not (clone.folder / "mlspool").exists() or not list((clone.folder / "mlspool").iterdir())
+    return {run.data.params["lr"]: run for run in runs}
+
+
+def names(run: Run) -> set[str]:
+    return set(run.data.tags.get("dvc.experiments", "").split())
+
+
+def reconcile(clone: Clone) -> str:
+    return clone.run("python", "-m", "tools.reconcile").stdout
+
+
+def test_four_queued_experiments_at_once_on_a_fresh_store(clone: Clone) -> None:
+    for number in range(4):
+        clone.run("dvc", "exp", "run", "--queue", "-n", f"queued-{number}", "-S", f"lr=0.01{number}")
+    clone.run("dvc", "queue", "start", "-j", "4")
+    deadline = time.monotonic() + DEADLINE_SECONDS
+    while time.monotonic() < deadline:
+        status = clone.run("dvc", "queue", "status").stdout
+        if status.count("Success") + status.count("Failed") == 4:
+            break
+        time.sleep(2)
+    assert status.count("Success") == 4, status + clone.run("dvc", "queue", "logs", "queued-0").stdout
+    found = results(clone)
+    assert {lr: names(run) for lr, run in found.items()} == {
+        "0.01": {"queued-0"},
+        "0.011": {"queued-1"},
+        "0.012": {"queued-2"},
+        "0.013": {"queued-3"},
+    }
+    assert {run.info.run_name for run in found.values()} == {f"queued-{number}" for number in range(4)}
+    # Of many candidates none is the challenger.
+    assert not clone.client.get_registered_model(NAME).aliases
+
+
+def test_the_same_params_again_lead_to_the_same_run(clone: Clone) -> None:
+    clone.dvc("exp", "run", "-n", "again", "-S", "lr=0.011")
+    clone.reset()
+    clone.dvc("exp", "run", "--temp", "-n", "and-again", "-S", "lr=0.011")
+    found = results(clone)
+    assert len(found) == 4
+    assert names(found["0.011"]) == {"queued-1", "again", "and-again"}
+    assert clone.client.get_model_version_by_alias(NAME, "challenger").run_id == found["0.011"].info.run_id
+
+
+def test_a_lost_store_is_rebuilt_from_experiments_and_cache(clone: Clone) -> None:
+    before = results(clone)
+    remove_store(clone)
+    clone.dvc("exp", "run", "--temp", "-n", "later", "-S", "lr=0.014")  # a new store knows this one alone
+    assert set(results(clone)) == {"0.014"}
+    assert "MLflow knows all their results" in reconcile(clone)
+    after = results(clone)
+    assert set(after) == {*before, "0.014", "0.02"}  # and what main has committed
+    for lr, run in before.items():
+        assert names(after[lr]) == names(run)
+        assert after[lr].data.tags["weights_sha256"] == run.data.tags["weights_sha256"]
+        assert after[lr].data.tags["fingerprint"] == run.data.tags["fingerprint"]
+        assert after[lr].data.tags["rerun"] == run.data.tags["rerun"]
+        assert after[lr].data.metrics["test_loss"] == run.data.metrics["test_loss"]
+    # The result in the workspace is the candidate again.
+    assert clone.client.get_model_version_by_alias(NAME, "challenger").run_id == after["0.02"].info.run_id
+    reconcile(clone)
+    assert {lr: run.info.run_id for lr, run in results(clone).items()} == {
+        lr: run.info.run_id for lr, run in after.items()
+    }
+
+
+def test_a_worktree_shares_the_store(clone: Clone, tmp_path: Path) -> None:
+    clone.run("git", "worktree", "add", "-q", "--detach", str(tmp_path / "tree"))
+    tree = dataclasses.replace(clone, folder=tmp_path / "tree")
+    assert "train" in tree.dvc("repro", "--force")
+    assert not (tree.folder / "mlflow.db").exists()
+    assert len(results(clone)) == 6  # the same result: no other run
+    tree.dvc("exp", "run", "-n", "in-tree", "-S", "lr=0.015")
+    found = results(clone)
+    assert len(found) == 7
+    assert names(found["0.015"]) == {"in-tree"}
+    clone.run("git", "worktree", "remove", "--force", str(tree.folder))
+
+
+def test_a_fresh_clone_with_the_cache_and_a_store_of_its_own(clone: Clone, tmp_path: Path) -> None:
+    fresh = dataclasses.replace(clone, folder=tmp_path / "fresh", store="mlflow.db")
+    clone.run("git", "clone", "-q", str(clone.folder), str(fresh.folder))
+    shutil.copytree(clone.folder / ".dvc/cache", fresh.folder / ".dvc/cache")
+    fresh.run("dvc", "checkout", "--force")
+    assert fresh.dvc("repro") == []  # nothing to do, and so nothing told
+    assert "is told" in reconcile(fresh)
+    assert set(results(fresh)) == {"0.02"}
+    assert fresh.dvc("exp", "run", "-n", "cached", "-S", "lr=0.02", "-S", "epochs=4") == []
+    fresh.run("dvc", "exp", "pull", "origin", "queued-2")
+    assert fresh.dvc("exp", "run", "-n", "restored", "-S", "lr=0.012") == ["register"]
+    found = results(fresh)
+    assert names(found["0.012"]) == {"restored"}
+    reconcile(fresh)
+    assert {lr: names(run) for lr, run in results(fresh).items()} == {
+        "0.02": {"cached"},
+        "0.012": {"restored", "queued-2"},
+    }
+
+
+def test_experiments_that_left_the_cache_are_named(clone: Clone) -> None:
+    remove_store(clone)
+    shutil.rmtree(clone.folder / ".dvc/cache")
+    done = clone.run("python", "-m", "tools.reconcile", check=False)
+    assert done.returncode == 1
+    assert "experiment queued-0 left out: data/" in done.stdout
+    assert "Traceback" not in done.stdout

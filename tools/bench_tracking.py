@@ -1,0 +1,198 @@
+"""Measure what MLflow costs: `train` with it and without it, and `register` in a store of many runs.
+
+    python -m tools.bench_tracking [--rounds 3]
+
+As in `tools.bench`, what is committed is measured in a fresh clone, in turns, after a round that
+warms up and does not count. Each training and each registration is the first of its store.
+"""
+
+import argparse
+import re
+import runpy
+import shutil
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+from mnist import journal, paths, stage
+from tools import bench
+from tools.bench import Checkout, FailedError, tell
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figure:
+    """Two measurements, and how many times the second the first may take."""
+
+    label: str
+    key: str
+    base: str
+    max_ratio: float
+
+
+FIGURES = (
+    Figure(
+        label="`train`, 1 epoch, beside the same without MLflow", key="told_1", base="untold_1", max_ratio=1.3
+    ),
+    Figure(label="`train`, 20 epochs, beside it", key="told_20", base="untold_20", max_ratio=1.02),
+    Figure(
+        label="`register` among 1,000 runs, beside 10", key="register_1000", base="register_10", max_ratio=1.2
+    ),
+)
+NUM_EPOCHS = (1, 20)
+NUM_RUNS = (10, 1000)
+
+
+def measure(num_rounds: int) -> dict[str, list[float]]:
+    """Seconds of whole processes, one a round, by name.
+
+    Raises:
+        InputError: there is no data set to be had.
+        FailedError: something that was to be measured failed.
+    """
+    with bench.prepared() as prepared, prepared.checkout() as clone:
+        clone.dvc("repro", expected=bench.STAGES)
+        for num_runs in NUM_RUNS:
+            tell(f"filling a store with {num_runs} runs")
+            _python(clone, f"fill({num_runs})", store=f"store-{num_runs}.db")
+        _python(clone, "fill(0)", store="store-0.db")
+        rounds = []
+        for number in range(num_rounds + 1):
+            tell(f"round {number} of {num_rounds}" if number else "warming up")
+            # Twenty epochs warm nothing that one does not.
+            epochs = NUM_EPOCHS if number else NUM_EPOCHS[:1]
+            rounds.append(_trainings(clone, epochs) | _registrations(clone))
+        return {key: [values[key] for values in rounds[1:]] for key in rounds[-1]}
+
+
+def _trainings(clone: Checkout, epochs: Sequence[int]) -> dict[str, float]:
+    measured = {}
+    for num_epochs in epochs:
+        text = (clone.folder / paths.PARAMS).read_text(encoding="utf-8")
+        text = re.sub(r"^epochs: \d+", f"epochs: {num_epochs}", text, flags=re.MULTILINE)
+        (clone.folder / paths.PARAMS).write_text(text, encoding="utf-8")
+        for name, code in (("told", "train()"), ("untold", "train_untold()")):
+            with _copy(clone, "store-0.db") as store:
+                seconds = _python(clone, code, store=store)
+            measured[f"{name}_{num_epochs}"] = seconds
+            tell(f"  train, {num_epochs} epochs, {name}: {seconds:.2f} s")
+    return measured
+
+
+def _registrations(clone: Checkout) -> dict[str, float]:
+    measured = {}
+    clone.run("git", "checkout", "-q", "--", str(paths.PARAMS))
+    for num_runs in NUM_RUNS:
+        with _copy(clone, f"store-{num_runs}.db") as store:
+            environment = {**clone.environment, "MLFLOW_TRACKING_URI": f"sqlite:///{store}"}
+            told = Checkout(folder=clone.folder, environment=environment)
+            seconds = told.python("-m", "stages.register").seconds
+        measured[f"register_{num_runs}"] = seconds
+        tell(f"  register among {num_runs} runs: {seconds:.2f} s")
+    return measured
+
+
+@contextmanager
+def _copy(clone: Checkout, store: str) -> Iterator[str]:
+    """A copy of a store, so that what is measured is always the first of its kind in it."""
+    shutil.copyfile(clone.folder / store, clone.folder / "copy.db")
+    yield "copy.db"
+    (clone.folder / "copy.db").unlink()
+
+
+def _python(clone: Checkout, code: str, *, store: str) -> float:
+    """Call a function of this module in a process of its own, with that store."""
+    environment = {**clone.environment, "MLFLOW_TRACKING_URI": f"sqlite:///{store}"}
+    other = Checkout(folder=clone.folder, environment=environment)
+    return other.python("-c", f"from tools import bench_tracking; bench_tracking.{code}").seconds
+
+
+def train() -> None:
+    """Train as the pipeline does."""
+    runpy.run_module("stages.train", run_name="__main__")
+
+
+def train_untold() -> None:
+    """Train as the pipeline does, with nobody told."""
+
+    class Silence:
+        def log(self, *_: object) -> None:
+            """Say nothing."""
+
+        def finish(self, *_: object) -> None:
+            """Say nothing."""
+
+    @contextmanager
+    def unrecorded(*_: object, **__: object) -> Iterator[Silence]:
+        yield Silence()
+
+    journal.recorded = unrecorded  # type: ignore[assignment]
+    train()
+
+
+def fill(num_runs: int) -> None:
+    """Put runs like ours, each with a version, into the store."""
+    with stage.heavy_imports():
+        from mlflow.entities import Metric, Param, RunTag
+
+        from mnist import params, tracking
+
+    store, client = tracking.connect(), tracking.connect().client
+    name = params.load(paths.PARAMS).registry.model_name
+    if num_runs:
+        client.create_registered_model(name)
+    for number in range(num_runs):
+        digest = f"{number:064x}"
+        tags = {tracking.FINGERPRINT: digest, tracking.WEIGHTS: digest}
+        run_id = client.create_run(store.experiment_id, number, tags).info.run_id
+        client.log_batch(
+            run_id,
+            metrics=[Metric(f"metric{key}", 1.0, number, step) for key in range(10) for step in range(10)],
+            params=[Param(f"param{key}", str(number)) for key in range(16)],
+            tags=[RunTag(f"tag{key}", str(number)) for key in range(16)],
+        )
+        client.set_terminated(run_id, "FINISHED")
+        client.create_model_version(name, f"runs:/{run_id}/model", run_id, tags=tags)
+
+
+def table(measured: Mapping[str, Sequence[float]], machine: Mapping[str, Any]) -> str:
+    """The Markdown of what was measured."""
+    versions = ", ".join(f"{name} {machine[name]}" for name in ("python", *bench.LIBRARIES))
+    num_rounds = len(next(iter(measured.values())))
+    lines = [
+        f"{machine['cpu']}, {machine['num_cores']} cores; {versions}; {num_rounds} rounds",
+        "",
+        "| measured | median | beside | median | ratio | at most | holds |",
+        "| --- | ---: | --- | ---: | ---: | ---: | --- |",
+    ]
+    for figure in FIGURES:
+        seconds, base = median(measured[figure.key]), median(measured[figure.base])
+        ratio = seconds / base
+        holds = "yes" if ratio <= figure.max_ratio else "NO"
+        what, _, beside = figure.label.partition(", beside ")
+        lines.append(
+            f"| {what} | {seconds:.2f} s | {beside} | {base:.2f} s | {ratio:.3f}"
+            f" | {figure.max_ratio:g} | {holds} |"
+        )
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure and print; a figure that does not hold is told in the table and is no error."""
+    parser = argparse.ArgumentParser(prog="python -m tools.bench_tracking", description="What MLflow costs.")
+    parser.add_argument("--rounds", type=int, default=3, help="that count (default: 3)")
+    options = parser.parse_args(arguments)
+    if options.rounds < 1:
+        parser.error("--rounds: at least 1")
+    with stage.reported():
+        try:
+            measured = measure(options.rounds)
+        except FailedError as error:
+            sys.exit(f"ERROR: {error}")
+        print(table(measured, bench.machine()))
+
+
+if __name__ == "__main__":
+    main()

@@ -6,15 +6,14 @@ SHELL := /bin/bash
 
 PYTHON ?= python3
 BASE ?= main
-PORT ?= 5000
 BIN := .venv/bin
 # DVC runs the stages with the `python` that it finds first.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help setup repro test lint ui reconcile promote rollback bench diff lock clean
+.PHONY: help setup repro test lint ui reconcile promote rollback serve bench diff lock clean
 
 help: ## List these targets
-	@sed -nE 's/^([a-z]+):.*## (.*)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r name text; do printf '  make %-8s %s\n' "$$name" "$$text"; done
+	@sed -nE 's/^([a-z]+):.*## (.*)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r name text; do printf '  make %-9s %s\n' "$$name" "$$text"; done
 
 setup: .venv/installed ## Make .venv with the pinned packages (skipped when nothing changed)
 
@@ -40,6 +39,7 @@ lint: setup ## Check format, style and types
 	ruff check
 	mypy
 
+ui: PORT ?= 5000
 ui: setup ## Browse the runs in the MLflow UI
 	@uri=$$(python -c 'from mnist import paths; print(paths.store_uri())'); case $$uri in \
 	    sqlite:*) mlflow ui --backend-store-uri "$$uri" --port $(PORT) ;; \
@@ -54,6 +54,10 @@ promote: setup ## Make the challenger the champion if it is not worse (DRY_RUN=1
 
 rollback: setup ## Give the alias champion back to the champion before (DRY_RUN=1 only says so)
 	@python -m tools.promote --rollback $(if $(DRY_RUN),--dry-run)
+
+serve: PORT ?= 5001
+serve: setup ## Answer with the champion over HTTP, on this machine alone (PORT=5001)
+	@python -m tools.serve --port $(PORT)
 
 bench: setup ## Measure against the tutorial's script, and what MLflow costs, side by side
 	python -m tools.bench

@@ -21,9 +21,7 @@ from mnist.tracking import Sender
 from mlflow.environment_variables import MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING
 from mlflow.system_metrics.metrics.base_metrics_monitor import BaseMetricsMonitor
 from mlflow.system_metrics.metrics.cpu_monitor import CPUMonitor
-from mlflow.system_metrics.metrics.disk_monitor import DiskMonitor
 from mlflow.system_metrics.metrics.gpu_monitor import GPUMonitor
-from mlflow.system_metrics.metrics.network_monitor import NetworkMonitor
 
 POLL_SECONDS = 0.2
 RETRY_SECONDS = 5.0  # between tries to reach a store that was away
@@ -78,7 +76,8 @@ def sampling(path: Path) -> Iterator[None]:
     if MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING.is_set() and not MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING.get():
         yield
         return
-    monitors: list[BaseMetricsMonitor] = [CPUMonitor(), DiskMonitor(), NetworkMonitor()]
+    # Not of disk and network: a training does nothing with them, and two runs would differ in them.
+    monitors: list[BaseMetricsMonitor] = [CPUMonitor()]
     with contextlib.suppress(ImportError, RuntimeError):  # no NVIDIA driver, no such monitor
         monitors.append(GPUMonitor())
     done = threading.Event()

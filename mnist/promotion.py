@@ -13,6 +13,8 @@ import numpy as np
 from mnist import comparison
 from mnist.comparison import Paired, Predictions
 
+CHALLENGER, CHAMPION = "challenger", "champion"  # aliases in the registry
+
 # A run's tag with the digest of what it was tested on, the better one first: older runs have
 # only the digest of all the data.
 TESTED_ON = ("test_sha256", "dataset_sha256")

@@ -17,12 +17,15 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.models import Model, ModelSignature
 from mlflow.types import Schema, TensorSpec
 
-from mnist import tracking
+from mnist import promotion, tracking
 from mnist.model import Classifier
 from mnist.tracking import Store
 
-CHALLENGER = "challenger"
 REQUIREMENTS = ("torch", "numpy", "mlflow")
+DESCRIPTION = (
+    "Digits from raw pixels: uint8 (N, 28, 28), 0 black to 255 white, to probabilities, float32 (N, 10). "
+    "Normalization is inside. `register` gives the alias `challenger`, `make promote` gives `champion`."
+)
 TOLERANCE = 1e-6  # of a probability: the exported graph may add in another order
 SIGNATURE = ModelSignature(
     inputs=Schema([TensorSpec(np.dtype(np.uint8), (-1, 28, 28))]),
@@ -58,13 +61,13 @@ def ensure(
         mlflow.set_registry_uri(store.uri)
         uri = _log(store, run, classifier)
         _check(uri, classifier)
-        tags = {
-            tracking.WEIGHTS: weights_sha256,
-            tracking.FINGERPRINT: run.data.tags[tracking.FINGERPRINT],
-            "test_accuracy": f"{accuracy:.4f}",
-        }
+        tags = {"test_accuracy": f"{accuracy:.4f}", tracking.WEIGHTS: weights_sha256}
         with contextlib.redirect_stderr(io.StringIO()):  # register_model speaks of each step there
-            return mlflow.register_model(uri, name, tags=tags), True
+            version = mlflow.register_model(uri, name, tags=tags)
+        if int(version.version) == 1:  # later ones leave alone what people wrote
+            store.client.update_registered_model(name, DESCRIPTION)
+        made_by = f"Run {run.info.run_name}, made by `{run.data.tags['rerun']}`"
+        return store.client.update_model_version(name, version.version, made_by), True
 
 
 def _log(store: Store, run: Run, classifier: Classifier) -> str:
@@ -97,7 +100,8 @@ def _check(uri: str, classifier: Classifier) -> None:
     Raises:
         RuntimeError: they differ, or the stored one fails.
     """
-    stored = mlflow.pyfunc.load_model(uri)
+    # It was exported on the CPU, and refuses the GPU that MLflow would choose where there is one.
+    stored = mlflow.pyfunc.load_model(uri, model_config={"device": "cpu"})
     for num_images in (1, 7):
         images_NHW = np.random.default_rng(0).integers(0, 256, (num_images, 28, 28), np.uint8)
         with torch.inference_mode():
@@ -109,4 +113,4 @@ def _check(uri: str, classifier: Classifier) -> None:
 
 def set_challenger(store: Store, model: ModelVersion) -> None:
     """Make this version the one that promotion will compare with the champion."""
-    store.client.set_registered_model_alias(model.name, CHALLENGER, model.version)
+    store.client.set_registered_model_alias(model.name, promotion.CHALLENGER, model.version)

@@ -300,10 +300,9 @@ def _attempt(store: Store, start: Start, weights_sha256: str | None) -> str:
         tags = {FINGERPRINT: start.fingerprint, **start.tags}
         run = client.create_run(store.experiment_id, start.time_ms, tags, start.name)
         run_id = run.info.run_id
-    note = (
-        f"Run it again:\n\n```sh\n{start.tags['rerun']}\n```\n\n"
-        f"Prove that it gives the same weights:\n\n```sh\nmake reproduce MODEL={run_id}\n```\n"
-    )
+    # The description of the run's page.
+    note = f"```sh\n{start.tags['rerun']}  # run it again\n"
+    note += f"make reproduce MODEL={run_id}  # prove that it gives the same weights\n```\n"
     params = [Param(key, str(value)) for key, value in start.params.items()]
     client.log_batch(run_id, params=params, tags=[RunTag("mlflow.note.content", note)])
     client.log_inputs(run_id, [_dataset(start.dataset_sha256, "train", context="training")])

@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 from mnist import comparison, params, paths, promotion, stage
 from mnist.errors import InputError
 from mnist.params import Registry
-from mnist.promotion import Decision, Model
+from mnist.promotion import CHALLENGER, CHAMPION, Decision, Model
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -39,7 +39,6 @@ if TYPE_CHECKING:
 
     from mnist.tracking import Store
 
-CHALLENGER, CHAMPION = "challenger", "champion"
 RECORD, BEFORE = "promotion", "promoted_over"  # tags of a version
 LOG = "promotions.jsonl"
 MAX_RUNS = 5  # of the same weights that are looked at, where a version's own run does not serve

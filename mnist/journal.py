@@ -250,15 +250,17 @@ def _sender(folder: Path, say: Callable[[str], None]) -> Iterator[Callable[[], N
         yield relay
     finally:
         stdin.close()
+        trouble = f"was not told, for a fault that {folder / SENDER_LOG} tells"
         try:
             process.wait(PATIENCE_SECONDS)
         except subprocess.TimeoutExpired:
+            trouble = "does not answer in time"
             process.kill()
             process.wait()
         relay()
         stdout.close()
         if folder.exists() and not said:
+            where = f"train: MLflow at {paths.shown(paths.store_uri())}"
             say(
-                f"train: MLflow at {paths.shown(paths.store_uri())} does not answer in time;"
-                f" what it missed waits in {paths.spool().name}/, `make reconcile` sends it"
+                f"{where} {trouble}; what it missed waits in {paths.spool().name}/, `make reconcile` sends it"
             )

@@ -71,7 +71,11 @@ def write(
         training=asdict(training),
         weights_sha256=files.sha256(folder / paths.WEIGHTS),
         test_sha256=verdict.read(folder / paths.VALIDATION).test_sha256,
-        metrics={f"test_{name}": value for name, value in scores if isinstance(value, int | float)},
+        metrics={
+            f"test_{name}": value
+            for name, value in scores
+            if isinstance(value, int | float) and name != "num_images"  # a property of the data
+        },
         registration=registration.only(Registration),
         challenger=challenger,
     )

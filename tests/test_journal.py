@@ -130,6 +130,20 @@ def test_a_store_that_refuses_costs_the_training_nothing(monkeypatch: pytest.Mon
     assert len(entries()) == 1
 
 
+def test_a_sender_that_cannot_even_start_costs_the_training_nothing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "mlflow.py").write_text("raise RuntimeError('no such library')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    said: list[str] = []
+    train(said.append)
+    (line,) = said
+    assert line.startswith("train: MLflow at sqlite:///mlflow.db was not told, for a fault that ")
+    (entry,) = entries()
+    assert "no such library" in (entry / journal.SENDER_LOG).read_text()
+    assert len(journal.read(entry / journal.LINES)) == 4
+
+
 @pytest.mark.parametrize(
     ("error", "status"),
     [(ValueError("boom"), "FAILED"), (KeyboardInterrupt(), "KILLED")],

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from dvc.utils.hydra import apply_overrides  # type: ignore[import-untyped]
-from dvc.utils.serialize import parse_yaml  # type: ignore[import-untyped]
+from dvc.utils.hydra import apply_overrides
+from dvc.utils.serialize import parse_yaml
 
 from mnist import params, paths
 from mnist.errors import InputError

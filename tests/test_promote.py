@@ -21,7 +21,7 @@ from mlflow.entities import Run
 from mlflow.store.artifact.mlflow_artifacts_repo import MlflowArtifactsRepository
 from mlflow.tracking import MlflowClient
 
-from mnist import registry, scoring, tracking
+from mnist import scoring, tracking
 from tools import promote
 
 ROOT = Path(__file__).parents[1]
@@ -190,10 +190,6 @@ def desk(
         lines[at] = f"  {key}: {value}\n"
     (tmp_path / "params.yaml").write_text("".join(lines))
     return Desk(folder=tmp_path, name=name, uri=store_uri, capsys=capsys)
-
-
-def test_it_knows_the_alias_that_register_gives() -> None:
-    assert promote.CHALLENGER == registry.CHALLENGER
 
 
 def test_without_a_model_it_says_how_one_is_made(desk: Desk) -> None:

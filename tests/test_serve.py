@@ -27,7 +27,7 @@ from mlflow.pyfunc import PyFuncModel, scoring_server
 from mlflow.tracking import MlflowClient
 from mlflow.types import Schema, TensorSpec
 
-from mnist import model, params, paths, registry, training
+from mnist import model, params, paths, promotion, registry, training
 from mnist.params import Architecture, Recipe
 from tests.checkout import NAME
 from tests.conftest import SmallData, digits
@@ -77,7 +77,7 @@ class Store:
         """Register a folder as a model, with the alias."""
         self.client.create_registered_model(NAME)
         version = self.client.create_model_version(NAME, source=source.as_uri())
-        self.client.set_registered_model_alias(NAME, serve.CHAMPION, version.version)
+        self.client.set_registered_model_alias(NAME, promotion.CHAMPION, version.version)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -67,8 +67,8 @@ def deliver_waiting(store: Store, *, say: Callable[[str], None]) -> int:
     for entry in sorted(paths.spool().glob("*/")):
         with _claimed(entry) as is_ours:
             try:
-                if is_ours:
-                    say(_persistently(partial(_entry, store, entry)))
+                if is_ours and (told := _persistently(partial(_entry, store, entry))):
+                    say(told)
             except AwayError:
                 raise
             except InputError as error:
@@ -91,13 +91,13 @@ def _claimed(entry: Path) -> Iterator[bool]:
 
 
 def _entry(store: Store, entry: Path) -> str:
-    """Tell one entry of either kind, and say so."""
+    """Tell one entry of either kind, and say so; one that was never finished is swept away."""
     if (entry / results.ENTRY).is_file():
         run = tell(store, entry).run
         return f"told MLflow the result of run {run.info.run_name}"
-    courier.send(tracking.Sender(store), entry, is_over=True)
+    is_told = (entry / journal.LINES).is_file() and courier.send(tracking.Sender(store), entry, is_over=True)
     shutil.rmtree(entry)
-    return f"told MLflow the training {entry.name}"
+    return f"told MLflow the training {entry.name}" if is_told else ""
 
 
 def _persistently(tell: Callable[[], T]) -> T:

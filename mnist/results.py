@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from mnist import files, history, journal, params, paths, scoring, verdict
+from mnist import files, history, identity, journal, params, paths, scoring, verdict
 from mnist.history import Epoch, Window
 from mnist.identity import Source, Training
 from mnist.params import Registration, Section
@@ -50,27 +50,33 @@ class Result(Section):
         return self.metrics["test_accuracy"]
 
 
-def write(
-    entry: Path,
-    training: Training,
+def gather(
     registration: Registration,
     *,
-    artifacts: Iterable[Path],
     challenger: bool,
     folder: Path = Path(),
+    where: Source | None = None,
     time_ms: int | None = None,
 ) -> Result:
-    """Set down the result whose files lie in `folder`, at the paths `artifacts`, in an empty entry.
+    """Look at the result that lies in a checkout.
+
+    Args:
+        registration: where its model goes.
+        challenger: whether that is to be the candidate for promotion.
+        folder: the root of the checkout, or a copy of what is in it.
+        where: it came from; without it, the checkout in the current folder is asked.
+        time_ms: of the result, since 1970; without it, now.
 
     Raises:
         InputError: a file is missing or is not what it must be.
     """
     scores = scoring.read(folder / paths.TEST_METRICS)
-    result = Result(
+    test_sha256 = verdict.read(folder / paths.VALIDATION).test_sha256
+    return Result(
         time_ms=time_ms or journal.now_ms(),
-        training=asdict(training),
+        training=asdict(identity.of_training(folder, where=where)),
         weights_sha256=files.sha256(folder / paths.WEIGHTS),
-        test_sha256=verdict.read(folder / paths.VALIDATION).test_sha256,
+        test_sha256=test_sha256,
         metrics={
             f"test_{name}": value
             for name, value in scores
@@ -79,6 +85,14 @@ def write(
         registration=registration.only(Registration),
         challenger=challenger,
     )
+
+
+def write(entry: Path, result: Result, *, artifacts: Iterable[Path], folder: Path = Path()) -> None:
+    """Set down a result in an empty entry, with its files, which lie in `folder` at the paths `artifacts`.
+
+    Raises:
+        InputError: a file is missing, or its curves are none.
+    """
     for name in artifacts:
         kept = entry / FILES / name
         kept.parent.mkdir(parents=True, exist_ok=True)
@@ -88,7 +102,6 @@ def write(
             raise files.missing(name) from None
     events(entry)
     files.write_json(entry / ENTRY, result.model_dump())  # last: with it the entry counts
-    return result
 
 
 def read(entry: Path) -> Result:

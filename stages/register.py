@@ -10,7 +10,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from mnist import identity, journal, paths, results, stage
+from mnist import journal, paths, results, stage
 from mnist.errors import AwayError
 from mnist.params import Architecture, Machine, Recipe, Registration, Split
 
@@ -27,16 +27,11 @@ def run(*, params: Params, artifacts: tuple[Path, ...] = paths.ARTIFACTS) -> Non
     It is set down in the spool first: where MLflow does not answer it waits there, and is no
     reason to fail.
     """
+    # An experiment in a temporary tree is one of many: it moves no alias.
+    result = results.gather(params.registry, challenger=Path.cwd() == paths.checkout())
     entry = journal.new_entry("result")
     with FileLock(entry / journal.SENDER_LOCK):
-        result = results.write(
-            entry,
-            identity.of_training(),
-            params.registry,
-            artifacts=artifacts,
-            # An experiment in a temporary tree is one of many: it moves no alias.
-            challenger=Path.cwd() == paths.checkout(),
-        )
+        results.write(entry, result, artifacts=artifacts)
         print(
             f"register: accuracy {result.accuracy:.2%}, {result.metrics['test_num_images']:,.0f} test images"
         )

@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING
 
 from filelock import FileLock
 
-from mnist import files, identity, journal, params, paths, results, stage
+from mnist import identity, journal, params, paths, results, stage
 from mnist.errors import AwayError, InputError
-from mnist.identity import Training
+from mnist.params import Registration
+from mnist.results import Result
 
 if TYPE_CHECKING:
     from mnist.revisions import Revision
@@ -58,26 +59,26 @@ def reconcile() -> int:
         if revision.name not in told or revision.kind == "branch":
             num_left += not _tell_revision(store, revision, here)
     if here:
-        made_ms = int(paths.WEIGHTS.stat().st_mtime * 1000)
-        _tell(store, "workspace", Path(), here, time_ms=made_ms, challenger=True)
+        _tell(store, "workspace", here, Path())
     kinds = Counter(revision.kind for revision in past)
     looked = f"looked at {kinds['experiment']} experiments, {kinds['branch']} branches and the workspace"
     print(f"reconcile: {looked}; {f'{num_left} left out' if num_left else 'MLflow knows all their results'}")
     return num_left
 
 
-def _workspace() -> Training | None:
-    """The training whose result lies in the workspace, where it is what `dvc.lock` says."""
+def _workspace() -> Result | None:
+    """The result that lies in the workspace, where it is what `dvc.lock` says."""
     from mnist import revisions
 
     try:
         revisions.check(Path())
-        return identity.of_training()
+        made_ms = int(paths.WEIGHTS.stat().st_mtime * 1000)
+        return results.gather(_registration(Path()), challenger=True, time_ms=made_ms)
     except InputError:
         return None  # edited since, or never run: `dvc repro` makes a result of it, and tells it
 
 
-def _tell_revision(store: "Store", revision: "Revision", here: Training | None) -> bool:
+def _tell_revision(store: "Store", revision: "Revision", here: Result | None) -> bool:
     """Tell the result of a revision; False where an experiment has one that cannot be had."""
     from mnist import revisions
 
@@ -87,9 +88,16 @@ def _tell_revision(store: "Store", revision: "Revision", here: Training | None) 
         try:
             revisions.restore(paths.checkout(), revision, folder)
             revisions.check(folder)
-            training = identity.of_training(folder, where=revision.source)
-            is_here = here is not None and here.fingerprint == training.fingerprint
-            _tell(store, name, folder, training, time_ms=revision.time_ms, challenger=is_here)
+            result = results.gather(
+                _registration(folder),
+                challenger=False,
+                folder=folder,
+                where=revision.source,
+                time_ms=revision.time_ms,
+            )
+            if here and here.origin.fingerprint == result.origin.fingerprint:
+                result = result.model_copy(update={"challenger": True})  # it is the workspace's too
+            _tell(store, name, result, folder)
         except AwayError:
             raise
         except InputError as error:
@@ -99,28 +107,25 @@ def _tell_revision(store: "Store", revision: "Revision", here: Training | None) 
     return True
 
 
-def _tell(
-    store: "Store", name: str, folder: Path, training: Training, *, time_ms: int, challenger: bool
-) -> None:
+def _registration(folder: Path) -> Registration:
+    """The only section of `params.yaml` that is checked: an old revision may have other keys beside it."""
+    registry = identity.read_yaml(folder / paths.PARAMS).get("registry")
+    return params.check(params.Registry, registry, f"{paths.PARAMS}: registry")
+
+
+def _tell(store: "Store", name: str, result: Result, folder: Path) -> None:
+    """Tell a result whose files lie in `folder`, unless the store has it."""
     from mnist import delivery, tracking
 
+    origin = result.origin
     with tracking.answering(store.uri):
-        known = tracking.find(store, training.fingerprint, files.sha256(folder / paths.WEIGHTS))
+        known = tracking.find(store, origin.fingerprint, result.weights_sha256)
         if known and "test_accuracy" in known.data.metrics:
-            tracking.note(store, known, training.source.experiment)
+            tracking.note(store, known, origin.source.experiment)
             return
-    registry = identity.read_yaml(folder / paths.PARAMS).get("registry")
     entry = journal.new_entry("result")
     with FileLock(entry / journal.SENDER_LOCK):
-        results.write(
-            entry,
-            training,
-            params.check(params.Registry, registry, f"{paths.PARAMS}: registry"),
-            artifacts=paths.ARTIFACTS,
-            challenger=challenger,
-            folder=folder,
-            time_ms=time_ms,
-        )
+        results.write(entry, result, artifacts=paths.ARTIFACTS, folder=folder)
         run = delivery.tell(store, entry).run
     print(f"reconcile: {name} is told, as run {run.info.run_name}")
 

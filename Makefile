@@ -42,7 +42,7 @@ lint: setup ## Check format, style and types
 ui: PORT ?= 5000
 ui: setup ## Browse the runs in the MLflow UI
 	@uri=$$(python -c 'from mnist import paths; print(paths.store_uri())'); case $$uri in \
-	    sqlite:*) mlflow ui --backend-store-uri "$$uri" --port $(PORT) ;; \
+	    sqlite:*) MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow ui --backend-store-uri "$$uri" --port $(PORT) ;; \
 	    *) echo "The runs are on the server $$uri" ;; \
 	esac
 

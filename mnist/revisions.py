@@ -11,6 +11,7 @@ from typing import Any, Literal
 from dvc.api import DVCFileSystem
 from dvc.exceptions import DvcException
 from dvc.repo import Repo
+from dvc.repo.experiments.utils import exp_refs_by_baseline
 
 from mnist import identity, paths
 from mnist.errors import InputError
@@ -52,7 +53,11 @@ def every(root: Path) -> list[Revision]:
     """
     try:
         with Repo(str(root)) as repo:
-            experiments = repo.experiments.ls(all_commits=True)
+            # Not `repo.experiments.ls`, which fails while another command of DVC holds the lock.
+            experiments = {
+                baseline: [(ref.name, repo.scm.get_ref(str(ref))) for ref in refs]
+                for baseline, refs in exp_refs_by_baseline(repo.scm).items()
+            }
     except DvcException as error:
         raise InputError(str(root), found=str(error), expected="a checkout with git and DVC") from None
     found = [

@@ -67,8 +67,9 @@ diff: setup ## Show what changed against BASE=main: metrics, params, plots
 	dvc metrics diff $(BASE) --md
 	dvc params diff $(BASE) --md
 
-lock: .venv/installed ## Pin the newest packages that pyproject.toml allows in requirements.lock
+lock: .venv/installed ## Pin the newest packages that pyproject.toml allows, in both locks
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --upgrade --group dev --output-file requirements.lock pyproject.toml
+	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --upgrade --constraint requirements.lock --group servers --output-file requirements-servers.lock
 
 clean: ## Remove .venv, downloads and tool caches; the MLflow store and DVC's cache stay
 	rm -rf .venv .cache dvc_plots .mypy_cache .pytest_cache .ruff_cache .hypothesis

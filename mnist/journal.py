@@ -34,9 +34,10 @@ WRITER_LOCK, SENDER_LOCK = "writer.lock", "sender.lock"  # held by who writes, a
 SENDER_LOG = "sender.log"
 
 LIBRARIES = ("torch", "numpy", "mlflow", "dvc")
-# How long a training that is done waits for a sender that is not. A request times out after
-# ten (mnist/tracking.py), so a server that hangs has been noticed by then.
-PATIENCE_SECONDS = 12
+# How long a training that is done waits for a sender that is not. One that meets no answer gives
+# up by itself, after a request's time-out (10 s, mnist/tracking.py); this is for a slow server, and
+# for a busy machine that makes a new store.
+PATIENCE_SECONDS = 30
 
 
 @dataclass(frozen=True, kw_only=True)

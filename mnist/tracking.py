@@ -22,9 +22,12 @@ from mnist.journal import End, Event, Point, Start
 # Read when mlflow is imported: nobody's use of this pipeline is anybody's business.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("DO_NOT_TRACK", "true")
+# What stages print is ours to choose: no links at a run's end, no bars for files of some kB.
+os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 # MLflow waits minutes for a server that is down, and repeats requests of which only the answer
 # was lost, which makes two runs. We look first what arrived, and then repeat.
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
 
 import sqlalchemy
@@ -124,6 +127,7 @@ def _reason(error: Exception) -> str:
         return f"no answer within {os.environ['MLFLOW_HTTP_REQUEST_TIMEOUT']} s"
     if status := re.search(r"too many (\d+) error responses|error code (\d+)", text):
         return f"answer {status[1] or status[2]}"
+    text = text.rpartition("(Caused by ")[2]  # of a chain of wrappers, as for a certificate that fails
     return text if len(text) <= MAX_REASON else f"{text[:MAX_REASON]} ..."
 
 

@@ -32,9 +32,7 @@ def run(*, params: Params, artifacts: tuple[Path, ...] = paths.ARTIFACTS) -> Non
     entry = journal.new_entry("result")
     with FileLock(entry / journal.SENDER_LOCK):
         results.write(entry, result, artifacts=artifacts)
-        print(
-            f"register: accuracy {result.accuracy:.2%}, {result.metrics['test_num_images']:,.0f} test images"
-        )
+        print(f"register: accuracy {result.accuracy:.2%} on the test images")
         with stage.heavy_imports():
             from mnist import delivery
         try:

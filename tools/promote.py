@@ -301,8 +301,6 @@ def main() -> None:
     parser.add_argument("--rollback", action="store_true", help="give it back to the champion before")
     parser.add_argument("--dry-run", action="store_true", help="say what would happen, and do nothing")
     options = parser.parse_args()
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-
     with stage.reported():
         registry = params.load(paths.PARAMS).registry
         with _store() as store:

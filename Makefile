@@ -10,7 +10,7 @@ BIN := .venv/bin
 # DVC runs the stages with the `python` that it finds first.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help setup repro test lint ui reconcile promote rollback serve bench diff lock clean
+.PHONY: help setup repro test lint ui reconcile promote rollback reproduce best serve bench diff lock clean
 
 help: ## List these targets
 	@sed -nE 's/^([a-z]+):.*## (.*)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r name text; do printf '  make %-9s %s\n' "$$name" "$$text"; done
@@ -54,6 +54,12 @@ promote: setup ## Make the challenger the champion if it is not worse (DRY_RUN=1
 
 rollback: setup ## Give the alias champion back to the champion before (DRY_RUN=1 only says so)
 	@python -m tools.promote --rollback $(if $(DRY_RUN),--dry-run)
+
+reproduce: setup ## Make MODEL again from its record and compare (default: the champion)
+	@python -m tools.reproduce $(MODEL)
+
+best: setup ## Rank the experiments by validation accuracy, and say how to apply the best one
+	@python -m tools.best $(ARGS)
 
 serve: PORT ?= 5001
 serve: setup ## Answer with the champion over HTTP, on this machine alone (PORT=5001)

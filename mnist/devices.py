@@ -4,6 +4,7 @@ import os
 
 import torch
 
+from mnist import processor
 from mnist.errors import InputError
 from mnist.params import Machine
 
@@ -35,5 +36,5 @@ def describe(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     num_threads = torch.get_num_threads()
-    instructions = torch.backends.cpu.get_cpu_capability()
-    return f"CPU ({instructions}), {num_threads} thread{'s' if num_threads > 1 else ''}"
+    cpu = f"{processor.name()}, {torch.backends.cpu.get_cpu_capability()}"
+    return f"CPU ({cpu}), {num_threads} thread{'s' if num_threads > 1 else ''}"

@@ -22,6 +22,9 @@ from mnist.errors import InputError
 # Tracked by git, but made by the pipeline: as git's pathspecs.
 EXCLUDED = (":(exclude)dvc.lock", ":(exclude)metrics")
 
+# What `git apply` reads, whatever the user has configured for their own eyes.
+PLAIN = ("--no-ext-diff", "--no-textconv", "--no-color", "--src-prefix=a/", "--dst-prefix=b/")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
@@ -126,8 +129,8 @@ def _source(
     patch, rerun = "", "dvc repro"
     if commit:
         inputs = [commit, *filter(None, [revision]), "--", ".", *EXCLUDED]
-        patch = _git("diff", "--binary", *inputs, strip=False, index=index)
-        changed = _git("diff", "--name-only", *inputs, index=index).split()
+        patch = _git("diff", "--binary", *PLAIN, *inputs, strip=False, index=index)
+        changed = _git("diff", "--name-only", *inputs, index=index).splitlines()
         if changed == [str(paths.PARAMS)]:
             changes = _params_since(commit, revision)
             rerun = " ".join(["dvc exp run", *(f"-S {shlex.quote(change)}" for change in changes)])

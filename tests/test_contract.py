@@ -27,7 +27,7 @@ TARGETS = [
     "ui",
     "reconcile",
     "promote",
-    "rollback", "serve",
+    "rollback", "reproduce", "best", "serve",
     "bench",
     "diff",
     "lock",

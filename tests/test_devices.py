@@ -2,11 +2,12 @@
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
 
-from mnist import devices
+from mnist import devices, processor
 from mnist.errors import InputError
 from mnist.params import Machine
 
@@ -57,9 +58,14 @@ def test_threads_are_as_many_as_asked_for(num_threads: int) -> None:
     device = devices.prepare(Machine(device="cpu", num_threads=num_threads))
 
     assert torch.get_num_threads() == num_threads
-    assert (
-        devices.describe(device) == f"CPU ({torch.backends.cpu.get_cpu_capability()}), {num_threads} threads"
-    )
+    capability = torch.backends.cpu.get_cpu_capability()
+    assert devices.describe(device) == f"CPU ({processor.name()}, {capability}), {num_threads} threads"
+
+
+def test_the_processor_is_named_as_linux_names_it(tmp_path: Path) -> None:
+    (tmp_path / "cpuinfo").write_text("processor : 0\nmodel name\t: Some CPU 9000\nmodel name\t: other\n")
+    assert processor.name(tmp_path / "cpuinfo") == "Some CPU 9000"
+    assert processor.name(tmp_path / "nothing") != ""
 
 
 def test_what_cannot_be_repeated_is_refused() -> None:

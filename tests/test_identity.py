@@ -125,7 +125,9 @@ def test_changed_params_are_rerun_as_an_experiment(checkout: Path) -> None:
     assert "+lr: 1e-05" in source.patch
 
 
-def test_changed_code_is_rerun_from_the_patch(checkout: Path) -> None:
+@pytest.mark.parametrize("setting", ["color.ui=always", "diff.noprefix=true", "diff.external=false"])
+def test_changed_code_is_rerun_from_the_patch(checkout: Path, setting: str) -> None:
+    git("config", *setting.split("="))
     (checkout / "code.py").write_text("one = 2\n")
     source = identity.source()
     assert source.rerun == f"git checkout {source.commit[:12]} && git apply dirty.patch && dvc repro"

@@ -26,7 +26,7 @@ from pathlib import Path
 from statistics import mean, median, stdev
 from typing import Any
 
-from mnist import files, params, paths, stage
+from mnist import files, params, paths, processor, stage
 from mnist.errors import InputError
 
 # No heavy library here: on Linux a process counts the memory of the one that started it as its own peak.
@@ -328,7 +328,7 @@ def accuracies(bench: Bench, num_seeds: int) -> Measurements:
 def machine() -> dict[str, str | int | float]:
     """What it was measured on."""
     return {
-        "cpu": _cpu(Path("/proc/cpuinfo")),
+        "cpu": processor.name(),
         "num_cores": len(os.sched_getaffinity(0))
         if hasattr(os, "sched_getaffinity")
         else os.cpu_count() or 1,
@@ -336,13 +336,6 @@ def machine() -> dict[str, str | int | float]:
         "python": platform.python_version(),
         **{name: version(name) for name in LIBRARIES},
     }
-
-
-def _cpu(cpuinfo: Path) -> str:
-    """The processor's name, where the system tells it."""
-    text = cpuinfo.read_text(encoding="utf-8") if cpuinfo.is_file() else ""
-    found = re.search(r"^model name\s*: (.+)$", text, re.MULTILINE)
-    return found[1].strip() if found else platform.processor() or platform.machine()
 
 
 def summary(measured: Measurements) -> dict[str, Any]:

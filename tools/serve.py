@@ -12,7 +12,6 @@ import asyncio
 import contextlib
 import json
 import logging
-import os
 import socket
 import sys
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
@@ -268,7 +267,6 @@ def serve(port: int) -> None:
             from mlflow.pyfunc import scoring_server
 
         torch.set_num_threads(read.num_threads)
-        os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
         app = Guard(scoring_server.init(load(store, version)))
         server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
         logging.getLogger("uvicorn.access").setLevel(logging.INFO)

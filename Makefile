@@ -41,9 +41,12 @@ lint: setup ## Check format, style and types
 
 ui: PORT ?= 5000
 ui: setup ## Browse the runs in the MLflow UI
-	@uri=$$(python -c 'from mnist import paths; print(paths.store_uri())'); case $$uri in \
-	    sqlite:*) MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow ui --backend-store-uri "$$uri" --port $(PORT) ;; \
-	    *) echo "The runs are on the server $$uri" ;; \
+	@uri=$$(python -c 'from mnist import paths; print(paths.store_uri())'); \
+	shown=$$(python -c 'from mnist import paths; print(paths.shown(paths.store_uri()))'); case $$uri in \
+	    http://*|https://*) echo "The runs are on the server $$shown" ;; \
+	    sqlite:*|postgresql[:+]*|mysql[:+]*|mssql[:+]*) \
+	        MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow ui --backend-store-uri "$$uri" --port $(PORT) ;; \
+	    *) echo "MLFLOW_TRACKING_URI: found $$shown, expected an http(s) or a database URI" >&2; exit 1 ;; \
 	esac
 
 reconcile: setup ## Tell MLflow what it missed: while it was down, or all of it where its store is lost

@@ -3,7 +3,6 @@
 import contextlib
 import itertools
 import select
-import shutil
 import sys
 import threading
 import time
@@ -35,6 +34,7 @@ def follow(entry: Path) -> None:
     or why it cannot be told.
     """
     with FileLock(entry / journal.SENDER_LOCK), sampling(entry / journal.SYSTEM_LINES):
+        readers = Readers(entry)
         sender, told, next_try = None, False, 0.0
         while True:
             is_over = bool(select.select([sys.stdin], [], [], POLL_SECONDS)[0])
@@ -42,7 +42,7 @@ def follow(entry: Path) -> None:
                 continue
             try:
                 sender = sender or Sender(tracking.connect())
-                if send(sender, entry, is_over=is_over):
+                if send(sender, readers, is_over=is_over):
                     break
             except InputError as error:
                 sender, next_try = None, time.monotonic() + RETRY_SECONDS
@@ -54,18 +54,26 @@ def follow(entry: Path) -> None:
                     return
         if sender.known:
             print(f"train: MLflow has this training already, as run {sender.known.info.run_name}", flush=True)
-        shutil.rmtree(entry)
+        journal.remove_entry(entry)
 
 
-def send(sender: Sender, entry: Path, *, is_over: bool) -> bool:
+class Readers:
+    """Of an entry's two journals: of the training, and of its machine."""
+
+    def __init__(self, entry: Path) -> None:
+        self.training = journal.Reader(entry / journal.LINES)
+        self.machine = journal.Reader(entry / journal.SYSTEM_LINES)
+
+
+def send(sender: Sender, readers: Readers, *, is_over: bool) -> bool:
     """Send what is new in a journal; True when all of it has arrived, and nothing comes any more."""
-    events = journal.read(entry / journal.LINES)
+    events = readers.training.read()
     if not events:
         return is_over
     if is_over and not isinstance(events[-1], End):  # who wrote it is gone without a word
         events.append(End(time_ms=events[-1].time_ms, status="KILLED"))
     is_long = events[-1].time_ms - events[0].time_ms >= LONG_SECONDS * 1000
-    system = journal.read(entry / journal.SYSTEM_LINES) if is_long else []
+    system = readers.machine.read() if is_long else []
     with tracking.answering(sender.store.uri):
         return sender.send(events, system)
 

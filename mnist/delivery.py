@@ -5,7 +5,6 @@ it again after a break changes nothing that has arrived.
 """
 
 import contextlib
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -13,16 +12,22 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
+import torch
 from filelock import FileLock, Timeout
 from mlflow.entities import Run
 from mlflow.entities.model_registry import ModelVersion
 
-from mnist import courier, journal, model, paths, registry, results, tracking
+from mnist import comparison, courier, files, journal, model, paths, registry, results, tracking
+from mnist import dataset as data
 from mnist.errors import AwayError, InputError
+from mnist.model import Classifier
+from mnist.results import Result
 from mnist.tracking import Store
 
 T = TypeVar("T")
 
+# Share of the test images that another processor may see otherwise, in the last bits of a tie.
+MAX_OTHERS = 0.001
 PAUSES_SECONDS = (1.0, 3.0)  # before another try, where a store was lost in the middle
 
 
@@ -50,7 +55,7 @@ def deliver(entry: Path) -> Delivered:
     """
     store = tracking.connect()
     deliver_waiting(store, say=lambda line: print(f"register: {line}"))
-    return _persistently(partial(tell, store, entry))
+    return _persistently(partial(tell, store, entry, dataset=None))
 
 
 def deliver_waiting(store: Store, *, say: Callable[[str], None]) -> int:
@@ -64,14 +69,14 @@ def deliver_waiting(store: Store, *, say: Callable[[str], None]) -> int:
         AwayError: the store does not answer.
     """
     num_left = 0
-    for entry in sorted(paths.spool().glob("*/")):
+    for entry in journal.entries():
         with _claimed(entry) as is_ours:
             try:
                 if is_ours and (told := _persistently(partial(_entry, store, entry))):
                     say(told)
-            except AwayError:
-                raise
             except InputError as error:
+                if isinstance(error, AwayError):
+                    tracking.connect()  # raises, unless it is this one entry that the store fails at
                 num_left += 1
                 say(f"left in the spool: {error}")
     return num_left
@@ -95,9 +100,11 @@ def _entry(store: Store, entry: Path) -> str:
     if (entry / results.ENTRY).is_file():
         run = tell(store, entry).run
         return f"told MLflow the result of run {run.info.run_name}"
-    is_told = (entry / journal.LINES).is_file() and courier.send(tracking.Sender(store), entry, is_over=True)
-    shutil.rmtree(entry)
-    return f"told MLflow the training {entry.name}" if is_told else ""
+    has_lines = (entry / journal.LINES).is_file()
+    if has_lines:
+        courier.send(tracking.Sender(store), courier.Readers(entry), is_over=True)
+    journal.remove_entry(entry)
+    return f"told MLflow the training {entry.name}" if has_lines else ""
 
 
 def _persistently(tell: Callable[[], T]) -> T:
@@ -110,12 +117,17 @@ def _persistently(tell: Callable[[], T]) -> T:
     return tell()
 
 
-def tell(store: Store, entry: Path) -> Delivered:
+def tell(store: Store, entry: Path, *, dataset: Path | None = paths.DATASET) -> Delivered:
     """Tell one result, whose lock the caller holds.
+
+    Args:
+        store: that is told.
+        entry: that holds the result.
+        dataset: with its test images; None where this code has just evaluated it.
 
     Raises:
         AwayError: the store does not answer; nothing is lost, and the entry stays.
-        InputError: the store refuses, or the entry is broken.
+        InputError: the store refuses, or the entry is broken, or its weights are of other code.
     """
     result, version, is_new = results.read(entry), None, False
     with tracking.answering(store.uri):
@@ -133,17 +145,61 @@ def tell(store: Store, entry: Path) -> Delivered:
             tags={"test_sha256": result.test_sha256},
             time_ms=result.time_ms,
             files=entry / results.FILES,
+            digest=result.evaluation_sha256,
         )
-        if result.accuracy >= result.registration.min_accuracy:
+        if result.is_good:
+            classifier = model.load(entry / results.FILES / paths.WEIGHTS)
+            if dataset:
+                _check_code(entry, result, classifier, dataset)
             version, is_new = registry.ensure(
                 store,
                 run,
-                model.load(entry / results.FILES / paths.WEIGHTS),
+                classifier,
                 name=result.registration.model_name,
                 weights_sha256=result.weights_sha256,
                 accuracy=result.accuracy,
             )
             if result.challenger:
-                registry.set_challenger(store, version)
-    shutil.rmtree(entry)
+                registry.set_challenger(store, version, time_ms=result.time_ms)
+    journal.remove_entry(entry)
     return Delivered(run=run, version=version, is_new=is_new)
+
+
+def is_complete(store: Store, result: Result) -> bool:
+    """Whether the store has all that `tell` would tell it."""
+    with tracking.answering(store.uri):
+        run = tracking.find(store, result.origin.fingerprint, result.weights_sha256)
+        if run is None or run.data.tags.get(tracking.EVALUATED) != result.evaluation_sha256:
+            return False
+        if not store.client.list_artifacts(run.info.run_id):
+            return False
+        tracking.note(store, run, result.origin.source.experiment)
+        if not result.is_good:
+            return True
+        version = registry.find(store, result.registration.model_name, result.weights_sha256)
+        return version is not None and registry.has_files(store, version)
+
+
+def _check_code(entry: Path, result: Result, classifier: Classifier, dataset: Path) -> None:
+    """Let pass only weights of which this code's network says what the evaluation said.
+
+    They may have waited, or come from another commit, and the code of the network may be another
+    one by now: it would be registered under an accuracy that it does not have.
+
+    Raises:
+        InputError: it says something else, or there are no test images to tell.
+    """
+    if not dataset.is_file() or files.sha256(dataset) != result.origin.dataset_sha256:
+        found = "other data, or none"
+        raise InputError(str(dataset), found=found, expected=f"those that {entry.name} was tested on")
+    test = data.load(dataset, "test")
+    said = comparison.read(entry / results.FILES / paths.PREDICTIONS)
+    log_probs_NK = model.log_probabilities(classifier, test, torch.device("cpu"))
+    num_others = int((log_probs_NK.argmax(1).numpy() != said.predicted_N).sum())
+    if num_others > MAX_OTHERS * len(test):
+        commit = result.origin.source.commit[:12] or "then"
+        raise InputError(
+            f"{entry.name}: {paths.WEIGHTS}",
+            found=f"weights of other code: today's network sees {num_others:,} test images otherwise",
+            expected=f"the network of {commit}: reconcile there to register its model",
+        )

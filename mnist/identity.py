@@ -7,8 +7,8 @@ import shlex
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,9 +33,10 @@ class Source:
     Attributes:
         commit: full hash; for an experiment, of the commit that it started from. Empty outside git.
         branch: name; empty where no branch is checked out.
-        patch: what was changed since `commit`, outputs of the pipeline aside, as `git apply` reads it.
+        patch: what was changed since `commit` in what the pipeline depends on, as `git apply` reads it;
+            bytes that are not UTF-8 are lone surrogates (`surrogateescape`).
         experiment: name of the DVC experiment; empty in a plain `dvc repro`.
-        rerun: the command that makes this result again.
+        rerun: the command that makes this result again; of URLs in it as much as `paths.shown` shows.
     """
 
     commit: str
@@ -79,7 +80,8 @@ def of_training(folder: Path = Path(), *, where: Source | None = None) -> Traini
         where: it came from; without it, `source` looks.
 
     Raises:
-        InputError: `dvc.yaml` has no such stage, or a file or key that it lists is missing.
+        InputError: `dvc.yaml` has no such stage, or a file or key that it lists is missing, or git
+            does not tell what was changed.
     """
     try:
         train = read_yaml(folder / paths.PIPELINE)["stages"]["train"]
@@ -88,12 +90,8 @@ def of_training(folder: Path = Path(), *, where: Source | None = None) -> Traini
         found = f"{type(error).__name__}: {' '.join(str(error).split())}"
         expected = "stage train with cmd, deps and params"
         raise InputError(str(paths.PIPELINE), found=found, expected=expected) from None
-    values = flat(read_yaml(folder / paths.PARAMS))
-    params = {key: values[key] for key in keys if key in values}
-    if len(params) < len(keys):
-        missing = ", ".join(key for key in keys if key not in values)
-        raise InputError(str(paths.PARAMS), found=f"no {missing}", expected="the keys that train lists")
-    deps = {name: files.sha256(folder / name) for name in names}
+    params = _listed(keys, flat(read_yaml(folder / paths.PARAMS)))
+    deps = {name: _digest(folder / name) for name in names}
     # DVC takes 1 and 1.0 for equal, and does not run a stage again for it.
     numbers = {
         key: float(value) if isinstance(value, int) and not isinstance(value, bool) else value
@@ -102,35 +100,80 @@ def of_training(folder: Path = Path(), *, where: Source | None = None) -> Traini
     ingredients = json.dumps({"cmd": command, "deps": deps, "params": numbers}, sort_keys=True)
     return Training(
         fingerprint=hashlib.sha256(ingredients.encode()).hexdigest(),
-        dataset_sha256=deps[str(paths.DATASET)],
+        # It may be listed by its folder.
+        dataset_sha256=deps.get(str(paths.DATASET)) or files.sha256(folder / paths.DATASET),
         params=params,
         source=where or source(),
     )
 
 
+def _listed(keys: Iterable[Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """The params that a stage lists, by dotted keys; a section stands for all that is in it."""
+    params: dict[str, Any] = {}
+    missing = []
+    for key in keys:
+        if isinstance(key, dict):
+            found, expected = f"params of another file: {', '.join(map(str, key))}", f"keys of {paths.PARAMS}"
+            raise InputError(f"{paths.PIPELINE}, stage train", found=found, expected=expected)
+        of_key = {name: values[name] for name in values if name == key or name.startswith(f"{key}.")}
+        params |= of_key
+        if not of_key:
+            missing.append(key)
+    if missing:
+        found = f"no {', '.join(map(str, missing))}"
+        raise InputError(str(paths.PARAMS), found=found, expected="the keys that train lists")
+    return params
+
+
+def _digest(dep: Path) -> Any:
+    """The digest of a file; of a folder, those of all files in it by their names there."""
+    if not dep.is_dir():
+        return files.sha256(dep)
+    return {
+        path.relative_to(dep).as_posix(): files.sha256(path)
+        for path in sorted(dep.rglob("*"))
+        if path.is_file()
+    }
+
+
 def source() -> Source:
-    """Look at the checkout in the current folder, and at what DVC says of the experiment."""
+    """Look at the checkout in the current folder, and at what DVC says of the experiment.
+
+    Raises:
+        InputError: there is a commit, but git does not tell what was changed since.
+    """
     commit = os.environ.get("DVC_EXP_BASELINE_REV") or _git("rev-parse", "--verify", "-q", "HEAD")
-    # A temporary tree of `dvc exp run --temp` has no branch, the main checkout has.
-    branch = _git("-C", str(paths.root()), "symbolic-ref", "--short", "-q", "HEAD")
+    # A temporary tree of `dvc exp run --temp` has no branch, the user's checkout has.
+    branch = _git("-C", str(paths.checkout()), "symbolic-ref", "--short", "-q", "HEAD")
     experiment = os.environ.get("DVC_EXP_NAME", "")
-    with _index_with_new_deps() as index:
-        return _source(commit, branch, experiment, index=index)
+    inputs = _inputs(commit)
+    with _index_with_new(inputs if commit else []) as index:
+        return _source(commit, branch, experiment, inputs, index=index)
 
 
 def source_of(revision: str, *, baseline: str, branch: str = "", experiment: str = "") -> Source:
-    """What `source` would have said where `revision` was made from the commit `baseline`."""
-    return _source(baseline, branch, experiment, revision=revision)
+    """What `source` would have said where `revision` was made from the commit `baseline`.
+
+    Raises:
+        InputError: git does not tell what is different between them.
+    """
+    return _source(baseline, branch, experiment, _inputs(baseline, revision), revision=revision)
 
 
 def _source(
-    commit: str, branch: str, experiment: str, *, revision: str = "", index: str | None = None
+    commit: str,
+    branch: str,
+    experiment: str,
+    inputs: list[str],
+    *,
+    revision: str = "",
+    index: str | None = None,
 ) -> Source:
     patch, rerun = "", "dvc repro"
     if commit:
-        inputs = [commit, *filter(None, [revision]), "--", ".", *EXCLUDED]
-        patch = _git("diff", "--binary", *PLAIN, *inputs, strip=False, index=index)
-        changed = _git("diff", "--name-only", *inputs, index=index).splitlines()
+        between = [commit, *filter(None, [revision]), "--", *inputs]
+        patch = _told("diff", "--binary", *PLAIN, *between, index=index)
+        changed = _told("diff", "--name-only", *between, index=index).splitlines()
         if changed == [str(paths.PARAMS)]:
             changes = _params_since(commit, revision)
             rerun = " ".join(["dvc exp run", *(f"-S {shlex.quote(change)}" for change in changes)])
@@ -140,48 +183,101 @@ def _source(
     return Source(commit=commit, branch=branch, patch=patch, experiment=experiment, rerun=rerun)
 
 
+def _inputs(commit: str, revision: str = "") -> list[str]:
+    """What the pipeline depends on, now and at `commit`, as git's pathspecs; outputs aside.
+
+    The rest of a checkout makes no difference to a result, and may hold secrets (`.dvc/config`).
+
+    Args:
+        commit: what was removed since, was a dep there.
+        revision: now; without it, the checkout in the current folder.
+    """
+    now = _git("show", f"{revision}:./{paths.PIPELINE}") if revision else paths.PIPELINE
+    before = _git("show", f"{commit}:./{paths.PIPELINE}") if commit else ""
+    names = {str(paths.PIPELINE), str(paths.PARAMS), *_deps(now), *_deps(before)}
+    here = _git("rev-parse", "--show-prefix")
+    # Git takes a name outside of its repository for an error.
+    ours = sorted(name for name in names if not os.path.normpath(Path(here, name)).startswith(("/", "..")))
+    return [*(f":(literal){name}" for name in ours), *EXCLUDED]
+
+
+def _deps(pipeline: Path | str) -> set[str]:
+    """The files and folders that the stages of a `dvc.yaml` list; none where it does not read as one."""
+    try:
+        stages = read_yaml(pipeline)["stages"].values()
+        deps = {dep for stage in stages for dep in stage.get("deps", [])}
+        entries = [entry for stage in stages for entry in stage.get("params", [])]
+    except (FileNotFoundError, YAMLError, KeyError, TypeError, AttributeError):
+        return set()
+    return deps | {file for entry in entries if isinstance(entry, dict) for file in entry}
+
+
 @contextmanager
-def _index_with_new_deps() -> Iterator[str | None]:
-    """A copy of git's index that knows the stages' deps that are not added yet; None without any.
+def _index_with_new(inputs: list[str]) -> Iterator[str | None]:
+    """A copy of git's index that knows the inputs that are not added yet; None without any.
 
     `git diff` passes over files that are not in the index; a patch without them is not what ran.
     """
-    try:
-        stages = read_yaml(paths.PIPELINE)["stages"].values()
-        deps = sorted({dep for stage in stages for dep in stage.get("deps", [])})
-    except (FileNotFoundError, YAMLError, KeyError, TypeError, AttributeError):
-        deps = []
-    listing = ["ls-files", "-z", "--others", "--exclude-standard", "--", *deps, *EXCLUDED]
-    untracked = _git(*listing) if deps else ""
+    untracked = _told("ls-files", "-z", "--others", "--exclude-standard", "--", *inputs) if inputs else ""
     if not untracked:
         yield None
         return
     with tempfile.TemporaryDirectory() as folder:
         index = str(Path(folder) / "index")
-        shutil.copyfile(_git("rev-parse", "--git-path", "index"), index)
-        _git("add", "--intent-to-add", "--", *filter(None, untracked.split("\0")), index=index)
+        with suppress(FileNotFoundError):  # git has none before the first `git add`
+            shutil.copyfile(_git("rev-parse", "--git-path", "index"), index)
+        names = filter(None, untracked.split("\0"))
+        _told("--literal-pathspecs", "add", "--intent-to-add", "--", *names, index=index)
         yield index
 
 
-def _git(*arguments: str, strip: bool = True, index: str | None = None) -> str:
+def _told(*arguments: str, index: str | None = None) -> str:
+    """What git prints, to the byte; empty without git or outside of it.
+
+    Raises:
+        InputError: git fails.
+    """
+    done = _run(*arguments, index=index)
+    if done and done.returncode != 0 and _git("rev-parse", "--git-dir"):
+        lines = done.stderr.decode(errors="replace").strip().splitlines()
+        found = lines[0] if lines else f"exit status {done.returncode}"
+        command = next(argument for argument in arguments if not argument.startswith("-"))
+        raise InputError(f"git {command}", found=found, expected="what was changed since the commit")
+    return done.stdout.decode(errors="surrogateescape") if done and done.returncode == 0 else ""
+
+
+def _git(*arguments: str) -> str:
     """What git prints; empty where it fails, since a copy without git works too."""
+    done = _run(*arguments)
+    return done.stdout.decode(errors="replace").strip() if done and done.returncode == 0 else ""
+
+
+def _run(*arguments: str, index: str | None = None) -> subprocess.CompletedProcess[bytes] | None:
     environment = {**os.environ, "GIT_INDEX_FILE": index} if index else None
     try:
-        done = subprocess.run(["git", *arguments], capture_output=True, check=False, env=environment)
+        return subprocess.run(["git", *arguments], capture_output=True, check=False, env=environment)
     except FileNotFoundError:
-        return ""
-    text = done.stdout.decode(errors="replace") if done.returncode == 0 else ""
-    return text.strip() if strip else text
+        return None
 
 
 def _params_since(commit: str, revision: str) -> list[str]:
     """`key=value` for each param that is not what it was at `commit`; without `revision`, in the file."""
-    now = _git("show", f"{revision}:{paths.PARAMS}") if revision else paths.PARAMS
-    before, after = flat(read_yaml(_git("show", f"{commit}:{paths.PARAMS}"))), flat(read_yaml(now))
-    changed = {key: value for key, value in after.items() if before.get(key) != value}
+    now = _git("show", f"{revision}:./{paths.PARAMS}") if revision else paths.PARAMS
+    before, after = flat(read_yaml(_git("show", f"{commit}:./{paths.PARAMS}"))), flat(read_yaml(now))
+    changed = {key: _fit_to_show(value) for key, value in after.items() if before.get(key) != value}
     return [
         f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in changed.items()
     ]
+
+
+def _fit_to_show(value: Any) -> Any:
+    """A param's value; of a URL in it that may hold a password or a token, what `paths.shown` shows."""
+    if isinstance(value, list):
+        return [_fit_to_show(one) for one in value]
+    if isinstance(value, dict):
+        return {key: _fit_to_show(one) for key, one in value.items()}
+    may_hold = isinstance(value, str) and "://" in value and any(mark in value for mark in "@?#")
+    return paths.shown(value) if may_hold else value
 
 
 def read_yaml(document: Path | str) -> Any:

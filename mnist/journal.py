@@ -6,11 +6,13 @@ tracking server that is down, slow or wrong costs the training nothing, and what
 stays in the journal until `register` or `make reconcile` sends it.
 """
 
+import contextlib
 import getpass
 import json
 import os
 import platform
 import select
+import shutil
 import subprocess
 import sys
 import time
@@ -94,7 +96,7 @@ def start(training: Training, facts: Mapping[str, str], time_ms: int) -> Start:
         "dvc.experiments": source.experiment,
         "dvc.baseline": source.commit if source.experiment else "",
         "rerun": source.rerun,
-        "mlflow.user": getpass.getuser(),
+        "mlflow.user": user(),
         "mlflow.source.type": "PROJECT",
         "mlflow.source.name": "dvc.yaml:train",
         "mlflow.source.git.commit": source.commit,
@@ -126,6 +128,14 @@ def point(event: Window | Epoch, time_ms: int) -> Point:
     return Point(time_ms=time_ms, step=event.epoch, values=values)
 
 
+def user() -> str:
+    """Of this process; in a container it may have a number alone."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return f"uid {os.getuid()}"
+
+
 def versions() -> dict[str, str]:
     """Of Python and the libraries that a result depends on, or that logged it."""
     return {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}}
@@ -142,43 +152,83 @@ def write(stream: IO[str], event: Event) -> None:
     stream.flush()
 
 
-def read(path: Path) -> list[Event]:
-    """The events of a journal so far; a last line that is not complete does not count.
+class Reader:
+    """Reads a journal that grows; a last line that is not complete does not count yet.
 
-    Raises:
-        InputError: a line is no event.
+    Attributes:
+        events: all that were read.
     """
-    complete = path.read_text(encoding="utf-8").rpartition("\n")[0] if path.is_file() else ""
-    events = []
-    for number, line in enumerate(complete.splitlines(), start=1):
-        try:
-            values = json.loads(line)
-            events.append(KINDS[values.pop("kind")](**values))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            where = f"{path}, line {number}"
-            raise InputError(where, found=f"{type(error).__name__}: {error}", expected="an event") from None
-    return events
+
+    def __init__(self, path: Path) -> None:
+        self.events: list[Event] = []
+        self._path, self._offset = path, 0
+
+    def read(self) -> list[Event]:
+        """Read what is new, and return all events so far.
+
+        Raises:
+            InputError: a line is no event.
+        """
+        if not self._path.is_file():
+            return self.events
+        with self._path.open("rb") as stream:
+            stream.seek(self._offset)
+            complete = stream.read().rpartition(b"\n")[0]
+        for line in complete.splitlines():
+            try:
+                values = json.loads(line)
+                self.events.append(KINDS[values.pop("kind")](**values))
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                where = f"{self._path}, line {len(self.events) + 1}"
+                found = f"{type(error).__name__}: {error}"
+                raise InputError(where, found=found, expected="an event") from None
+        self._offset += len(complete) + bool(complete)
+        return self.events
 
 
-def new_entry(name: str) -> Path:
-    """A new folder in the spool whose name sorts by time."""
+@contextmanager
+def new_entry(name: str, lock: str) -> Iterator[Path]:
+    """A new folder in the spool, whose name sorts by time; its `lock` is held before others see it."""
     stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%f")
-    folder = paths.spool() / f"{stamp}-{name}-{os.getpid()}"
-    folder.mkdir(parents=True)
-    return folder
+    entry = paths.spool() / f"{stamp}-{name}-{os.getpid()}"
+    hidden = entry.with_name(f".{entry.name}")
+    hidden.mkdir(parents=True)
+    with FileLock(hidden / lock):
+        hidden.rename(entry)  # the lock goes by the file, not by its name
+        yield entry
+
+
+def remove_entry(entry: Path) -> None:
+    """Take an entry out of the spool in one step, and then delete it."""
+    gone = entry.with_name(f".gone-{entry.name}")
+    entry.rename(gone)
+    shutil.rmtree(gone)
+
+
+def entries() -> list[Path]:
+    """All entries of the spool, the oldest first."""
+    return sorted(paths.spool().glob("[0-9]*/"))
 
 
 class Recorder:
-    """Writes down what happens in one training."""
+    """Writes down what happens in one training.
 
-    def __init__(self, stream: IO[str], relay: Callable[[], None]) -> None:
-        self._stream, self._relay = stream, relay
+    Args:
+        stream: that it is written to; None where there is no place.
+        say: prints a line for the user.
+        relay: prints what the sender has had to say.
+    """
+
+    def __init__(
+        self, stream: IO[str] | None, say: Callable[[str], None], relay: Callable[[], None] = lambda: None
+    ) -> None:
+        self._stream, self._say, self._relay = stream, say, relay
         self._result: dict[str, Any] = {}
 
     def log(self, *events: Window | Epoch) -> None:
         """Add what happened to the curves."""
         for event in events:
-            write(self._stream, point(event, now_ms()))
+            self.write(point(event, now_ms()))
         self._relay()
 
     def finish(self, weights_sha256: str, seconds: float) -> None:
@@ -187,7 +237,20 @@ class Recorder:
 
     def end(self, status: str) -> None:
         """Write the last line."""
-        write(self._stream, End(time_ms=now_ms(), status=status, **self._result))
+        self.write(End(time_ms=now_ms(), status=status, **self._result))
+
+    def write(self, event: Event) -> None:
+        """Write one line; a disk that is full is no reason to end a training."""
+        try:
+            if self._stream:
+                write(self._stream, event)
+        except OSError as error:
+            self._stream = None
+            self._say(_unwritten(error))
+
+
+def _unwritten(error: OSError) -> str:
+    return f"train: what happens is not written down for MLflow ({error}); `register` makes its run"
 
 
 @contextmanager
@@ -197,16 +260,18 @@ def recorded(training: Training, facts: Mapping[str, str], say: Callable[[str], 
     Args:
         training: that is to run.
         facts: tags of the run that only the stage knows, such as its device.
-        say: prints a line that the sender has for the user.
+        say: prints a line for the user: of the sender, or of what cannot be written.
     """
-    folder = new_entry(f"train-{training.fingerprint[:8]}")
-    with (
-        FileLock(folder / WRITER_LOCK),
-        _sender(folder, say) as relay,
-        (folder / LINES).open("w", encoding="utf-8") as stream,
-    ):
-        write(stream, start(training, {**facts, **versions()}, now_ms()))
-        recorder = Recorder(stream, relay)
+    with contextlib.ExitStack() as stack:
+        try:
+            entry = stack.enter_context(new_entry(f"train-{training.fingerprint[:8]}", WRITER_LOCK))
+            stream = (entry / LINES).open("w", encoding="utf-8")
+        except OSError as error:
+            say(_unwritten(error))
+            yield Recorder(None, say)
+            return
+        recorder = Recorder(stream, say, stack.enter_context(_sender(entry, say)))
+        recorder.write(start(training, {**facts, **versions()}, now_ms()))
         status = "FAILED"
         try:
             yield recorder
@@ -216,6 +281,8 @@ def recorded(training: Training, facts: Mapping[str, str], say: Callable[[str], 
             raise
         finally:
             recorder.end(status)
+            with contextlib.suppress(OSError):  # what it could not write before, it cannot write now
+                stream.close()
 
 
 @contextmanager

@@ -8,12 +8,14 @@ import io
 from importlib.metadata import version
 
 import mlflow
+import mlflow.artifacts
 import mlflow.pyfunc
 import mlflow.pytorch
 import numpy as np
 import torch
 from mlflow.entities import Run
 from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature
 from mlflow.types import Schema, TensorSpec
 
@@ -26,6 +28,7 @@ DESCRIPTION = (
     "Digits from raw pixels: uint8 (N, 28, 28), 0 black to 255 white, to probabilities, float32 (N, 10). "
     "Normalization is inside. `register` gives the alias `challenger`, `make promote` gives `champion`."
 )
+CHALLENGER_TIME = "challenger_time_ms"  # tag: when the result of the challenger was made
 TOLERANCE = 1e-6  # of a probability: the exported graph may add in another order
 SIGNATURE = ModelSignature(
     inputs=Schema([TensorSpec(np.dtype(np.uint8), (-1, 28, 28))]),
@@ -53,14 +56,16 @@ def ensure(
         weights_sha256: digest of the weights file, by which the version is found.
         accuracy: on the test images, for people to read beside the version.
     """
-    with tracking.lock():  # queued experiments may come to the same weights at once
+    with tracking.lock("registry"):  # queued experiments may come to the same weights at once
         existing = find(store, name, weights_sha256)
-        if existing:
+        if existing and has_files(store, existing):
             return existing, False
         mlflow.set_tracking_uri(store.uri)
         mlflow.set_registry_uri(store.uri)
-        uri = _log(store, run, classifier)
+        uri = _log(store, run, classifier, existing)
         _check(uri, classifier)
+        if existing:
+            return existing, False
         tags = {"test_accuracy": f"{accuracy:.4f}", tracking.WEIGHTS: weights_sha256}
         with contextlib.redirect_stderr(io.StringIO()):  # register_model speaks of each step there
             version = mlflow.register_model(uri, name, tags=tags)
@@ -70,17 +75,31 @@ def ensure(
         return store.client.update_model_version(name, version.version, made_by), True
 
 
-def _log(store: Store, run: Run, classifier: Classifier) -> str:
-    """Store the classifier as a logged model of its run, and return the model's URI."""
+def has_files(store: Store, version: ModelVersion) -> bool:
+    """Whether the model of a version is there: the folder of artifacts may be lost, and the store not."""
+    mlflow.set_tracking_uri(store.uri)
+    mlflow.set_registry_uri(store.uri)
+    try:
+        return bool(mlflow.artifacts.list_artifacts(f"models:/{version.name}/{version.version}"))
+    except (MlflowException, OSError):
+        return False
+
+
+def _log(store: Store, run: Run, classifier: Classifier, existing: ModelVersion | None) -> str:
+    """Store the classifier as a logged model of its run, or of a version that lost it; return its URI."""
     # Made by the client, which is told the experiment; `log_model` would take the process's
     # current one, whose artifacts are relative to the current folder.
     run_id = run.info.run_id
     begun = store.client.search_logged_models([store.experiment_id], f"source_run_id = '{run_id}'")
-    # One may be there already, of an attempt that was cut off.
-    model = begun[0] if begun else store.client.create_logged_model(store.experiment_id, "model", run_id)
+    if existing and (source := str(existing.source)).startswith("models:/m-"):
+        model_id = source.removeprefix("models:/")
+    elif begun:  # of an attempt that was cut off
+        model_id = begun[0].model_id
+    else:
+        model_id = store.client.create_logged_model(store.experiment_id, "model", run_id).model_id
     Model.log(
         artifact_path=None,
-        model_id=model.model_id,
+        model_id=model_id,
         run_id=run_id,
         flavor=mlflow.pytorch,
         pytorch_model=classifier,
@@ -91,7 +110,7 @@ def _log(store: Store, run: Run, classifier: Classifier) -> str:
         pip_requirements=[f"{package}=={version(package)}" for package in REQUIREMENTS],
         validate_serving_input=False,  # `_check` does, with more than one batch size
     )
-    return f"models:/{model.model_id}"
+    return f"models:/{model_id}"
 
 
 def _check(uri: str, classifier: Classifier) -> None:
@@ -111,6 +130,11 @@ def _check(uri: str, classifier: Classifier) -> None:
             raise RuntimeError(f"{uri}: the stored model is not the one in memory, at batch {num_images}")
 
 
-def set_challenger(store: Store, model: ModelVersion) -> None:
-    """Make this version the one that promotion will compare with the champion."""
-    store.client.set_registered_model_alias(model.name, promotion.CHALLENGER, model.version)
+def set_challenger(store: Store, version: ModelVersion, *, time_ms: int) -> None:
+    """Make this version the one that promotion will compare with the champion, unless a newer result is."""
+    client, name = store.client, version.name
+    with tracking.lock("registry"):
+        newest_ms = int(client.get_registered_model(name).tags.get(CHALLENGER_TIME, 0))
+        if time_ms >= newest_ms:
+            client.set_registered_model_alias(name, promotion.CHALLENGER, version.version)
+            client.set_registered_model_tag(name, CHALLENGER_TIME, str(time_ms))

@@ -4,6 +4,7 @@ An entry is a folder: `result.json`, and under `files/` the result's files at th
 checkout. So it can be told later, and from elsewhere, when the checkout holds something else.
 """
 
+import hashlib
 import shutil
 from collections.abc import Iterable
 from dataclasses import asdict
@@ -25,6 +26,7 @@ class Result(Section):
         time_ms: of the result, since 1970.
         training: `identity.Training`, as plain values.
         weights_sha256: of the weights file.
+        evaluation_sha256: of the scores and the predictions.
         test_sha256: of the test images and their labels.
         metrics: on the test images.
         registration: where the model goes, and how good it must be.
@@ -34,6 +36,7 @@ class Result(Section):
     time_ms: int
     training: dict[str, Any]
     weights_sha256: str
+    evaluation_sha256: str
     test_sha256: str
     metrics: dict[str, float]
     registration: Registration
@@ -43,6 +46,11 @@ class Result(Section):
     def origin(self) -> Training:
         """What it came from."""
         return Training(**{**self.training, "source": Source(**self.training["source"])})
+
+    @property
+    def is_good(self) -> bool:
+        """Whether its model is registered."""
+        return self.accuracy >= self.registration.min_accuracy
 
     @property
     def accuracy(self) -> float:
@@ -72,10 +80,12 @@ def gather(
     """
     scores = scoring.read(folder / paths.TEST_METRICS)
     test_sha256 = verdict.read(folder / paths.VALIDATION).test_sha256
+    evaluated = "".join(files.sha256(folder / path) for path in (paths.TEST_METRICS, paths.PREDICTIONS))
     return Result(
         time_ms=time_ms or journal.now_ms(),
         training=asdict(identity.of_training(folder, where=where)),
         weights_sha256=files.sha256(folder / paths.WEIGHTS),
+        evaluation_sha256=hashlib.sha256(evaluated.encode()).hexdigest(),
         test_sha256=test_sha256,
         metrics={
             f"test_{name}": value

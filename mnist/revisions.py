@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import os
 import subprocess
 import tarfile
 from dataclasses import dataclass
@@ -46,7 +47,7 @@ class Revision:
 
 
 def every(root: Path) -> list[Revision]:
-    """All experiments and local branches of the repository at `root`, the oldest first.
+    """All experiments and local branches of the repository at `root`, the newest first.
 
     Raises:
         InputError: it is no checkout with git and DVC.
@@ -70,15 +71,21 @@ def every(root: Path) -> list[Revision]:
         found.append(
             Revision(kind="branch", name=name, commit=commit, baseline=commit, time_ms=_time(root, commit))
         )
-    return sorted(found, key=lambda revision: revision.time_ms)
+    return sorted(found, key=lambda revision: revision.time_ms, reverse=True)
 
 
 def _time(root: Path, commit: str) -> int:
     return 1000 * int(_git(root, "show", "-s", "--format=%ct", commit))
 
 
-def restore(root: Path, revision: Revision, folder: Path) -> None:
+def restore(root: Path, revision: Revision, folder: Path, *, kept: Path) -> None:
     """Lay out a revision in an empty folder: what is in git, and what its stages made.
+
+    Args:
+        root: of the repository.
+        revision: that is laid out.
+        folder: for it.
+        kept: a folder on the same disk for what comes out of DVC's cache, by digest: revisions share it.
 
     Raises:
         InputError: a file is neither in DVC's cache nor on its remote.
@@ -88,16 +95,18 @@ def restore(root: Path, revision: Revision, folder: Path) -> None:
     tracked = DVCFileSystem(str(root), rev=revision.commit)
     for stage in _stages(folder).values():
         for entry in stage.get("outs", []):
-            path = folder / entry["path"]
-            if not path.exists():
-                path.parent.mkdir(parents=True, exist_ok=True)
-                try:
-                    tracked.get_file(entry["path"], str(path))
-                except (FileNotFoundError, DvcException):
-                    expected = "it there, or on a DVC remote: `dvc exp gc` and `dvc gc` remove it"
-                    raise InputError(
-                        entry["path"], found="nothing in DVC's cache", expected=expected
-                    ) from None
+            path, copy = folder / entry["path"], kept / entry["md5"]
+            if path.exists():
+                continue
+            path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                if not copy.exists():
+                    tracked.get_file(entry["path"], str(copy))
+            except (FileNotFoundError, DvcException):
+                copy.unlink(missing_ok=True)
+                expected = "it there, or on a DVC remote: `dvc exp gc` and `dvc gc` remove it"
+                raise InputError(entry["path"], found="nothing in DVC's cache", expected=expected) from None
+            os.link(copy, path)
 
 
 def check(folder: Path) -> None:
@@ -106,19 +115,28 @@ def check(folder: Path) -> None:
     Raises:
         InputError: it has no results, or something was changed since.
     """
-    stages = _stages(folder)
+    stages, pipeline = _stages(folder), identity.read_yaml(folder / paths.PIPELINE)["stages"]
     values = identity.flat(identity.read_yaml(folder / paths.PARAMS))
     for stage in MAKERS:
         if stage not in stages:
             raise _stale(f"no stage {stage}")
-        made = stages[stage]
+        made, now = stages[stage], pipeline.get(stage, {})
+        ran = made["cmd"], {entry["path"] for entry in made["deps"]}, set(_params(made))
+        if ran != (now.get("cmd"), set(now.get("deps", [])), set(now.get("params", []))):
+            raise _stale(f"another cmd, other deps or params of stage {stage} than {paths.PIPELINE} has")
         for entry in [*made["deps"], *made["outs"]]:
             path = folder / entry["path"]
             if not path.is_file() or _md5(path) != entry["md5"]:
                 raise _stale(f"{entry['path']} is not what stage {stage} read or wrote")
-        for key, value in made.get("params", {}).get(str(paths.PARAMS), {}).items():
+        for key, value in _params(made).items():
             if values.get(key) != value:
                 raise _stale(f"{key}: {values.get(key)} (stage {stage} ran with {value})")
+
+
+def _params(made: dict[str, Any]) -> dict[str, Any]:
+    """That a stage ran with, by dvc.lock."""
+    params: dict[str, Any] = made.get("params", {}).get(str(paths.PARAMS), {})
+    return params
 
 
 def _stages(folder: Path) -> dict[str, Any]:

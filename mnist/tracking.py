@@ -1,14 +1,17 @@
 """MLflow runs: found by fingerprint, sent from journals, made from the files where there is none."""
 
+import contextlib
 import json
 import logging
 import os
 import re
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
+from typing import Literal
 
 from filelock import FileLock
 
@@ -31,15 +34,18 @@ os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
 
 import sqlalchemy
-from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag, ViewType
-from mlflow.exceptions import MlflowException
+from mlflow.entities import Dataset, DatasetInput, Experiment, InputTag, Metric, Param, Run, RunTag, ViewType
+from mlflow.exceptions import MlflowException, RestException
 from mlflow.tracking import MlflowClient
 from requests import RequestException
-from sqlalchemy.exc import DatabaseError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import OperationalError, SQLAlchemyError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 EXPERIMENT = "mnist"  # unless MLFLOW_EXPERIMENT_NAME says otherwise, as in MLflow itself
 FINGERPRINT, WEIGHTS, EXPERIMENTS = "fingerprint", "weights_sha256", "dvc.experiments"
+EVALUATED = "evaluation_sha256"  # of what `evaluate` wrote
 MAX_BATCH = 1000  # metrics that MLflow takes in one request
+HIDDEN = "(not shown)"  # what `paths.shown` makes of a URI that may hold a secret anywhere
 MAX_REASON = 300  # characters of an error that is not known
 
 
@@ -52,11 +58,11 @@ class Store:
     uri: str
 
 
-def lock() -> FileLock:
-    """What a process holds while it makes what must exist once: the store, a version in the registry."""
+def lock(what: Literal["store", "runs", "registry"]) -> FileLock:
+    """What a process holds while it makes what must exist once, or reads and writes what others do too."""
     folder = paths.root() / ".cache"
     folder.mkdir(exist_ok=True)
-    return FileLock(folder / "mlflow.lock")
+    return FileLock(folder / f"mlflow-{what}.lock", is_singleton=True)  # so that it may be taken twice
 
 
 def connect() -> Store:
@@ -71,20 +77,34 @@ def connect() -> Store:
         logging.getLogger(name).setLevel(logging.CRITICAL)
     uri = paths.store_uri()
     name = os.environ.get("MLFLOW_EXPERIMENT_NAME", EXPERIMENT)
-    with answering(uri), lock():  # four processes on a new SQLite file at once break it for good
-        if re.match(r"(postgresql|mysql|mssql)\b", uri):
-            sqlalchemy.create_engine(uri).connect().close()  # MLflow would try for an hour
-        client = MlflowClient(tracking_uri=uri, registry_uri=uri)
-        experiment = client.get_experiment_by_name(name)
-        if experiment is None:
-            # Explicit and absolute: MLflow would keep a path relative to the folder of this
-            # moment, which may be a temporary one. A server knows its own place.
-            local = None if uri.startswith("http") else (paths.root() / "mlartifacts").as_uri()
-            experiment = client.get_experiment(client.create_experiment(name, artifact_location=local))
+    # Four processes on a new SQLite file at once break it for good. A server looks after itself.
+    alone = lock("store") if uri.startswith("sqlite:") else contextlib.nullcontext()
+    with answering(uri), alone:
+        try:
+            if re.match(r"(postgresql|mysql|mssql)\b", uri):
+                sqlalchemy.create_engine(uri).connect().close()  # MLflow would try for an hour
+            client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+            experiment = client.get_experiment_by_name(name) or _new_experiment(client, name, uri)
+        except (ImportError, ValueError) as error:  # no driver for the database; no URL
+            found = f"{type(error).__name__}{'' if paths.shown(uri) == HIDDEN else f': {error}'}"
+            raise InputError("MLFLOW_TRACKING_URI", found=found, expected="the URI of a store") from None
+    assert experiment
     if experiment.lifecycle_stage == "deleted":
         expected = f"a live one: run `mlflow experiments restore --experiment-id {experiment.experiment_id}`"
         raise InputError(f"MLflow experiment {name}", found="a deleted one", expected=expected)
     return Store(client=client, experiment_id=experiment.experiment_id, uri=uri)
+
+
+def _new_experiment(client: MlflowClient, name: str, uri: str) -> Experiment | None:
+    # Explicit and absolute: MLflow would keep a path relative to the folder of this moment, which
+    # may be a temporary one. A server knows its own place.
+    local = None if uri.startswith("http") else (paths.root() / "mlartifacts").as_uri()
+    try:
+        return client.get_experiment(client.create_experiment(name, artifact_location=local))
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":  # somebody else was faster
+            raise
+        return client.get_experiment_by_name(name)
 
 
 @contextmanager
@@ -98,19 +118,30 @@ def answering(uri: str) -> Iterator[None]:
     try:
         yield
     except (MlflowException, SQLAlchemyError, RequestException) as error:
-        where, reason = f"MLflow at {paths.shown(uri)}", _reason(error)
+        shown = paths.shown(uri)
+        # The message holds the URI, perhaps; where that is not to be shown, neither is this.
+        reason = type(error).__name__ if shown == HIDDEN else _reason(error)
         if _is_away(error):
-            raise AwayError(where, reason) from None
-        raise InputError(where, found=reason, expected="a store that takes this") from None
+            raise AwayError(f"MLflow at {shown}", reason) from None
+        raise InputError(f"MLflow at {shown}", found=reason, expected="a store that takes this") from None
 
 
 def _is_away(error: Exception) -> bool:
     """Whether the same request may succeed later."""
-    if isinstance(error, MlflowException):
+    if isinstance(error, RestException):
         return _may_change(error.get_http_status_code())
+    if isinstance(error, MlflowException):
+        # Its code is "internal error" for whatever has no other: only the text tells what it was.
+        said = re.search(r"failed with (?:exception|error code (\d+))", str(error))
+        if said and said[1]:
+            return _may_change(int(said[1]))
+        is_lost = said is not None and not re.search(
+            r"(?i)invalid ?(url|schema)|no connection adapters", str(error)
+        )
+        return is_lost or error.error_code == "TEMPORARILY_UNAVAILABLE"
     if isinstance(error, RequestException):
         return error.response is None or _may_change(error.response.status_code)
-    return isinstance(error, OperationalError) or not isinstance(error, DatabaseError)
+    return isinstance(error, OperationalError | PoolTimeoutError)
 
 
 def _may_change(status: int) -> bool:
@@ -166,19 +197,6 @@ def _finished(
     return list(found)
 
 
-def told_experiments(store: Store) -> set[str]:
-    """The names of all experiments whose evaluation has arrived."""
-    names: set[str] = set()
-    token = None
-    while True:
-        wanted = "attributes.status = 'FINISHED' and metrics.test_accuracy >= 0"
-        page = store.client.search_runs([store.experiment_id], wanted, max_results=1000, page_token=token)
-        names.update(name for run in page for name in run.data.tags.get(EXPERIMENTS, "").split())
-        token = page.token
-        if not token:
-            return names
-
-
 class Sender:
     """Sends one journal to a store.
 
@@ -207,7 +225,11 @@ class Sender:
         start, last = events[0], events[-1]
         assert isinstance(start, Start)
         end = last if isinstance(last, End) else None
+        if self.known and not end:
+            return False  # it was looked for before
         if self._run_id is None and self._is_known(start, end):
+            if end:
+                self._discard(start)
             return end is not None
         if self._run_id is None:
             self._run_id = _attempt(self.store, start, end.weights_sha256 if end else None)
@@ -230,16 +252,32 @@ class Sender:
         self.known = known if is_other else None
         return is_other
 
+    def _discard(self, start: Start) -> None:
+        """Delete what another sender, that was cut off, began of this training, now that it is known."""
+        for run in _begun(self.store, start):
+            if self.known and run.info.run_id != self.known.info.run_id:
+                for experiment in run.data.tags.get(EXPERIMENTS, "").split():
+                    note(self.store, self.known, experiment)
+                self.store.client.delete_run(run.info.run_id)
+
     def _finish(self, run_id: str, start: Start, end: End) -> None:
         client = self.store.client
         tags = [RunTag(WEIGHTS, end.weights_sha256)] if end.weights_sha256 else []
         client.log_batch(run_id, metrics=_metrics(end.values or {}, end.time_ms, 0), tags=tags)
         client.set_terminated(run_id, end.status, end_time=end.time_ms)
         if end.status == "FINISHED":
-            with lock():  # the same training may have run twice at once
-                _, *others = _finished(self.store, start.fingerprint, end.weights_sha256, max_results=100)
-                for other in others:
-                    client.delete_run(other.info.run_id)
+            self._leave_one(start.fingerprint, end.weights_sha256)
+
+    def _leave_one(self, fingerprint: str, weights_sha256: str) -> None:
+        """Keep one run of a training that ran twice at once: the evaluated one, or else the first."""
+        with lock("runs"):
+            runs = _finished(self.store, fingerprint, weights_sha256, max_results=100)
+            runs.sort(key=lambda run: (EVALUATED not in run.data.tags, run.info.start_time, run.info.run_id))
+            kept, *others = runs
+            for other in others:
+                for experiment in other.data.tags.get(EXPERIMENTS, "").split():
+                    note(self.store, kept, experiment)
+                self.store.client.delete_run(other.info.run_id)
 
 
 def ensure(
@@ -267,7 +305,7 @@ def note(store: Store, run: Run, experiment: str) -> None:
     """Add an experiment's name to those that led to this run."""
     if not experiment:
         return
-    with lock():  # queued experiments may come to one result at once
+    with lock("runs"):  # queued experiments may come to one result at once
         tags = store.client.get_run(run.info.run_id).data.tags
         names = tags.get(EXPERIMENTS, "").split()
         if experiment not in names:
@@ -275,9 +313,19 @@ def note(store: Store, run: Run, experiment: str) -> None:
 
 
 def log_evaluation(
-    store: Store, run: Run, *, metrics: dict[str, float], tags: dict[str, str], time_ms: int, files: Path
+    store: Store,
+    run: Run,
+    *,
+    metrics: dict[str, float],
+    tags: dict[str, str],
+    time_ms: int,
+    files: Path,
+    digest: str,
 ) -> None:
-    """Add test metrics, tags and all files in a folder to a run; doing it again changes nothing."""
+    """Add test metrics, tags and all files in a folder to a run; doing it again changes nothing.
+
+    The tag `EVALUATED` comes last: a run that has it, with this `digest`, has the rest too.
+    """
     client, run_id = store.client, run.info.run_id
     new = {name: value for name, value in metrics.items() if run.data.metrics.get(name) != value}
     client.log_batch(
@@ -287,17 +335,18 @@ def log_evaluation(
     )
     client.log_inputs(run_id, [_dataset(run.data.tags["dataset_sha256"], "test", context="testing")])
     client.log_artifacts(run_id, str(files))
+    client.set_tag(run_id, EVALUATED, digest)
+
+
+def _begun(store: Store, start: Start) -> list[Run]:
+    wanted = f"tags.`{FINGERPRINT}` = '{start.fingerprint}' and attributes.start_time = {start.time_ms}"
+    return list(store.client.search_runs([store.experiment_id], wanted))
 
 
 def _attempt(store: Store, start: Start, weights_sha256: str | None) -> str:
     """The run of this start, made where it is not there, with all that is known when it starts."""
     client = store.client
-    wanted = f"tags.`{FINGERPRINT}` = '{start.fingerprint}' and attributes.start_time = {start.time_ms}"
-    found = [
-        run
-        for run in client.search_runs([store.experiment_id], wanted)
-        if run.data.tags.get(WEIGHTS) in (None, weights_sha256)
-    ]
+    found = [run for run in _begun(store, start) if run.data.tags.get(WEIGHTS) in (None, weights_sha256)]
     if found:
         run_id = found[0].info.run_id
     else:
@@ -311,7 +360,10 @@ def _attempt(store: Store, start: Start, weights_sha256: str | None) -> str:
     client.log_batch(run_id, params=params, tags=[RunTag("mlflow.note.content", note)])
     client.log_inputs(run_id, [_dataset(start.dataset_sha256, "train", context="training")])
     if start.patch:
-        client.log_text(run_id, start.patch, "dirty.patch")
+        with tempfile.TemporaryDirectory() as folder:
+            patch = Path(folder) / "dirty.patch"
+            patch.write_bytes(start.patch.encode(errors="surrogateescape"))
+            client.log_artifact(run_id, str(patch))
     return str(run_id)
 
 

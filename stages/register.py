@@ -8,8 +8,6 @@ the last one, it runs, and the result has its run.
 
 from pathlib import Path
 
-from filelock import FileLock
-
 from mnist import journal, paths, results, stage
 from mnist.errors import AwayError
 from mnist.params import Architecture, Machine, Recipe, Registration, Split
@@ -29,8 +27,7 @@ def run(*, params: Params, artifacts: tuple[Path, ...] = paths.ARTIFACTS) -> Non
     """
     # An experiment in a temporary tree is one of many: it moves no alias.
     result = results.gather(params.registry, challenger=Path.cwd() == paths.checkout())
-    entry = journal.new_entry("result")
-    with FileLock(entry / journal.SENDER_LOCK):
+    with journal.new_entry("result", journal.SENDER_LOCK) as entry:
         results.write(entry, result, artifacts=artifacts)
         print(f"register: accuracy {result.accuracy:.2%} on the test images")
         with stage.heavy_imports():

@@ -24,16 +24,16 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def entry(*, seconds: float) -> Path:
     """A finished training of this length, with what its machine did."""
-    folder = journal.new_entry("train")
     window = Window(epoch=1, step=100, num_images=6400, loss=0.9, accuracy=0.7)
     end_ms = int(seconds * 1000)
-    with (folder / journal.LINES).open("w") as stream:
-        journal.write(stream, journal.start(TRAINING, {}, 0))
-        journal.write(stream, journal.point(window, end_ms // 2))
-        journal.write(stream, End(time_ms=end_ms, status="FINISHED", weights_sha256="w" * 64))
-    with (folder / journal.SYSTEM_LINES).open("w") as stream:
-        for step in (1, 2):
-            journal.write(stream, Point(time_ms=step, step=step, values={CPU: 10.0 * step}))
+    with journal.new_entry("train", journal.WRITER_LOCK) as folder:
+        with (folder / journal.LINES).open("w") as stream:
+            journal.write(stream, journal.start(TRAINING, {}, 0))
+            journal.write(stream, journal.point(window, end_ms // 2))
+            journal.write(stream, End(time_ms=end_ms, status="FINISHED", weights_sha256="w" * 64))
+        with (folder / journal.SYSTEM_LINES).open("w") as stream:
+            for step in (1, 2):
+                journal.write(stream, Point(time_ms=step, step=step, values={CPU: 10.0 * step}))
     return folder
 
 
@@ -44,7 +44,7 @@ def test_what_the_machine_did_is_shown_for_trainings_of_more_than_a_few_seconds(
     seconds: float, points: list[tuple[int, float]]
 ) -> None:
     store = tracking.connect()
-    assert courier.send(tracking.Sender(store), entry(seconds=seconds), is_over=True)
+    assert courier.send(tracking.Sender(store), courier.Readers(entry(seconds=seconds)), is_over=True)
     (run,) = store.client.search_runs([store.experiment_id])
     shown = store.client.get_metric_history(run.info.run_id, CPU)
     assert [(point.step, point.value) for point in shown] == points
@@ -54,9 +54,9 @@ def test_the_machine_is_watched_by_mlflows_own_monitors(tmp_path: Path) -> None:
     path = tmp_path / "system.jsonl"
     with courier.sampling(path):
         deadline = time.monotonic() + 30
-        while not journal.read(path) and time.monotonic() < deadline:
+        while not journal.Reader(path).read() and time.monotonic() < deadline:
             time.sleep(0.1)
-    first = journal.read(path)[0]
+    first = journal.Reader(path).read()[0]
     assert isinstance(first, Point)
     assert 0 <= first.values[CPU] <= 100
     assert first.values["system/system_memory_usage_megabytes"] > 0

@@ -1,5 +1,7 @@
 """The fingerprint of a training, and the command that makes it again."""
 
+import hashlib
+import json
 import shutil
 import subprocess
 from pathlib import Path
@@ -180,3 +182,138 @@ def test_outside_git_there_is_no_commit(tmp_path: Path, monkeypatch: pytest.Monk
     source = identity.source()
     assert (source.commit, source.branch, source.patch, source.rerun) == ("", "", "", "dvc repro")
     assert source.name == "no-commit"
+
+
+@pytest.mark.parametrize("name", ["README.md", ".dvc/config", "metrics/test.json", "dvc.lock", "notes.py"])
+def test_what_no_stage_depends_on_stays_here(checkout: Path, name: str) -> None:
+    path = checkout / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("old")
+    git("add", ".")
+    git("commit", "-qm", "second")
+    baseline = git("rev-parse", "HEAD")
+    path.write_text("password = SECRET")
+    told = identity.source()
+    assert (told.patch, told.rerun) == ("", f"git checkout {baseline[:12]} && dvc repro")
+    git("commit", "-qam", "third")
+    assert identity.source_of("HEAD", baseline=baseline, branch="topic") == told
+
+
+def test_what_was_a_dep_at_the_commit_is_in_the_patch(checkout: Path) -> None:
+    text = (checkout / "dvc.yaml").read_text()
+    (checkout / "dvc.yaml").write_text(text.replace("code.py", "renamed.py"))
+    (checkout / "code.py").rename(checkout / "renamed.py")
+    told, baseline = identity.source(), git("rev-parse", "HEAD")
+    git("add", ".")
+    git("commit", "-qm", "second")
+    assert identity.source_of("HEAD", baseline=baseline, branch="topic") == told
+    git("checkout", "-q", baseline)
+    (checkout / "dirty.patch").write_text(told.patch)
+    git("apply", "dirty.patch")
+    assert (checkout / "renamed.py").exists()
+    assert not (checkout / "code.py").exists()
+
+
+def test_deps_are_names_and_may_be_folders_other_params_or_outside(checkout: Path) -> None:
+    for name in ("src/new.py", "c*.py", "cc.py", "other.yaml"):
+        (checkout / name).parent.mkdir(exist_ok=True)
+        (checkout / name).write_text("{}\n")
+    (checkout / "dvc.yaml").write_text(
+        "stages: {more: {cmd: m, deps: [src, 'c*.py', ../o, /abs, s3://b/k], params: [{other.yaml: [a]}]}}"
+    )
+    added = [line for line in identity.source().patch.splitlines() if line.startswith("+++ b/")]
+    assert added == ["+++ b/c*.py", "+++ b/dvc.yaml", "+++ b/other.yaml", "+++ b/src/new.py"]
+
+
+def test_a_git_that_fails_does_not_mean_that_nothing_was_changed(checkout: Path) -> None:
+    tree = git("rev-parse", "HEAD^{tree}")
+    (checkout / ".git/objects" / tree[:2] / tree[2:]).unlink()
+    (checkout / "code.py").write_text("one = 2\n")
+    with pytest.raises(InputError, match=r"^git diff: found .*tree.*, expected what was changed") as caught:
+        identity.source()
+    assert "\n" not in str(caught.value)
+
+
+def test_without_git_the_commit_is_what_dvc_says(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DVC_EXP_BASELINE_REV", "0" * 40)
+    monkeypatch.setenv("PATH", str(checkout / "nothing"))
+    source = identity.source()
+    assert (source.commit, source.patch) == ("0" * 40, "")
+
+
+def test_a_worktree_has_a_branch_of_its_own(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    git("worktree", "add", "-q", "-b", "side", "linked")
+    monkeypatch.chdir(checkout / "linked")
+    assert identity.source().branch == "side"
+    # Where `dvc exp run --temp` works, no branch is checked out.
+    monkeypatch.chdir(checkout)
+    monkeypatch.setenv("DVC_ROOT", str(checkout / "linked"))
+    assert identity.source().branch == "side"
+
+
+def test_a_repository_without_an_index_is_one(checkout: Path) -> None:
+    (checkout / ".git/index").unlink()
+    (checkout / "code.py").write_text("one = 2\n")
+    assert "+one = 2" in identity.source().patch
+    shutil.rmtree(checkout / ".git")
+    git("init", "-q", "-b", "topic")
+    source = identity.source()
+    assert (source.commit, source.branch, source.patch) == ("", "topic", "")
+
+
+def test_a_patch_keeps_bytes_that_are_not_utf8(checkout: Path) -> None:
+    written = b"# caf\xe9\r\none = 2\n"
+    (checkout / "code.py").write_bytes(written)
+    patch = json.loads(json.dumps(identity.source().patch))
+    git("checkout", "-q", "--", "code.py")
+    (checkout / "dirty.patch").write_bytes(patch.encode(errors="surrogateescape"))
+    git("apply", "--whitespace=nowarn", "dirty.patch")
+    assert (checkout / "code.py").read_bytes() == written
+
+
+def test_a_listed_section_stands_for_its_params(checkout: Path) -> None:
+    text = (checkout / "dvc.yaml").read_text()
+    (checkout / "dvc.yaml").write_text(text.replace("seed]", "section]"))
+    params = "lr: 0.01\nsectional: 1\nsection:\n  names: [a, b]\n  deep: {x: 1}\n"
+    (checkout / "params.yaml").write_text(params)
+    training = identity.of_training()
+    assert training.params == {"lr": 0.01, "section.names": ["a", "b"], "section.deep.x": 1}
+    (checkout / "params.yaml").write_text(params.replace("x: 1", "x: 2"))
+    assert fingerprint() != training.fingerprint
+
+
+def test_params_of_another_file_are_an_error_of_one_line(checkout: Path) -> None:
+    text = (checkout / "dvc.yaml").read_text()
+    (checkout / "dvc.yaml").write_text(text.replace("seed]", "{other.yaml: [seed]}]"))
+    with pytest.raises(InputError) as caught:
+        identity.of_training()
+    expected = "dvc.yaml, stage train: found params of another file: other.yaml, expected keys of params.yaml"
+    assert str(caught.value) == expected
+
+
+def test_a_listed_folder_stands_for_its_files(checkout: Path) -> None:
+    text = (checkout / "dvc.yaml").read_text()
+    (checkout / "dvc.yaml").write_text(text.replace("data/mnist.safetensors", "data"))
+    before = identity.of_training()
+    assert before.dataset_sha256 == hashlib.sha256(b"images").hexdigest()
+    (checkout / "data/deep").mkdir()
+    (checkout / "data/deep/more").write_text("more")
+    more = fingerprint()
+    (checkout / "data/deep/more").rename(checkout / "data/more")
+    assert len({before.fingerprint, more, fingerprint()}) == 3
+
+
+def test_no_secret_of_a_changed_param_is_in_the_command(checkout: Path) -> None:
+    urls = [
+        "https://ada:SECRET@h/mnist/",
+        "https://h/?token=SECRET",
+        "https://a:SEC/RET@h/",
+        "https://h/%20/",
+    ]
+    with (checkout / "params.yaml").open("a") as stream:
+        stream.write(f"mirrors: {json.dumps(urls)}\nurl: {urls[0]}\nsome: [{{url: '{urls[0]}'}}]\nat: a@b\n")
+    rerun = identity.source().rerun
+    assert rerun.partition(" && ")[2] == (
+        """dvc exp run -S 'mirrors=["https://h/mnist/", "https://h/", "(not shown)", "https://h/%20/"]'"""
+        """ -S url=https://h/mnist/ -S 'some=[{"url": "https://h/mnist/"}]' -S at=a@b"""
+    )

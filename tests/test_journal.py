@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -10,13 +11,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from filelock import FileLock, Timeout
 from mlflow.entities import Run
 
 from mnist import journal, paths, tracking
 from mnist.errors import InputError
 from mnist.history import Epoch, Window
 from mnist.identity import Source, Training
-from mnist.journal import End, Point, Start
+from mnist.journal import End, Event, Point, Start
 
 SOURCE = Source(commit="c" * 40, branch="main", patch="", experiment="", rerun="dvc repro")
 TRAINING = Training(fingerprint="f" * 64, dataset_sha256="d" * 64, params={"lr": 0.01}, source=SOURCE)
@@ -47,8 +49,8 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def entries() -> list[Path]:
-    return sorted(paths.spool().glob("*/"))
+def read(path: Path) -> list[Event]:
+    return journal.Reader(path).read()
 
 
 def runs() -> list[Run]:
@@ -74,7 +76,7 @@ def test_a_training_is_told_while_it_runs_and_nothing_stays_behind() -> None:
     assert run.data.tags["device"] == "CPU"
     assert run.data.tags["torch"]
     assert said == []
-    assert entries() == []
+    assert journal.entries() == []
 
 
 def test_the_run_is_there_before_the_training_ends() -> None:
@@ -97,7 +99,7 @@ def test_the_same_training_again_says_which_run_it_is() -> None:
     train(said.append)
     assert said == ["train: MLflow has this training already, as run main-ccccccc"]
     assert len(runs()) == 1
-    assert entries() == []
+    assert journal.entries() == []
 
 
 def test_a_store_that_is_away_is_told_of_once_and_nothing_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -109,8 +111,8 @@ def test_a_store_that_is_away_is_told_of_once_and_nothing_is_lost(monkeypatch: p
         f"train: MLflow at {NOWHERE} does not answer (connection refused);"
         " what it missed waits in mlspool/, `make reconcile` sends it"
     )
-    (entry,) = entries()
-    begin, window, epoch, end = journal.read(entry / journal.LINES)
+    (entry,) = journal.entries()
+    begin, window, epoch, end = read(entry / journal.LINES)
     assert isinstance(begin, Start)
     assert begin.params == {"lr": 0.01}
     assert isinstance(window, Point)
@@ -127,7 +129,7 @@ def test_a_store_that_refuses_costs_the_training_nothing(monkeypatch: pytest.Mon
     train(said.append)
     (line,) = said
     assert line.startswith("train: MLflow at nonsense://host: found ")
-    assert len(entries()) == 1
+    assert len(journal.entries()) == 1
 
 
 def test_a_sender_that_cannot_even_start_costs_the_training_nothing(
@@ -139,9 +141,9 @@ def test_a_sender_that_cannot_even_start_costs_the_training_nothing(
     train(said.append)
     (line,) = said
     assert line.startswith("train: MLflow at sqlite:///mlflow.db was not told, for a fault that ")
-    (entry,) = entries()
+    (entry,) = journal.entries()
     assert "no such library" in (entry / journal.SENDER_LOG).read_text()
-    assert len(journal.read(entry / journal.LINES)) == 4
+    assert len(read(entry / journal.LINES)) == 4
 
 
 @pytest.mark.parametrize(
@@ -158,7 +160,7 @@ def test_a_training_that_breaks_off_says_so(error: BaseException, status: str) -
     with pytest.raises(type(error)):
         broken()
     assert [run.info.status for run in runs()] == [status]
-    assert entries() == []
+    assert journal.entries() == []
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGHUP], ids=["kill", "hang-up"])
@@ -176,21 +178,75 @@ def test_a_training_that_is_killed_without_a_word_leaves_a_killed_run(number: si
     training.send_signal(number)
     training.communicate(timeout=60)
     deadline = time.monotonic() + 60
-    while entries() and time.monotonic() < deadline:
+    while journal.entries() and time.monotonic() < deadline:
         time.sleep(0.1)
     (run,) = runs()
     assert run.info.status == "KILLED"
     assert run.data.metrics["train_loss"] == 0.9
-    assert entries() == []
+    assert journal.entries() == []
+
+
+def test_a_spool_that_cannot_be_written_costs_the_training_nothing(root: Path) -> None:
+    (root / "mlspool").write_text("a file where a folder should be")
+    said: list[str] = []
+    train(said.append)
+    (line,) = said
+    assert line.startswith("train: what happens is not written down for MLflow (")
+
+
+def test_a_disk_that_fills_up_costs_the_training_nothing(tmp_path: Path) -> None:
+    said: list[str] = []
+    with (tmp_path / "journal.jsonl").open("w") as stream:
+        recorder = journal.Recorder(stream, said.append)
+        recorder.log(WINDOW)
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (os.fstat(stream.fileno()).st_size, limits[1]))
+        try:
+            recorder.log(EPOCH)
+            recorder.end("FINISHED")
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+            signal.signal(signal.SIGXFSZ, handler)
+    (line,) = said
+    assert "File too large" in line
+
+
+def test_a_user_without_a_name_is_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nameless() -> str:
+        raise KeyError("getpwuid(): uid not found: 12345")
+
+    monkeypatch.setattr("getpass.getuser", nameless)
+    assert journal.user() == f"uid {os.getuid()}"
+
+
+def test_entries_come_and_go_whole(root: Path) -> None:
+    with journal.new_entry("result", journal.SENDER_LOCK) as entry:
+        assert journal.entries() == [entry]
+        with pytest.raises(Timeout), FileLock(entry / journal.SENDER_LOCK, timeout=0):
+            pass
+        journal.remove_entry(entry)
+    assert journal.entries() == []
+    assert list((root / "mlspool").iterdir()) == []
+
+
+def test_a_journal_that_grows_is_read_on(tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    reader = journal.Reader(path)
+    assert reader.read() == []
+    with path.open("w") as stream:
+        for step in range(3):
+            journal.write(stream, Point(time_ms=1, step=step, values={}))
+            assert [event.step for event in reader.read() if isinstance(event, Point)] == [*range(step + 1)]
 
 
 def test_a_line_that_is_not_complete_does_not_count(tmp_path: Path) -> None:
     path = tmp_path / "journal.jsonl"
-    assert journal.read(path) == []
+    assert read(path) == []
     with path.open("w") as stream:
         journal.write(stream, Point(time_ms=1, step=2, values={"loss": 0.1}))
         stream.write('{"kind": "Point", "time_ms"')
-    assert journal.read(path) == [Point(time_ms=1, step=2, values={"loss": 0.1})]
+    assert read(path) == [Point(time_ms=1, step=2, values={"loss": 0.1})]
 
 
 @pytest.mark.parametrize("line", ["nonsense", "[]", '{"kind": "Dance"}', '{"kind": "End", "tempo": 1}', "{}"])
@@ -199,4 +255,4 @@ def test_what_is_no_journal_is_named_with_its_line(tmp_path: Path, line: str) ->
     good = json.dumps({"kind": "Point", "time_ms": 1, "step": 2, "values": {}})
     path.write_text(f"{good}\n{line}\n")
     with pytest.raises(InputError, match=r"journal\.jsonl, line 2: found .*, expected an event$"):
-        journal.read(path)
+        read(path)

@@ -166,18 +166,50 @@ def test_other_weights_of_the_same_training_are_a_run_of_their_own() -> None:
     assert [len(curve(store, run, "train_loss")) for run in runs(store)] == [2, 2]
 
 
-def test_the_same_training_twice_at_once_leaves_one_run() -> None:
+@pytest.mark.parametrize("evaluated", [0, 1, None], ids=["first", "second", "none"])
+def test_the_same_training_twice_at_once_leaves_the_evaluated_run(evaluated: int | None) -> None:
     store = tracking.connect()
     senders = [Sender(store), Sender(store)]
     journals = [recorded(time_ms=1_700_000_000_000 + number) for number in range(2)]
     for sender, events in zip(senders, journals, strict=True):
         sender.send(events[:-1])
     assert len(runs(store)) == 2
-    for sender, events in zip(senders, journals, strict=True):
-        sender.send(events)
+    for number in [evaluated or 0, 1 - (evaluated or 0)]:  # the evaluated one ends first
+        senders[number].send(journals[number])
+        if number == evaluated:
+            run = tracking.find(store, "f" * 64)
+            assert run is not None
+            store.client.set_tag(run.info.run_id, tracking.EVALUATED, "e" * 64)
+        else:
+            for run in runs(store):
+                if tracking.EVALUATED not in run.data.tags:
+                    store.client.set_tag(run.info.run_id, tracking.EXPERIMENTS, "twin")
     (run,) = runs(store)
-    assert run.info.start_time == 1_700_000_000_000
+    assert run.info.start_time == 1_700_000_000_000 + (evaluated or 0)
     assert run.info.status == "FINISHED"
+
+
+def test_the_names_of_a_twin_are_kept() -> None:
+    store = tracking.connect()
+    journals = [recorded(time_ms=1_700_000_000_000 + number) for number in range(2)]
+    for events in journals:
+        Sender(store).send(events[:-1])
+    for run, name in zip(runs(store), ("one", "two"), strict=True):
+        store.client.set_tag(run.info.run_id, tracking.EXPERIMENTS, name)
+    for events in journals:
+        Sender(store).send(events)
+    (run,) = runs(store)
+    assert set(run.data.tags[tracking.EXPERIMENTS].split()) == {"one", "two"}
+
+
+def test_a_known_training_is_looked_up_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    store, events = tracking.connect(), recorded(time_ms=1_700_000_009_000)
+    Sender(store).send(recorded())
+    again = Sender(store)
+    again.send(events[:1])
+    monkeypatch.setattr(again, "store", None)  # with nobody to ask
+    assert not again.send(events[:2])
+    assert not again.send(events[:3])
 
 
 def test_a_run_is_made_from_the_files_where_there_is_none_and_only_then() -> None:
@@ -215,20 +247,21 @@ def test_the_evaluation_is_logged_once_however_often_it_is_told(tmp_path: Path) 
     store, files = tracking.connect(), tmp_path / "files"
     (files / "metrics").mkdir(parents=True)
     (files / "metrics" / "test.json").write_text("{}")
-    assert tracking.told_experiments(store) == set()
     for _ in range(2):
         run = ensure(
             store, dataclasses.replace(TRAINING, source=dataclasses.replace(SOURCE, experiment="one"))
         )
         metrics, tags = {"test_accuracy": 0.95}, {"test_sha256": "t" * 64}
-        tracking.log_evaluation(store, run, metrics=metrics, tags=tags, time_ms=1, files=files)
+        tracking.log_evaluation(
+            store, run, metrics=metrics, tags=tags, time_ms=1, files=files, digest="e" * 64
+        )
     assert len(store.client.get_metric_history(run.info.run_id, "test_accuracy")) == 1
     kept = store.client.download_artifacts(run.info.run_id, "metrics/test.json")
     assert Path(kept).read_text() == "{}"
     (run,) = runs(store)
     assert run.data.tags["test_sha256"] == "t" * 64
     assert datasets(run) == {("mnist-train", "d" * 36), ("mnist-test", "d" * 36)}
-    assert tracking.told_experiments(store) == {"one"}
+    assert run.data.tags[tracking.EVALUATED] == "e" * 64
 
 
 def test_uncommitted_changes_are_kept_as_a_patch() -> None:
@@ -298,6 +331,25 @@ def test_a_server_that_is_down_is_away_and_soon_known(monkeypatch: pytest.Monkey
         tracking.connect()
     assert str(caught.value) == "MLflow at http://127.0.0.1:9 does not answer (connection refused)"
     assert time.monotonic() - begin < 5
+
+
+@pytest.mark.parametrize(
+    ("uri", "line"),
+    [
+        ("http://me:pa/SECRET@host", r"^MLflow at \(not shown\): found InvalidUrlException, expected"),
+        ("nonsense://me:pa/SECRET@host", r"^MLflow at \(not shown\): found "),
+        ("http://a:b@[bad/", r"expected the URI of a store|expected a store that takes this"),
+        ("mssql+nodriver://host/db", r"expected the URI of a store|expected a store that takes this"),
+    ],
+)
+def test_a_uri_that_is_none_is_a_mistake_and_shows_no_secret(
+    uri: str, line: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    with pytest.raises(InputError, match=line) as caught:
+        tracking.connect()
+    assert not isinstance(caught.value, AwayError)
+    assert "SECRET" not in str(caught.value)
 
 
 def test_a_deleted_experiment_is_not_written_to() -> None:

@@ -16,7 +16,6 @@ last one first (`promoted_over`): this is the way that `--rollback` goes, step b
 """
 
 import argparse
-import getpass
 import json
 import os
 import subprocess
@@ -28,7 +27,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
-from mnist import comparison, params, paths, promotion, stage
+from mnist import comparison, journal, params, paths, promotion, stage
 from mnist.errors import InputError
 from mnist.params import Registry
 from mnist.promotion import CHALLENGER, CHAMPION, Decision, Model
@@ -199,10 +198,7 @@ def _artifact(store: "Store", run_id: str, path: Path) -> str | None:
 
 def _who() -> str:
     """The user of this process, and the name that their commits bear."""
-    try:
-        user = getpass.getuser()
-    except (KeyError, OSError):  # a container's user may have a number alone
-        user = f"uid {os.getuid()}"
+    user = journal.user()
     try:
         done = subprocess.run(["git", "config", "user.name"], capture_output=True, text=True, check=False)
     except FileNotFoundError:
@@ -289,7 +285,7 @@ def _store() -> Iterator["Store"]:
         from mnist import tracking
 
     store = tracking.connect()
-    with tracking.answering(store.uri), tracking.lock():
+    with tracking.answering(store.uri), tracking.lock("registry"):
         yield store
 
 

@@ -14,8 +14,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from filelock import FileLock
-
 from mnist import identity, journal, params, paths, results, stage
 from mnist.errors import AwayError, InputError
 from mnist.params import Registration
@@ -51,15 +49,15 @@ def reconcile() -> int:
 
     store = tracking.connect()
     num_left = delivery.deliver_waiting(store, say=lambda line: print(f"reconcile: {line}"))
-    with tracking.answering(store.uri):
-        told = tracking.told_experiments(store)
-    here = _workspace()
     past = revisions.every(paths.checkout())
-    for revision in past:
-        if revision.name not in told or revision.kind == "branch":
-            num_left += not _tell_revision(store, revision, here)
-    if here:
-        _tell(store, "workspace", here, Path())
+    # The newest first: where the same weights were evaluated twice, by other code, that one counts.
+    seen = set()
+    if here := _workspace():
+        seen.add(_key(here))
+        num_left += not _tell(store, "workspace", here, Path())
+    with tempfile.TemporaryDirectory() as kept:
+        for revision in past:
+            num_left += not _tell_revision(store, revision, seen, Path(kept))
     kinds = Counter(revision.kind for revision in past)
     looked = f"looked at {kinds['experiment']} experiments, {kinds['branch']} branches and the workspace"
     print(f"reconcile: {looked}; {f'{num_left} left out' if num_left else 'MLflow knows all their results'}")
@@ -78,15 +76,26 @@ def _workspace() -> Result | None:
         return None  # edited since, or never run: `dvc repro` makes a result of it, and tells it
 
 
-def _tell_revision(store: "Store", revision: "Revision", here: Result | None) -> bool:
-    """Tell the result of a revision; False where an experiment has one that cannot be had."""
-    from mnist import revisions
+def _key(result: Result) -> tuple[str, str]:
+    return result.origin.fingerprint, result.weights_sha256
+
+
+def _tell_revision(store: "Store", revision: "Revision", seen: set[tuple[str, str]], kept: Path) -> bool:
+    """Tell the result of a revision; False where an experiment has one that cannot be told.
+
+    Args:
+        store: that is told.
+        revision: an experiment or a branch.
+        seen: results that were looked at before, of newer revisions.
+        kept: a folder for files that revisions share.
+    """
+    from mnist import revisions, tracking
 
     name = f"{revision.kind} {revision.name}"
-    with tempfile.TemporaryDirectory() as temporary:
+    with tempfile.TemporaryDirectory(dir=kept) as temporary:
         folder = Path(temporary)
         try:
-            revisions.restore(paths.checkout(), revision, folder)
+            revisions.restore(paths.checkout(), revision, folder, kept=kept)
             revisions.check(folder)
             result = results.gather(
                 _registration(folder),
@@ -95,16 +104,17 @@ def _tell_revision(store: "Store", revision: "Revision", here: Result | None) ->
                 where=revision.source,
                 time_ms=revision.time_ms,
             )
-            if here and here.origin.fingerprint == result.origin.fingerprint:
-                result = result.model_copy(update={"challenger": True})  # it is the workspace's too
-            _tell(store, name, result, folder)
-        except AwayError:
-            raise
         except InputError as error:
             # A branch need not hold a result of its own code: people commit before they run.
             print(f"reconcile: {name} left out: {error}")
             return revision.kind == "branch"
-    return True
+        if _key(result) in seen:
+            with tracking.answering(store.uri):
+                if run := tracking.find(store, *_key(result)):
+                    tracking.note(store, run, result.origin.source.experiment)
+            return True
+        seen.add(_key(result))
+        return _tell(store, name, result, folder)
 
 
 def _registration(folder: Path) -> Registration:
@@ -113,21 +123,24 @@ def _registration(folder: Path) -> Registration:
     return params.check(params.Registry, registry, f"{paths.PARAMS}: registry")
 
 
-def _tell(store: "Store", name: str, result: Result, folder: Path) -> None:
-    """Tell a result whose files lie in `folder`, unless the store has it."""
-    from mnist import delivery, tracking
+def _tell(store: "Store", name: str, result: Result, folder: Path) -> bool:
+    """Tell a result whose files lie in `folder`, unless the store has it; False where that fails."""
+    from mnist import delivery
 
-    origin = result.origin
-    with tracking.answering(store.uri):
-        known = tracking.find(store, origin.fingerprint, result.weights_sha256)
-        if known and "test_accuracy" in known.data.metrics:
-            tracking.note(store, known, origin.source.experiment)
-            return
-    entry = journal.new_entry("result")
-    with FileLock(entry / journal.SENDER_LOCK):
-        results.write(entry, result, artifacts=paths.ARTIFACTS, folder=folder)
-        run = delivery.tell(store, entry).run
+    if delivery.is_complete(store, result):
+        return True
+    with journal.new_entry("result", journal.SENDER_LOCK) as entry:
+        try:
+            results.write(entry, result, artifacts=paths.ARTIFACTS, folder=folder)
+            run = delivery.tell(store, entry, dataset=folder / paths.DATASET).run
+        except AwayError:
+            raise
+        except InputError as error:
+            journal.remove_entry(entry)  # it is in git and in the cache
+            print(f"reconcile: {name} left out: {error}")
+            return False
     print(f"reconcile: {name} is told, as run {run.info.run_name}")
+    return True
 
 
 if __name__ == "__main__":

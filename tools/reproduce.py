@@ -46,7 +46,7 @@ ARCHIVES = Path(".cache/mnist")  # `mirrors.CACHE`, without its import of torchv
 MIRROR = "MNIST_MIRROR"  # `mirrors.VARIABLE`
 # Of the environment, what would lead the old code out of its folder, or make it do something else.
 FOREIGN = ("DVC", "GIT_", "MLFLOW_", "MNIST_")
-PATIENCE_SECONDS = 20  # for the stages to end after an interrupt; `train` waits up to 12 for its sender
+PATIENCE_SECONDS = 45  # for the stages to end after an interrupt; `train` waits up to 30 for its sender
 NUM_LISTED = 8  # experiments or runs in a message
 
 T = TypeVar("T")

@@ -2,8 +2,10 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -124,3 +126,26 @@ def clone(folder: Path, small_data: SmallData) -> Clone:
     made.run("git", "init", "-q", "-b", "main")
     made.commit("The project on small data")
     return made
+
+
+def start_workers(clone: Clone, num_workers: int) -> None:
+    """Let DVC run what is queued, in the background."""
+    # Not by `clone.run`: they inherit the pipe that it would read to its end, theirs.
+    command, silent = ["dvc", "queue", "start", "-j", str(num_workers)], subprocess.DEVNULL
+    subprocess.run(command, cwd=clone.folder, env=clone.environment, stdout=silent, stderr=silent, check=True)
+
+
+def stop_workers(folder: Path) -> None:
+    """End those that still wait for more; `dvc queue stop` asks them, and such a message can get lost."""
+    ids = [path.read_text() for path in folder.glob(".dvc/tmp/exps/celery/dvc-exp-worker-*.pid")]
+    deadline = time.monotonic() + 60
+    while alive := [worker for worker in ids if _is_worker(worker)]:
+        assert time.monotonic() < deadline, alive
+        for worker in alive:
+            os.kill(int(worker), signal.SIGTERM)
+        time.sleep(1)
+
+
+def _is_worker(process: str) -> bool:
+    shown = subprocess.run(["ps", "-o", "args=", "-p", process], capture_output=True, text=True, check=False)
+    return "exp queue-worker" in shown.stdout

@@ -5,10 +5,8 @@ import hashlib
 import io
 import json
 import math
-import os
 import re
 import shutil
-import signal
 import subprocess
 import time
 from collections.abc import Iterator
@@ -461,30 +459,8 @@ def clone(small_data: SmallData, tmp_path_factory: pytest.TempPathFactory) -> It
     made.dvc("repro", "stats")
     made.commit("Data")
     yield made
-    stop_workers(folder)
+    checkout.stop_workers(folder)
     shutil.rmtree(folder)
-
-
-def start_workers(clone: Clone) -> None:
-    # Not by `clone.run`: they inherit the pipe that it would read to its end, theirs.
-    command, silent = ["dvc", "queue", "start", "-j", "2"], subprocess.DEVNULL
-    subprocess.run(command, cwd=clone.folder, env=clone.environment, stdout=silent, stderr=silent, check=True)
-
-
-def stop_workers(folder: Path) -> None:
-    """End those that still wait for more; `dvc queue stop` asks them, and such a message can get lost."""
-    ids = [path.read_text() for path in folder.glob(".dvc/tmp/exps/celery/dvc-exp-worker-*.pid")]
-    deadline = time.monotonic() + 60
-    while alive := [worker for worker in ids if is_worker(worker)]:
-        assert time.monotonic() < deadline, alive
-        for worker in alive:
-            os.kill(int(worker), signal.SIGTERM)
-        time.sleep(1)
-
-
-def is_worker(process: str) -> bool:
-    shown = subprocess.run(["ps", "-o", "args=", "-p", process], capture_output=True, text=True, check=False)
-    return "exp queue-worker" in shown.stdout
 
 
 def table(clone: Clone) -> list[str]:
@@ -504,7 +480,7 @@ def test_what_is_queued_is_counted(clone: Clone) -> None:
 
 def test_a_queue_on_a_new_store_gives_each_experiment_one_readable_run(clone: Clone) -> None:
     assert not (clone.folder / "mlflow.db").exists()
-    start_workers(clone)
+    checkout.start_workers(clone, 2)
     deadline = time.monotonic() + DEADLINE_SECONDS
     num_running = 0
     # `dvc queue status` would ask the workers each time, and a question can kill one (docs/sweeps.md).
@@ -513,7 +489,7 @@ def test_a_queue_on_a_new_store_gives_each_experiment_one_readable_run(clone: Cl
         running = sum(int(line.split()[0]) for line in waiting if "running" in line)
         num_running = max(num_running, running)
         if not running:
-            start_workers(clone)  # so does a user whose workers have died
+            checkout.start_workers(clone, 2)  # so does a user whose workers have died
         time.sleep(2)
 
     status = clone.run("dvc", "queue", "status").stdout

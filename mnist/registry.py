@@ -97,10 +97,12 @@ def _log(store: Store, run: Run, classifier: Classifier, existing: ModelVersion 
         model_id = begun[0].model_id
     else:
         model_id = store.client.create_logged_model(store.experiment_id, "model", run_id).model_id
+    outputs = store.client.get_run(run_id).outputs
+    linked = {output.model_id for output in outputs.model_outputs} if outputs else set()
     Model.log(
         artifact_path=None,
         model_id=model_id,
-        run_id=run_id,
+        run_id=None if model_id in linked else run_id,  # MLflow fails to link the two a second time
         flavor=mlflow.pytorch,
         pytorch_model=classifier,
         serialization_format="pt2",  # a graph and tensors: no pickle, none of our code

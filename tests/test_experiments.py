@@ -139,6 +139,7 @@ def test_a_worktree_shares_the_store(clone: Clone, tmp_path: Path) -> None:
     found = results(clone)
     assert len(found) == 7
     assert names(found["0.015"]) == {"in-tree"}
+    clone.run("dvc", "exp", "remove", "in-tree")  # its files are in the worktree's own cache
     clone.run("git", "worktree", "remove", "--force", str(tree.folder))
 
 
@@ -163,6 +164,7 @@ def test_a_fresh_clone_with_the_cache_and_a_store_of_its_own(clone: Clone, tmp_p
 
 
 def test_lost_files_and_a_deleted_version_come_back(clone: Clone) -> None:
+    clone.client.delete_run(results(clone)["0.015"].info.run_id)  # its experiment is gone, with the worktree
     before = results(clone)
     run = before["0.02"]
     shutil.rmtree(clone.folder / "mlartifacts")

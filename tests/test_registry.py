@@ -1,8 +1,12 @@
 """Versions in a real registry: one for each set of weights, however often it is asked for."""
 
+import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from mlflow import pyfunc
 
 from mnist import model, params, registry, tracking
 from mnist.model import Classifier
@@ -41,3 +45,34 @@ def test_equal_weights_are_one_version_and_a_broken_attempt_leaves_no_second_mod
     (logged,) = store.client.search_logged_models([store.experiment_id])
     assert logged.status == "READY"
     assert len(store.client.search_model_versions()) == 1
+
+
+def test_a_version_that_lost_its_files_gets_them_back(
+    store: tracking.Store, classifier: Classifier, tmp_path: Path
+) -> None:
+    run = ensure(store)
+    asked = {"name": NAME, "weights_sha256": "w" * 64, "accuracy": 0.95}
+    version, _ = registry.ensure(store, run, classifier, **asked)  # type: ignore[arg-type]
+    assert registry.has_files(store, version)
+    shutil.rmtree(tmp_path / "mlartifacts")
+    assert not registry.has_files(store, version)
+    again, is_new = registry.ensure(store, run, classifier, **asked)  # type: ignore[arg-type]
+    assert (again.version, is_new) == (version.version, False)
+    assert registry.has_files(store, version)
+    loaded = pyfunc.load_model(f"models:/{NAME}/1")
+    images_NHW = np.zeros((3, 28, 28), np.uint8)
+    with torch.inference_mode():
+        np.testing.assert_allclose(
+            loaded.predict(images_NHW), classifier(torch.from_numpy(images_NHW)), atol=1e-6
+        )
+
+
+def test_an_older_result_does_not_take_the_challengers_place(
+    store: tracking.Store, classifier: Classifier
+) -> None:
+    run = ensure(store)
+    old, _ = registry.ensure(store, run, classifier, name=NAME, weights_sha256="a" * 64, accuracy=0.9)
+    new, _ = registry.ensure(store, run, classifier, name=NAME, weights_sha256="b" * 64, accuracy=0.9)
+    for version, time_ms, challenger in ((new, 2000, new), (old, 1000, new), (old, 3000, old)):
+        registry.set_challenger(store, version, time_ms=time_ms)
+        assert store.client.get_model_version_by_alias(NAME, "challenger").version == challenger.version

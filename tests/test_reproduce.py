@@ -215,7 +215,7 @@ def test_on_other_instructions_an_experiment_is_held_to_its_accuracy(desk: Desk,
     assert output.splitlines()[-1].startswith("reproduced")
     if "(DEFAULT)" not in desk.aside.data.tags["device"]:
         assert "promised: a test accuracy within 1 point, not equal bytes (device CPU" in output
-        assert "CPU (DEFAULT), 1 thread here" in output
+        assert "DEFAULT), 1 thread here" in output
 
 
 def test_a_false_tag_fails_and_is_named(done: Done) -> None:

@@ -13,6 +13,7 @@ STATS = Path("data/stats.json")
 VALIDATION_PAGE = Path("data/validation.html")
 
 WEIGHTS = Path("models/model.safetensors")
+REGISTERED = Path("models/registered.json")
 
 VALIDATION = Path("metrics/validation.json")
 HISTORY = Path("metrics/history.csv")

@@ -48,6 +48,15 @@ class Result(Section):
         return Training(**{**self.training, "source": Source(**self.training["source"])})
 
     @property
+    def identity(self) -> dict[str, str]:
+        """By which it is the same result, whenever and wherever it was made."""
+        return {
+            "fingerprint": self.origin.fingerprint,
+            "weights_sha256": self.weights_sha256,
+            "evaluation_sha256": self.evaluation_sha256,
+        }
+
+    @property
     def is_good(self) -> bool:
         """Whether its model is registered."""
         return self.accuracy >= self.registration.min_accuracy

@@ -93,7 +93,9 @@ def restore(root: Path, revision: Revision, folder: Path, *, kept: Path) -> None
     with tarfile.open(fileobj=io.BytesIO(_git(root, "archive", revision.commit))) as archive:
         archive.extractall(folder, filter="data")
     tracked = DVCFileSystem(str(root), rev=revision.commit)
-    for stage in _stages(folder).values():
+    for name, stage in _stages(folder).items():
+        if name == "register":
+            continue  # its out is nowhere, and nobody needs it
         for entry in stage.get("outs", []):
             path, copy = folder / entry["path"], kept / entry["md5"]
             if path.exists():

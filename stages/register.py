@@ -1,14 +1,16 @@
 """Ensure the MLflow run of this result, and register its model where it is good enough.
 
-all that training depends on, models/model.safetensors, metrics/, data/validation.html -> MLflow
+all that training depends on, models/model.safetensors, metrics/, data/validation.html ->
+MLflow, models/registered.json
 
-It has no outs, so DVC never restores it from the run cache: whenever the result is another than
-the last one, it runs, and the result has its run.
+Its out is neither in git nor in DVC's cache, so DVC can restore it from nowhere: in a new clone,
+in a temporary tree, or where the result is another than the last one, the stage runs, and the
+result has its run.
 """
 
 from pathlib import Path
 
-from mnist import journal, paths, results, stage
+from mnist import files, journal, paths, results, stage
 from mnist.errors import AwayError
 from mnist.params import Architecture, Machine, Recipe, Registration, Split
 
@@ -19,7 +21,9 @@ class Params(Split, Architecture, Recipe, Machine):
     registry: Registration
 
 
-def run(*, params: Params, artifacts: tuple[Path, ...] = paths.ARTIFACTS) -> None:
+def run(
+    *, params: Params, registered: Path = paths.REGISTERED, artifacts: tuple[Path, ...] = paths.ARTIFACTS
+) -> None:
     """Log the evaluation to the run, register the model, give it the alias `challenger`.
 
     It is set down in the spool first: where MLflow does not answer it waits there, and is no
@@ -29,6 +33,7 @@ def run(*, params: Params, artifacts: tuple[Path, ...] = paths.ARTIFACTS) -> Non
     result = results.gather(params.registry, challenger=Path.cwd() == paths.checkout())
     with journal.new_entry("result", journal.SENDER_LOCK) as entry:
         results.write(entry, result, artifacts=artifacts)
+        files.write_json(registered, result.identity)
         print(f"register: accuracy {result.accuracy:.2%} on the test images")
         with stage.heavy_imports():
             from mnist import delivery

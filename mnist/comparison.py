@@ -1,11 +1,17 @@
 """Two classifiers on the same test images: what one gets right and the other does not, and what that proves.
 
-Shape suffix: N images.
+Shape suffixes: N images, K classes.
 """
 
 import re
+from bisect import bisect_left
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
+from itertools import accumulate
+from math import sqrt
 from pathlib import Path
+from statistics import NormalDist
+from typing import Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,9 +19,18 @@ from numpy.typing import NDArray
 from mnist import files
 from mnist.errors import InputError
 
+# Of a two-sided test: 2.5 % each way. What lies outside it is called better or worse, and the
+# intervals are of 95 %.
+ALPHA = 0.05
+
+NUM_DIGITS = 10
+STEPS = 10**12  # of an interval's limits, from no change of accuracy to one from 0 to 1
+
 HEADER = "index,label,predicted"
 ROW = re.compile(r"([0-9]{1,9}),([0-9]),([0-9])")
 MAX_SHOWN = 40  # characters of a line that is wrong
+
+Key = TypeVar("Key", bound=Hashable)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,42 +87,144 @@ class Paired:
     @property
     def p_worse(self) -> float:
         """The chance of so few fixed, or fewer, were both equally good: small where it is worse."""
-        return heads_at_most(self.fixed, self.fixed + self.broken)
+        return _heads_at_most(self.fixed, self.fixed + self.broken)
 
     @property
     def p_better(self) -> float:
         """The chance of so few broken, or fewer, were both equally good: small where it is better."""
-        return heads_at_most(self.broken, self.fixed + self.broken)
+        return _heads_at_most(self.broken, self.fixed + self.broken)
 
     @property
     def p_two_sided(self) -> float:
         """The chance of a difference so large, either way, were both equally good."""
         return min(1.0, 2 * min(self.p_worse, self.p_better))
 
+    @property
+    def verdict(self) -> Literal["better", "worse", "within noise"]:
+        """What the two-sided test says at `ALPHA`: of equals, less than 2.5 % are called each of the two."""
+        if self.p_two_sided >= ALPHA:
+            return "within noise"
+        return "better" if self.fixed > self.broken else "worse"
+
+    @property
+    def interval_pp(self) -> tuple[float, float]:
+        """The 95 % confidence interval of the change of accuracy, low and high, in percentage points.
+
+        It is for the change on all images of the kind, of which these are a sample. It holds 0 just
+        where the verdict is "within noise": it is `score_interval`, widened to 0 where the exact
+        test, the stricter one, does not rule 0 out. At this `ALPHA` the score test rules 0 out
+        wherever the exact one does; that was checked for up to 10,000 images fixed or broken.
+        """
+        low, high = score_interval(
+            fixed=self.fixed, broken=self.broken, num_images=self.num_images, alpha=ALPHA
+        )
+        if self.verdict == "within noise":
+            low, high = min(low, 0.0), max(high, 0.0)
+        return 100 * low, 100 * high
+
 
 def compare(base: Predictions, other: Predictions) -> Paired:
     """Hold `other` against `base`; both must be of the same images in the same order."""
     assert np.array_equal(base.labels_N, other.labels_N)
+    return _counted(base, other, np.full(base.num_images, fill_value=True))
+
+
+def by_class(base: Predictions, other: Predictions) -> dict[int, Paired]:
+    """Hold `other` against `base` on the images of each label: what became of each class's recall.
+
+    Both must be of the same images in the same order. Labels that do not occur are left out. Whoever
+    looks at all classes for one that changed passes the p-values through `holm` first; the
+    intervals are of one class each, and are not widened for there being several.
+    """
+    assert np.array_equal(base.labels_N, other.labels_N)
+    return {
+        digit: _counted(base, other, base.labels_N == digit) for digit in np.unique(base.labels_N).tolist()
+    }
+
+
+def _counted(base: Predictions, other: Predictions, of_N: NDArray[np.bool_]) -> Paired:
+    """The comparison on some of the images, bool (N,)."""
     return Paired(
-        num_images=base.num_images,
-        fixed=int((other.right & ~base.right).sum()),
-        broken=int((base.right & ~other.right).sum()),
+        num_images=int(of_N.sum()),
+        fixed=int((other.right & ~base.right & of_N).sum()),
+        broken=int((base.right & ~other.right & of_N).sum()),
     )
 
 
-def heads_at_most(heads: int, tosses: int) -> float:
+def confusion(predictions: Predictions) -> NDArray[np.int64]:
+    """How many images of each label are taken for what: int64 (K, K), rows labels, columns predicted."""
+    counts_KK = np.zeros((NUM_DIGITS, NUM_DIGITS), np.int64)
+    np.add.at(counts_KK, (predictions.labels_N, predictions.predicted_N), 1)
+    return counts_KK
+
+
+def holm(p_values: Mapping[Key, float]) -> dict[Key, float]:
+    """Adjust p-values for there being several: Holm's step-down method.
+
+    Naming those whose adjusted value is below alpha names one wrongly with a chance of at most
+    alpha, however the tests depend on each other (Scandinavian Journal of Statistics 6:65-70, 1979).
+    The smallest of K is multiplied by K, the next one by K - 1, and so on; none may be below the
+    one before it.
+    """
+    ordered = sorted(p_values, key=p_values.__getitem__)
+    steps = (min(1.0, (len(ordered) - rank) * p_values[key]) for rank, key in enumerate(ordered))
+    adjusted = dict(zip(ordered, accumulate(steps, max), strict=True))
+    return {key: adjusted[key] for key in p_values}
+
+
+def score_interval(*, fixed: int, broken: int, num_images: int, alpha: float) -> tuple[float, float]:
+    """Tango's confidence interval for a change of accuracy, low and high, as fractions from -1 to 1.
+
+    It is one of those that Fagerland, Lydersen and Laake recommend (Statistics in Medicine
+    33:2850-2875, 2014): it says of no change what McNemar's asymptotic test says, has a width where
+    nothing is fixed or broken, and never leaves -1 to 1. It is approximate: of 95 %, widened to 0 as
+    in `Paired.interval_pp`, it covers the true change in 93 to 100 % of samples, 93 % where some 4
+    to 8 images are fixed and hardly one is broken.
+
+    Args:
+        fixed: images that just the other classifier gets right.
+        broken: images that just the base gets right.
+        num_images: all of them, the rest included on which both are right or both wrong.
+        alpha: how often it may miss, 0.05 for an interval of 95 %.
+    """
+    assert min(fixed, broken) >= 0
+    assert max(1, fixed + broken) <= num_images
+    z = NormalDist().inv_cdf(1 - alpha / 2)
+    return _lowest(fixed, broken, num_images, z), -_lowest(broken, fixed, num_images, z)
+
+
+def _lowest(fixed: int, broken: int, num_images: int, z: float) -> float:
+    """The least change of accuracy below which the true one is not: the score test's lower limit.
+
+    Tango, Statistics in Medicine 17:891-908 (1998), equations 24 to 26, with the change for -Delta:
+    the observed change, less the one that is tested, in standard errors, with the chance that
+    an image is broken at its likeliest under the one that is tested. It falls as the tested change
+    grows, so the limit is where it comes down to z, found by halving.
+    """
+
+    def plausible(step: int) -> bool:
+        change = step / STEPS
+        b = (2 * num_images - fixed + broken) * change - fixed - broken
+        # Rounding alone makes what is under the roots negative, where they are 0.
+        root = sqrt(max(0.0, b * b + 8 * num_images * broken * change * (1 - change)))
+        p_broken = (root - b) / (4 * num_images)
+        variance = max(0.0, num_images * (2 * p_broken + change * (1 - change)))
+        return fixed - broken - num_images * change <= z * sqrt(variance)
+
+    steps = range(-STEPS, STEPS)
+    return steps[bisect_left(steps, True, key=plausible)] / STEPS
+
+
+def _heads_at_most(heads: int, tosses: int) -> float:
     """The chance of at most `heads` in so many tosses of a fair coin; 1 where there is no toss.
 
-    In whole numbers, so it is the exact sum of binomial coefficients, rounded once; 10,000 tosses
-    take 0.02 s.
+    The binomial distribution as an incomplete beta function (https://dlmf.nist.gov/8.17#E5), from
+    Boost: at 10,000 tosses within 1e-11 of the exact value, relatively. `scipy.special.bdtr`, from
+    Cephes, is out by 20 times as much, `scipy.stats` takes a second to import.
     """
-    if heads >= tosses:
-        return 1.0
-    coefficient = total = 1
-    for k in range(heads):
-        coefficient = coefficient * (tosses - k) // (k + 1)
-        total += coefficient
-    return total / (1 << tosses)
+    from scipy.special import betainc  # type: ignore[import-untyped]  # 0.2 s, not for who only reads
+
+    return float(betainc(tosses - heads, heads + 1, 0.5))
 
 
 def read(path: Path) -> Predictions:

@@ -89,12 +89,13 @@ def gather(
     """
     scores = scoring.read(folder / paths.TEST_METRICS)
     test_sha256 = verdict.read(folder / paths.VALIDATION).test_sha256
-    evaluated = "".join(files.sha256(folder / path) for path in (paths.TEST_METRICS, paths.PREDICTIONS))
     return Result(
         time_ms=time_ms or journal.now_ms(),
         training=asdict(identity.of_training(folder, where=where)),
         weights_sha256=files.sha256(folder / paths.WEIGHTS),
-        evaluation_sha256=hashlib.sha256(evaluated.encode()).hexdigest(),
+        evaluation_sha256=evaluation_sha256(
+            files.sha256(folder / paths.TEST_METRICS), files.sha256(folder / paths.PREDICTIONS)
+        ),
         test_sha256=test_sha256,
         metrics={
             f"test_{name}": value
@@ -104,6 +105,11 @@ def gather(
         registration=registration.only(Registration),
         challenger=challenger,
     )
+
+
+def evaluation_sha256(scores: str, predictions: str) -> str:
+    """The digest of what `evaluate` wrote, from those of its two files, in hex."""
+    return hashlib.sha256(f"{scores}{predictions}".encode()).hexdigest()
 
 
 def write(entry: Path, result: Result, *, artifacts: Iterable[Path], folder: Path = Path()) -> None:

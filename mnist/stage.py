@@ -20,19 +20,25 @@ def main(run: Callable[..., None], wanted: type[P]) -> None:
 
 
 @contextmanager
-def reported() -> Iterator[None]:
+def reported(*, failure: int = 1) -> Iterator[None]:
     """End this process as its user and the shell expect, whatever ends the block.
 
-    Exits with 1 and one line on stderr for an `InputError` and for what the system refuses (no
-    space, no permission, a folder where a file should be), with 130 for an interrupt, as
+    Exits with `failure` and one line on stderr for an `InputError` and for what the system refuses
+    (no space, no permission, a folder where a file should be), with 130 for an interrupt, as
     shells do; anything else keeps its traceback, since it is a fault of ours. A request to
     terminate counts as an interrupt, so that what is open is closed (the MLflow run, say).
+
+    Args:
+        failure: an exit status; 2 for a tool whose 1 is an answer, as with `diff` and `grep`.
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
     except (InputError, OSError) as error:
-        sys.exit(f"ERROR: {error}")
+        if failure == 1:
+            sys.exit(f"ERROR: {error}")  # Python prints a text, and exits with 1
+        print(f"ERROR: {error}", file=sys.stderr)
+        sys.exit(failure)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)

@@ -168,6 +168,15 @@ def find(store: Store, fingerprint: str, weights_sha256: str | None = None) -> R
     return runs[0] if runs else None
 
 
+def evaluated(store: Store, evaluation_sha256: str) -> Run | None:
+    """The last finished run whose evaluation gave just this."""
+    wanted = f"tags.`{EVALUATED}` = '{evaluation_sha256}' and attributes.status = 'FINISHED'"
+    runs = store.client.search_runs(
+        [store.experiment_id], wanted, max_results=1, order_by=["start_time DESC"]
+    )
+    return runs[0] if runs else None
+
+
 def _restored(store: Store, fingerprint: str, weights_sha256: str) -> Run | None:
     """The run of this result out of MLflow's bin: its versions point to it, and to no other."""
     deleted = _finished(store, fingerprint, weights_sha256, max_results=1, view=ViewType.DELETED_ONLY)

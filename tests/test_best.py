@@ -549,5 +549,9 @@ def test_the_printed_command_brings_params_and_results(clone: Clone) -> None:
     }
     accuracy = json.loads(clone.read("metrics/train.json"))["val_accuracy"]
     assert accuracy == pytest.approx(run.data.metrics["val_accuracy"], abs=1e-6)
+    # A queue moves no alias; the workspace does, and here it holds the result for the first time.
+    assert clone.dvc("repro") == ["register"]
+    challenger = clone.client.get_model_version_by_alias(checkout.NAME, "challenger")
+    assert challenger.run_id == run.info.run_id
     assert clone.dvc("repro") == []
     assert ranked(table(clone))[:4] == ranked(lines)

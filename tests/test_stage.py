@@ -49,6 +49,15 @@ def test_an_input_error_is_one_line_and_exit_status_1(capsys: pytest.CaptureFixt
     assert capsys.readouterr() == ("", "")
 
 
+@pytest.mark.parametrize("error", [InputError("file", found="this", expected="that"), OSError("no space")])
+def test_a_tool_may_choose_its_exit_status(error: Exception, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught, stage.reported(failure=2):
+        raise error
+
+    assert caught.value.code == 2
+    assert capsys.readouterr() == ("", f"ERROR: {error}\n")
+
+
 def test_bad_params_stop_a_stage_before_it_runs() -> None:
     paths.PARAMS.write_text("lr: fast\n")
 

@@ -1,0 +1,541 @@
+"""What is different between two revisions, and whether it is better: numbers, no words for people.
+
+Accuracy is compared on the same test images, one by one (`mnist.comparison`); of other metrics there is
+one number each, which has no noise that could be told from it.
+"""
+
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mnist import comparison
+from mnist.comparison import Paired, Predictions
+from mnist.snapshots import Curve, Snapshot, Stage
+from mnist.verdict import Finding, Verdict
+
+Outcome = Literal["better", "worse", "within noise", "not comparable"]
+Side = Literal["both", "base", "head"]
+Direction = Literal["more", "less", ""]
+
+# Words in the names of metrics that say which way is good; where both kinds occur
+# (`accuracy_error`), less is.
+MORE_IS_BETTER = {
+    "accuracy",
+    "auc",
+    "f1",
+    "map",
+    "precision",
+    "recall",
+    "score",
+    "sensitivity",
+    "specificity",
+}
+LESS_IS_BETTER = {"error", "loss", "mae", "mse", "nll", "perplexity", "rmse", "wrong"}
+# What decides which training images are held out, so that `val_...` is of other images where it changed.
+SPLIT = ("seed", "val_size")
+HELD_OUT = "val_"
+PRECISION = 1e-6  # metrics are written with six decimals
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassChange:
+    """The test images of one label.
+
+    Attributes:
+        label: the digit.
+        base_recall: share of them that base gets right, 0 to 1.
+        head_recall: the same of head.
+        paired: the comparison.
+        p: of the exact two-sided McNemar test, adjusted by Holm for looking at all classes.
+    """
+
+    label: int
+    base_recall: float
+    head_recall: float
+    paired: Paired
+    p: float
+
+    @property
+    def is_beyond_noise(self) -> bool:
+        """Whether its recall changed by more than chance explains, though all classes were looked at."""
+        return self.p < comparison.ALPHA
+
+
+@dataclass(frozen=True, kw_only=True)
+class Images:
+    """Both networks on the same test images.
+
+    Attributes:
+        base_accuracy: 0 to 1.
+        head_accuracy: the same.
+        paired: the comparison.
+        classes: the same by label.
+        fixed: indices of the images that head alone gets right.
+        broken: indices of those that base alone gets right.
+        confusion: change of the number of images, int64 (10, 10), rows label, columns predicted.
+    """
+
+    base_accuracy: float
+    head_accuracy: float
+    paired: Paired
+    classes: tuple[ClassChange, ...]
+    fixed: tuple[int, ...]
+    broken: tuple[int, ...]
+    confusion: NDArray[np.int64]
+
+    @property
+    def drop(self) -> float:
+        """By how much the accuracy fell, as a fraction; negative where it rose."""
+        return (self.paired.broken - self.paired.fixed) / self.paired.num_images
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metric:
+    """A metric on both sides.
+
+    Attributes:
+        name: dotted key, with its file where the key alone would be ambiguous.
+        base: its value; None where there is none.
+        head: the same.
+        good: which way is better, as far as the name tells.
+        interval: 95 % confidence interval of the change, in the metric's unit, where each image has its say.
+        p: of the exact two-sided McNemar test, where there is an interval.
+    """
+
+    name: str
+    base: Any
+    head: Any
+    good: Direction
+    interval: tuple[float, float] | None = None
+    p: float | None = None
+
+    @property
+    def change(self) -> float | None:
+        """Head less base; None where they are no finite numbers."""
+        if not (_is_number(self.base) and _is_number(self.head)):
+            return None
+        change = float(self.head) - float(self.base)
+        return change if math.isfinite(change) else None
+
+    @property
+    def is_same(self) -> bool:
+        """Whether both sides have one value."""
+        return bool(self.base == self.head) and self.base is not None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Param:
+    """A param that is not the same; `side` tells where it is."""
+
+    name: str
+    side: Side
+    base: Any
+    head: Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageChange:
+    """A stage that is not the same.
+
+    Attributes:
+        name: in `dvc.yaml`.
+        side: where it is.
+        is_cmd: whether its command is another one.
+        params: that changed and that it depends on, on a side or the other.
+        code: files whose content is another one, or that one side alone reads; what no stage makes.
+        data: the same of what other stages make.
+    """
+
+    name: str
+    side: Side
+    is_cmd: bool
+    params: tuple[str, ...]
+    code: tuple[str, ...]
+    data: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FindingChange:
+    """An expectation of the data that came out otherwise; None where it is not on that side."""
+
+    expectation: str
+    base: str | None
+    head: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValidationChange:
+    """The verdicts on the data.
+
+    Attributes:
+        base: whether all expectations hold, how many do and how many there are; None where unknown.
+        head: the same.
+        is_same_data: whether both sides have the same data set; None where unknown.
+        findings: what came out otherwise.
+    """
+
+    base: tuple[bool, int, int] | None
+    head: tuple[bool, int, int] | None
+    is_same_data: bool | None
+    findings: tuple[FindingChange, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CurvePair:
+    """A learning curve on both sides; a side that has none has no points."""
+
+    title: str
+    x: str
+    y: str
+    base: tuple[tuple[float, float], ...]
+    head: tuple[tuple[float, float], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """What it takes, on both sides; None where nobody knows."""
+
+    name: str
+    base: float | None
+    head: float | None
+
+
+@dataclass(frozen=True)
+class Timing:
+    """How long a training took, on what."""
+
+    seconds: float
+    device: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Changes:
+    """All of it.
+
+    Attributes:
+        base: name of the revision.
+        base_commit: its full hash; empty for the workspace.
+        head: name of the other one.
+        head_commit: its full hash.
+        outcome: the verdict, by the exact test on the test images.
+        reason: why they are not comparable; empty where they are.
+        images: the test images; None where they are not comparable.
+        metrics: all of them, the same and the different.
+        other_held_out: params that changed which training images are held out, so that `val_...` do
+            not compare.
+        params: that changed.
+        stages: that changed.
+        validation: of the data.
+        curves: with at least two points on a side.
+        costs: parameters, steps, seconds.
+        devices: that base and head were trained on, where both are known and are not the same.
+        warnings: what a reader must know to trust the rest.
+        problems: why something could not be read, by side and file.
+    """
+
+    base: str
+    base_commit: str
+    head: str
+    head_commit: str
+    outcome: Outcome
+    reason: str
+    images: Images | None
+    metrics: tuple[Metric, ...]
+    other_held_out: tuple[str, ...]
+    params: tuple[Param, ...]
+    stages: tuple[StageChange, ...]
+    validation: ValidationChange
+    curves: tuple[CurvePair, ...]
+    costs: tuple[Cost, ...]
+    devices: tuple[str, str] | None
+    warnings: tuple[str, ...]
+    problems: Mapping[str, Mapping[str, str]]
+
+
+def between(
+    base: Snapshot,
+    head: Snapshot,
+    *,
+    base_timing: Timing | None = None,
+    head_timing: Timing | None = None,
+) -> Changes:
+    """Compare two snapshots.
+
+    Args:
+        base: what there was.
+        head: what there is now.
+        base_timing: of its training, where known.
+        head_timing: the same.
+    """
+    reason = _obstacle(base, head)
+    images = None
+    if not reason:
+        assert base.predictions
+        assert head.predictions
+        images = _images(base.predictions, head.predictions)
+    params = _params(base.params, head.params)
+    return Changes(
+        base=base.name,
+        base_commit=base.commit,
+        head=head.name,
+        head_commit=head.commit,
+        outcome=images.paired.verdict if images else "not comparable",
+        reason=reason,
+        images=images,
+        metrics=_metrics(base, head, images),
+        other_held_out=tuple(param.name for param in params if param.name in SPLIT),
+        params=params,
+        stages=_stages(base.stages, head.stages, params),
+        validation=_validation(base.validation, head.validation),
+        curves=_curves(base.curves, head.curves),
+        costs=_costs(base, head, base_timing, head_timing),
+        devices=_devices(base_timing, head_timing),
+        warnings=(*_contradictions(base), *_contradictions(head), *_stale(base), *_stale(head)),
+        problems={"base": base.problems, "head": head.problems},
+    )
+
+
+def _obstacle(base: Snapshot, head: Snapshot) -> str:
+    """Why the two cannot be compared image by image; empty where they can."""
+    without = [side.name for side in (base, head) if side.predictions is None]
+    if without:
+        return f"no predictions on the test images at {' and '.join(without)}"
+    assert base.predictions
+    assert head.predictions
+    if base.predictions.num_images != head.predictions.num_images:
+        found = f"{base.predictions.num_images:,} test images at {base.name}, "
+        return f"another split: {found}{head.predictions.num_images:,} at {head.name}"
+    if base.validation and head.validation and base.validation.test_sha256 != head.validation.test_sha256:
+        digests = (base.validation.test_sha256[:12], head.validation.test_sha256[:12])
+        return f"different test data: digest {digests[0]} at {base.name}, {digests[1]} at {head.name}"
+    others = int((base.predictions.labels_N != head.predictions.labels_N).sum())
+    return f"different test data: {others:,} test images have another label" if others else ""
+
+
+def _images(base: Predictions, head: Predictions) -> Images:
+    by_class = comparison.by_class(base, head)
+    adjusted = comparison.holm({label: paired.p_two_sided for label, paired in by_class.items()})
+    classes = []
+    for label, paired in by_class.items():
+        of_label = base.labels_N == label
+        recalls = [float(side.right[of_label].mean()) for side in (base, head)]
+        classes.append(
+            ClassChange(
+                label=label,
+                base_recall=recalls[0],
+                head_recall=recalls[1],
+                paired=paired,
+                p=adjusted[label],
+            )
+        )
+    return Images(
+        base_accuracy=base.accuracy,
+        head_accuracy=head.accuracy,
+        paired=comparison.compare(base, head),
+        classes=tuple(classes),
+        fixed=tuple(np.flatnonzero(head.right & ~base.right).tolist()),
+        broken=tuple(np.flatnonzero(base.right & ~head.right).tolist()),
+        confusion=comparison.confusion(head) - comparison.confusion(base),
+    )
+
+
+def _metrics(base: Snapshot, head: Snapshot, images: Images | None) -> tuple[Metric, ...]:
+    sides = [_by_name(side, other) for side, other in ((base, head), (head, base))]
+    return tuple(
+        _metric(name, sides[0].get(name), sides[1].get(name), images)
+        for name in dict.fromkeys([*sides[0], *sides[1]])
+    )
+
+
+def _by_name(snapshot: Snapshot, other: Snapshot) -> dict[str, Any]:
+    """Metrics by their key; where files of one side share a key, with the file."""
+    shared = {
+        key
+        for side in (snapshot, other)
+        for path, values in side.metrics.items()
+        for key in values
+        if any(key in more for file, more in side.metrics.items() if file != path)
+    }
+    return {
+        f"{path}: {key}" if key in shared else key or path: value
+        for path, values in snapshot.metrics.items()
+        for key, value in values.items()
+    }
+
+
+def _metric(name: str, base: Any, head: Any, images: Images | None) -> Metric:
+    interval = p = None
+    if images and (counted := _counted(name, images)):
+        # The metric is a count or a share of the very images that were compared.
+        values, unit = counted
+        if all(_is_close(value, seen) for value, seen in zip(values, (base, head), strict=True)):
+            low, high = sorted(unit * bound for bound in images.paired.interval_pp)
+            interval, p = (low, high), images.paired.p_two_sided
+    return Metric(name=name, base=base, head=head, good=_direction(name), interval=interval, p=p)
+
+
+def _counted(name: str, images: Images) -> tuple[tuple[float, float], float] | None:
+    """What the predictions say of a metric, and what a percentage point of accuracy is in its unit."""
+    num_images = images.paired.num_images
+    match re.split(r"[.: ]", name)[-1]:
+        case "accuracy":
+            return (images.base_accuracy, images.head_accuracy), 1 / 100
+        case "num_wrong":
+            wrong = (
+                (1 - images.base_accuracy) * num_images,
+                (1 - images.head_accuracy) * num_images,
+            )
+            return wrong, -num_images / 100
+    return None
+
+
+def _is_close(value: float, seen: Any) -> bool:
+    return _is_number(seen) and abs(value - float(seen)) <= PRECISION
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _direction(name: str) -> Direction:
+    words = set(re.split(r"[^a-z0-9]+", name.lower()))
+    if words & LESS_IS_BETTER:
+        return "less"
+    return "more" if words & MORE_IS_BETTER else ""
+
+
+def _params(base: Mapping[str, Any], head: Mapping[str, Any]) -> tuple[Param, ...]:
+    return tuple(
+        Param(name=name, side=_side(name, base, head), base=base.get(name), head=head.get(name))
+        for name in dict.fromkeys([*base, *head])
+        if name not in base or name not in head or base[name] != head[name]
+    )
+
+
+def _side(name: str, base: Mapping[str, Any], head: Mapping[str, Any]) -> Side:
+    return "both" if name in base and name in head else "base" if name in base else "head"
+
+
+def _stages(
+    base: Mapping[str, Stage], head: Mapping[str, Stage], params: Iterable[Param]
+) -> tuple[StageChange, ...]:
+    nothing = Stage(cmd="", params=frozenset(), code={}, data={})
+    changes = []
+    for name in dict.fromkeys([*base, *head]):
+        before, after = base.get(name, nothing), head.get(name, nothing)
+        change = StageChange(
+            name=name,
+            side=_side(name, base, head),
+            is_cmd=before.cmd != after.cmd,
+            params=tuple(param.name for param in params if _depends(before, param) or _depends(after, param)),
+            code=_different(before.code, after.code),
+            data=_different(before.data, after.data),
+        )
+        if change.is_cmd or change.params or change.code or change.data or change.side != "both":
+            changes.append(change)
+    return tuple(changes)
+
+
+def _depends(stage: Stage, param: Param) -> bool:
+    """Whether it lists the param, or a section that it is in."""
+    return any(param.name == name or param.name.startswith(f"{name}.") for name in stage.params)
+
+
+def _different(before: Mapping[str, str], after: Mapping[str, str]) -> tuple[str, ...]:
+    return tuple(path for path in dict.fromkeys([*before, *after]) if before.get(path) != after.get(path))
+
+
+def _validation(base: Verdict | None, head: Verdict | None) -> ValidationChange:
+    said = [
+        {finding.expectation: finding for finding in verdict.expectations} if verdict else {}
+        for verdict in (base, head)
+    ]
+    findings = []
+    for name in dict.fromkeys([*said[0], *said[1]]):
+        lines = [_shown(side[name]) if name in side else None for side in said]
+        if lines[0] != lines[1] and base and head:
+            findings.append(FindingChange(expectation=name, base=lines[0], head=lines[1]))
+    return ValidationChange(
+        base=_tally(base),
+        head=_tally(head),
+        is_same_data=base.dataset_sha256 == head.dataset_sha256 if base and head else None,
+        findings=tuple(findings),
+    )
+
+
+def _shown(finding: Finding) -> str:
+    outcome = "holds" if finding.success else "BROKEN"
+    return f"{outcome}: expected {finding.expected}, observed {finding.observed}"
+
+
+def _tally(verdict: Verdict | None) -> tuple[bool, int, int] | None:
+    if verdict is None:
+        return None
+    num_expectations = len(verdict.expectations)
+    return verdict.success, num_expectations - len(verdict.failed), num_expectations
+
+
+def _curves(base: Iterable[Curve], head: Iterable[Curve]) -> tuple[CurvePair, ...]:
+    # By what they show: the file and the title may be others now.
+    sides = [{(curve.x, curve.y): curve for curve in side} for side in (base, head)]
+    pairs = []
+    for key in dict.fromkeys([*sides[0], *sides[1]]):
+        curves = [side.get(key) for side in sides]
+        points = [curve.points if curve else () for curve in curves]
+        if max(map(len, points)) > 1:
+            title = next(curve.title for curve in reversed(curves) if curve)
+            x, y = key
+            pairs.append(CurvePair(title=title, x=x, y=y, base=points[0], head=points[1]))
+    return tuple(pairs)
+
+
+def _costs(
+    base: Snapshot, head: Snapshot, base_timing: Timing | None, head_timing: Timing | None
+) -> tuple[Cost, ...]:
+    parameters = [_by_name(side, side).get("num_parameters") for side in (base, head)]
+    costs = (
+        Cost(
+            name="parameters",
+            base=parameters[0] if _is_number(parameters[0]) else None,
+            head=parameters[1] if _is_number(parameters[1]) else None,
+        ),
+        Cost(name="optimizer steps", base=base.num_steps, head=head.num_steps),
+        Cost(
+            name="training seconds",
+            base=base_timing.seconds if base_timing else None,
+            head=head_timing.seconds if head_timing else None,
+        ),
+    )
+    return tuple(cost for cost in costs if (cost.base, cost.head) != (None, None))
+
+
+def _devices(base: Timing | None, head: Timing | None) -> tuple[str, str] | None:
+    return (base.device, head.device) if base and head and base.device != head.device else None
+
+
+def _contradictions(snapshot: Snapshot) -> list[str]:
+    """Where the scores say something else than the predictions that they are of."""
+    said = _by_name(snapshot, snapshot).get("accuracy")
+    if snapshot.predictions is None or not _is_number(said) or _is_close(snapshot.predictions.accuracy, said):
+        return []
+    given = f"{snapshot.predictions.accuracy:.6g}"
+    contradiction = f"at {snapshot.name} the metric accuracy is {said}, but the predictions give {given}"
+    return [f"{contradiction}: one of the files is altered. The verdict is by the predictions."]
+
+
+def _stale(snapshot: Snapshot) -> list[str]:
+    """Where the results are not those of the code and params that lie beside them."""
+    changed = [
+        f"{name} ({', '.join(stage.changed)})" for name, stage in snapshot.stages.items() if stage.changed
+    ]
+    stages = ", ".join(changed)
+    return (
+        [f"at {snapshot.name} the results are old, since this changed: {stages}. `dvc repro`"]
+        if changed
+        else []
+    )

@@ -1,0 +1,380 @@
+"""The changes between two revisions as Markdown: for a terminal, a job summary, a pull request's comment.
+
+What comes from the repository (names, values, messages) stands in code spans, in which GitHub neither
+pings people nor loads pictures nor reads HTML, and is cut to a length.
+"""
+
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from tabulate import tabulate
+
+from mnist.changes import Changes, CurvePair, Images, Metric, Param, StageChange
+
+MAX_BYTES = 60_000  # GitHub takes comments of 65,536 characters
+MAX_SHOWN = 60  # characters of a name or value
+MAX_REASON = 200  # characters of a message
+MAX_ROWS = 40  # of a table
+MAX_FILES = 4  # named in a cell
+MAX_CHARTS = 4
+MAX_POINTS = 30  # of a line in a chart
+NOTHING = "-"
+SMALLEST_P = 0.0001  # that is written out
+ARROWS = {"more": " ↑", "less": " ↓", "": ""}
+GREY, BLUE = "#8c959f", "#2f81f7"  # to be told apart on white and on black
+
+Table = list[str]
+Points = Sequence[tuple[float, float]]
+
+
+def render(changes: Changes) -> str:
+    """The report, below `MAX_BYTES` in UTF-8 whatever changed, with a line end at its end.
+
+    A section for which there is no room is named instead.
+    """
+    sections = {
+        "Metrics": _metrics(changes),
+        "Params": _params(changes.params),
+        "Stages": _stages(changes.stages),
+        "Test images": _classes(changes.images) if changes.images else [],
+        "Confusion": _confusion(changes.images) if changes.images else [],
+        "Learning curves": _curves(changes),
+        "Data validation": _validation(changes),
+        "Cost": _costs(changes),
+    }
+    blocks = [*_head(changes), *_unreadable(changes)]
+    room = MAX_BYTES - 500 - sum(len(block.encode()) + 2 for block in blocks)  # 500: for the last line
+    left_out = []
+    for title, section in sections.items():
+        block = "\n\n".join([f"### {title}", *section])
+        size = len(block.encode()) + 2
+        if section and size <= room:
+            blocks.append(block)
+            room -= size
+        elif section:
+            left_out.append(title)
+    if left_out:
+        blocks.append(f"No room for: {', '.join(left_out)}. `--json` has all of it.")
+    return "\n\n".join(blocks) + "\n"
+
+
+def _head(changes: Changes) -> list[str]:
+    names = [
+        code(name) + (f" ({commit[:7]})" if commit and commit != name else "")
+        for name, commit in ((changes.base, changes.base_commit), (changes.head, changes.head_commit))
+    ]
+    return [
+        f"## {names[0]} → {names[1]}",
+        f"**{changes.outcome.capitalize()}**: {_verdict(changes)}",
+        *(f"> ⚠ {_plain(warning)}" for warning in changes.warnings[:MAX_ROWS]),
+    ]
+
+
+def _verdict(changes: Changes) -> str:
+    images = changes.images
+    if images is None:
+        return f"{_plain(changes.reason)}."
+    paired = images.paired
+    if not (paired.fixed or paired.broken):
+        return (
+            f"accuracy {images.base_accuracy:.2%} on both sides, and the same images right and wrong, "
+            f"of {paired.num_images:,} test images."
+        )
+    low, high = paired.interval_pp
+    text = (
+        f"accuracy {images.base_accuracy:.2%} → {images.head_accuracy:.2%}, **{paired.change_pp:+.2f} pp** "
+        f"(95 % interval {low:+.2f} to {high:+.2f} pp, exact McNemar p {_p(paired.p_two_sided)}): "
+        f"{paired.fixed:,} fixed and {paired.broken:,} broken of the same {paired.num_images:,} test images."
+    )
+    if changes.outcome == "within noise":
+        return f"{text} Two equally good networks may well differ so much."
+    return (
+        f"{text} This is about these two networks: another seed alone can move the accuracy as much, so "
+        "to judge a recipe, compare several seeds."
+    )
+
+
+def _unreadable(changes: Changes) -> list[str]:
+    rows = [
+        [code(path), code(name), code(reason, MAX_REASON)]
+        for side, name in (("base", changes.base), ("head", changes.head))
+        for path, reason in changes.problems[side].items()
+    ]
+    return ["**Could not be read:**", *_table(["file", "at", "because"], rows)] if rows else []
+
+
+def _metrics(changes: Changes) -> list[str]:
+    of_classes = {f"recall.{one.label}" for one in changes.images.classes} if changes.images else set()
+    shown = [metric for metric in changes.metrics if metric.name not in of_classes]
+    different = [metric for metric in shown if not metric.is_same or metric.interval]
+    different.sort(key=lambda metric: metric.interval is None)  # what the verdict is about comes first
+    same = [metric.name for metric in shown if metric not in different]
+    blocks = _table(
+        ["metric", "base", "head", "change", "95 % interval", "p"], map(_metric, different), right=5
+    )
+    if different:
+        blocks.append(
+            "↑ more is better, ↓ less is better. Interval and exact McNemar test: of what counts test images."
+        )
+    if changes.other_held_out and any("val_" in metric.name for metric in different):
+        keys = ", ".join(map(code, changes.other_held_out))
+        blocks.append(f"`val_...` is of other held-out images on each side, since {keys} changed.")
+    if same:
+        blocks.append(f"Unchanged: {_listed(same, MAX_ROWS)}.")
+    return blocks
+
+
+def _metric(metric: Metric) -> list[str]:
+    interval = NOTHING
+    if metric.interval:
+        decimals = _decimals(metric.interval)
+        interval = " to ".join(f"{bound:+.{decimals}f}" for bound in metric.interval)
+    change = metric.change
+    return [
+        code(metric.name) + ARROWS[metric.good],
+        _value(metric.base),
+        _value(metric.head),
+        NOTHING if change is None else f"{change:+.4g}" if change else "0",
+        interval,
+        NOTHING if metric.p is None else _p(metric.p),
+    ]
+
+
+def _decimals(interval: tuple[float, float]) -> int:
+    """So many that the width has two digits that count."""
+    width = interval[1] - interval[0]
+    return max(0, 1 - math.floor(math.log10(width))) if width > 0 else 0
+
+
+def _params(params: Sequence[Param]) -> list[str]:
+    rows = [
+        [
+            code(param.name),
+            NOTHING if param.side == "head" else _literal(param.base),
+            NOTHING if param.side == "base" else _literal(param.head),
+        ]
+        for param in params
+    ]
+    return _table(["param", "base", "head"], rows)
+
+
+def _stages(stages: Sequence[StageChange]) -> list[str]:
+    rows = []
+    for stage in stages:
+        what = {"both": "", "base": "removed", "head": "new"}[stage.side]
+        rows.append(
+            [
+                code(stage.name) + (f" ({what})" if what else ""),
+                "changed" if stage.is_cmd and not what else "",
+                "" if what else _listed(stage.params, MAX_FILES),
+                "" if what else _listed(stage.code, MAX_FILES),
+                "" if what else _listed(stage.data, MAX_FILES),
+            ]
+        )
+    head = ["stage", "command", "params", "code", "data"]
+    told = [column for column in range(len(head)) if column == 0 or any(row[column] for row in rows)]
+    return _table([head[column] for column in told], [[row[column] for column in told] for row in rows])
+
+
+def _classes(images: Images) -> list[str]:
+    rows = [
+        [
+            str(one.label),
+            f"{one.paired.num_images:,}",
+            f"{one.base_recall:.2%}",
+            f"{one.head_recall:.2%}",
+            f"{one.paired.change_pp:+.2f} pp",
+            f"{one.paired.fixed:,}",
+            f"{one.paired.broken:,}",
+            _p(one.p),
+        ]
+        for one in images.classes
+    ]
+    beyond = [
+        f"{one.label} ({'better' if one.paired.change_pp > 0 else 'worse'})"
+        for one in images.classes
+        if one.is_beyond_noise
+    ]
+    summary = (
+        f"{images.paired.fixed:,} fixed, {images.paired.broken:,} broken. Recall beyond noise: "
+        f"{', '.join(beyond) or 'of no class'} (exact McNemar test for each class, p adjusted by Holm's "
+        f"method for looking at {len(images.classes)})."
+    )
+    return [
+        summary,
+        *_table(["class", "images", "base", "head", "change", "fixed", "broken", "p"], rows, right=8),
+    ]
+
+
+def _confusion(images: Images) -> list[str]:
+    if not images.confusion.any():
+        return []
+    labels = range(len(images.confusion))
+    rows = [
+        [f"**{label}**", *(f"{change:+d}" if change else "·" for change in images.confusion[label])]
+        for label in labels
+    ]
+    return [
+        "Change of the number of test images: in a row those of a label, by the digit that is seen.",
+        *_table(["label", *map(str, labels)], rows, right=len(rows[0])),
+    ]
+
+
+def _curves(changes: Changes) -> list[str]:
+    if all(pair.base == pair.head for pair in changes.curves):
+        return ["The same on both sides."] if changes.curves else []
+    blocks = [f"Grey: {code(changes.base)}, blue: {code(changes.head)}."]
+    for pair in changes.curves[:MAX_CHARTS]:
+        blocks += _charts(pair)
+    if left_out := changes.curves[MAX_CHARTS:]:
+        blocks.append(f"Left out: {_listed([pair.title for pair in left_out], MAX_ROWS)}.")
+    return blocks
+
+
+def _charts(pair: CurvePair) -> list[str]:
+    """One chart; two where the sides cover different ranges of x: Mermaid spreads a line over all of it."""
+    lines = {"base": pair.base, "head": pair.head}
+    lines = {side: points for side, points in lines.items() if len(points) > 1}
+    values = [y for points in lines.values() for _, y in points]
+    ranges = {(points[0][0], points[-1][0]) for points in lines.values()}
+    if len(ranges) == 1:
+        return [_chart(pair, pair.title, lines, values)]
+    return [_chart(pair, f"{pair.title}, {side}", {side: points}, values) for side, points in lines.items()]
+
+
+def _chart(pair: CurvePair, title: str, lines: Mapping[str, Points], values: Sequence[float]) -> str:
+    """Mermaid, which GitHub draws by itself.
+
+    Args:
+        pair: whose axes it has.
+        title: above it.
+        lines: points by side, over one range of x.
+        values: that the y axis is to cover.
+    """
+    num_points = min(MAX_POINTS, max(map(len, lines.values())))
+    first, last = (next(iter(lines.values()))[index][0] for index in (0, -1))
+    low, high = min(values), max(values)
+    margin = 0.05 * (high - low) or 0.05 * abs(high) or 1
+    colours = [{"base": GREY, "head": BLUE}[side] for side in lines]
+    drawn = []
+    for side, points in lines.items():
+        x, y = np.array(points).T
+        heights = np.interp(np.linspace(first, last, num_points), x, y)
+        drawn.append(f'    line "{side}" [{", ".join(f"{height:.4g}" for height in heights)}]')
+    return "\n".join(
+        [
+            "```mermaid",
+            "---",
+            f'config: {{themeVariables: {{xyChart: {{plotColorPalette: "{", ".join(colours)}"}}}}}}',
+            "---",
+            "xychart-beta",
+            f'    title "{_label(title)}"',
+            f'    x-axis "{_label(pair.x)}" {first:.6g} --> {last:.6g}',
+            f'    y-axis "{_label(pair.y)}" {low - margin:.4g} --> {high + margin:.4g}',
+            *drawn,
+            "```",
+        ]
+    )
+
+
+def _validation(changes: Changes) -> list[str]:
+    validation = changes.validation
+    tallies = {}
+    for name, tally in ((changes.base, validation.base), (changes.head, validation.head)):
+        held = f"{tally[1]} of {tally[2]} expectations hold" if tally else "unknown"
+        tallies[code(name)] = held if tally is None or tally[0] else f"**failed**: {held}"
+    same = {True: "The data are the same", False: "The data are others", None: "The data cannot be compared"}
+    said = set(tallies.values())
+    each = "; ".join(f"{name}: {held}" for name, held in tallies.items())
+    if len(said) == 1:
+        each = f"{said.pop()} on both sides"
+    rows = [
+        [
+            code(finding.expectation),
+            *(NOTHING if side is None else code(side, MAX_REASON) for side in (finding.base, finding.head)),
+        ]
+        for finding in validation.findings
+    ]
+    return [f"{same[validation.is_same_data]}; {each}.", *_table(["expectation", "base", "head"], rows)]
+
+
+def _costs(changes: Changes) -> list[str]:
+    rows = []
+    for cost in changes.costs:
+        ratio = NOTHING
+        if cost.base and cost.head is not None:
+            ratio = f"{cost.head / cost.base:.3g} x"
+        rows.append([cost.name, _cost(cost.base), _cost(cost.head), ratio])
+    blocks = _table(["cost", "base", "head", "ratio"], rows, right=3)
+    if changes.devices:
+        blocks.append(f"Trained on {' and on '.join(map(code, changes.devices))}.")
+    return blocks
+
+
+def _cost(value: float | None) -> str:
+    return NOTHING if value is None else f"{value:,.0f}" if value == int(value) else f"{value:,.1f}"
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]], *, right: int = 0) -> list[str]:
+    """A table, aligned for terminals too; without rows, nothing.
+
+    Args:
+        head: of the columns.
+        rows: of which `MAX_ROWS` are shown.
+        right: so many columns after the first are aligned to the right.
+    """
+    rows = list(rows)
+    if not rows:
+        return []
+    cells = [[cell.replace("|", "\\|") for cell in row] for row in rows[:MAX_ROWS]]
+    alignment = ["left", *(["right"] * right)][: len(head)]
+    alignment += ["left"] * (len(head) - len(alignment))
+    table = tabulate(cells, headers=head, tablefmt="pipe", colalign=alignment, disable_numparse=True)
+    more = [f"And {len(rows) - MAX_ROWS:,} more."] if len(rows) > MAX_ROWS else []
+    return [table, *more]
+
+
+def _listed(names: Sequence[str], most: int) -> str:
+    more = f" and {len(names) - most:,} more" if len(names) > most else ""
+    return ", ".join(map(code, names[:most])) + more
+
+
+def _value(value: Any) -> str:
+    if value is None:
+        return NOTHING
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return _literal(value)
+    return f"{value:,}" if isinstance(value, int) else f"{value:.6g}"
+
+
+def _literal(value: Any) -> str:
+    return code(value if isinstance(value, str) else json.dumps(value, default=str))
+
+
+def _p(p: float) -> str:
+    return f"{p:.2g}" if p >= SMALLEST_P else f"< {SMALLEST_P}"
+
+
+def code(text: str, most: int = MAX_SHOWN) -> str:
+    """A code span of any text: in one line, without what does not print, cut to `most` characters."""
+    text = "".join(character for character in " ".join(text.split()) if character.isprintable())
+    if len(text) > most:
+        text = f"{text[: most - 3]}..."
+    # A span ends at the first run of as many backticks as it began with.
+    fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
+    pad = " " if "`" in text else ""
+    return f"{fence}{pad}{text}{pad}{fence}" if text else NOTHING
+
+
+def _plain(text: str) -> str:
+    """A sentence of ours around names of theirs."""
+    return re.sub(r"[^\w .,;:%()'`/+-]", "?", " ".join(text.split()))[:400]
+
+
+def _label(text: str) -> str:
+    """Words in a chart; Mermaid has no way to quote."""
+    return re.sub(r"[^\w .,()/-]", " ", text)[:MAX_SHOWN].strip() or "-"

@@ -205,10 +205,10 @@ def _lowest(fixed: int, broken: int, num_images: int, z: float) -> float:
     def plausible(step: int) -> bool:
         change = step / STEPS
         b = (2 * num_images - fixed + broken) * change - fixed - broken
-        # Rounding alone makes what is under the roots negative, where they are 0.
+        # Rounding alone makes what is under this root negative, where it is 0.
         root = sqrt(max(0.0, b * b + 8 * num_images * broken * change * (1 - change)))
         p_broken = (root - b) / (4 * num_images)
-        variance = max(0.0, num_images * (2 * p_broken + change * (1 - change)))
+        variance = num_images * (2 * p_broken + change * (1 - change))
         return fixed - broken - num_images * change <= z * sqrt(variance)
 
     steps = range(-STEPS, STEPS)
@@ -218,9 +218,9 @@ def _lowest(fixed: int, broken: int, num_images: int, z: float) -> float:
 def _heads_at_most(heads: int, tosses: int) -> float:
     """The chance of at most `heads` in so many tosses of a fair coin; 1 where there is no toss.
 
-    The binomial distribution as an incomplete beta function (https://dlmf.nist.gov/8.17#E5), from
-    Boost: at 10,000 tosses within 1e-11 of the exact value, relatively. `scipy.special.bdtr`, from
-    Cephes, is out by 20 times as much, `scipy.stats` takes a second to import.
+    The binomial distribution as an incomplete beta function (https://dlmf.nist.gov/8.17#E5), which
+    SciPy has from Boost: at 10,000 tosses its relative error is 1.2e-12 at most. That of
+    `scipy.special.bdtr` is 20 times as large, and `scipy.stats` takes a second to import.
     """
     from scipy.special import betainc  # type: ignore[import-untyped]  # 0.2 s, not for who only reads
 

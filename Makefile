@@ -10,7 +10,7 @@ BIN := .venv/bin
 # DVC runs the stages with the `python` that it finds first.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help setup repro test lint ui reconcile promote rollback reproduce best serve bench diff lock clean
+.PHONY: help setup repro test lint ui reconcile promote rollback reproduce verify best serve bench diff lock clean
 
 help: ## List these targets
 	@sed -nE 's/^([a-z]+):.*## (.*)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r name text; do printf '  make %-9s %s\n' "$$name" "$$text"; done
@@ -34,10 +34,13 @@ repro: setup ## Run the pipeline: download, validate, stats, train, evaluate, re
 test: setup ## Run the tests (no network, no MNIST)
 	pytest
 
-lint: setup ## Check format, style and types
+lint: setup ## Check format, style and types, and the workflows of CI (no network)
 	ruff format --check
 	ruff check
 	mypy
+	zizmor --quiet --offline --pedantic --strict-collection .github
+	check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	check-jsonschema --builtin-schema vendor.dependabot .github/dependabot.yml
 
 ui: PORT ?= 5000
 ui: setup ## Browse the runs in the MLflow UI
@@ -61,6 +64,9 @@ rollback: setup ## Give the alias champion back to the champion before (DRY_RUN=
 reproduce: setup ## Make MODEL again from its record and compare (default: the champion)
 	@python -m tools.reproduce $(MODEL)
 
+verify: setup ## Say whether the committed results are what the committed code makes
+	@python -m tools.verify
+
 best: setup ## Rank the experiments by validation accuracy, and say how to apply the best one
 	@python -m tools.best $(ARGS)
 
@@ -72,9 +78,8 @@ bench: setup ## Measure against the tutorial's script, and what MLflow costs, si
 	python -m tools.bench
 	python -m tools.bench_tracking
 
-diff: setup ## Show what changed against BASE=main: metrics, params, plots
-	dvc metrics diff $(BASE) --md
-	dvc params diff $(BASE) --md
+diff: setup ## Compare with BASE=main, or BASE and HEAD: a verdict, metrics, params, images, curves
+	@python -m tools.metric_diff '$(BASE)' $(if $(HEAD),--head '$(HEAD)') $(ARGS)
 
 lock: .venv/installed ## Pin the newest packages that pyproject.toml allows, in both locks
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --upgrade --group dev --output-file requirements.lock pyproject.toml

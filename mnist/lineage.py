@@ -292,16 +292,22 @@ def _points(row: Row) -> float | None:
 
 def table(rows: Sequence[Row], promised: Promise) -> list[str]:
     """The rows as aligned lines, with a head."""
-    lines = [("what", "recorded", "here", "equal?")]
-    lines += [(row.what, _shown(row.recorded), _shown(row.here), _answer(row, promised)) for row in rows]
-    widths = [max(len(line[column]) for line in lines) for column in range(3)]
+    lines = [(row.what, shown(row.recorded), shown(row.here), _answer(row, promised)) for row in rows]
+    return aligned([("what", "recorded", "here", "equal?"), *lines])
+
+
+def aligned(lines: Sequence[Sequence[str]]) -> list[str]:
+    """Cells in columns, as many in each line; the last one is as wide as it happens to be."""
+    *columns, _ = zip(*lines, strict=True)
+    widths = [max(map(len, column)) for column in columns]
     return [
-        "  ".join([*(cell.ljust(width) for cell, width in zip(line, widths, strict=False)), line[3]])
+        "  ".join([*(cell.ljust(width) for cell, width in zip(line, widths, strict=False)), line[-1]])
         for line in lines
     ]
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """A value in a table: of a digest its start, `-` for none."""
     if value is None or value == "":
         return "-"
     is_digest = isinstance(value, str) and len(value) in (32, 64) and set(value) <= set("0123456789abcdef")

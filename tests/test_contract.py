@@ -27,6 +27,7 @@ TARGETS = [
     "ui",
     "reconcile",
     "promote",
+    "verify",
     "rollback",
     "reproduce",
     "best",

@@ -21,7 +21,7 @@ import psutil  # type: ignore[import-untyped]
 import pytest
 from mlflow.entities import Run
 
-from mnist import lineage, mirrors, paths, tracking
+from mnist import lineage, mirrors, paths, replica, tracking
 from mnist.errors import InputError
 from mnist.lineage import Record, Result
 from tests import checkout
@@ -382,14 +382,14 @@ def test_the_params_of_the_run_are_those_that_count(here: Desk, tmp_path: Path) 
 def test_a_mirror_beside_the_checkout_is_found(
     here: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert reproduce.ARCHIVES == mirrors.CACHE
-    assert reproduce.MIRROR == mirrors.VARIABLE
+    assert replica.ARCHIVES == mirrors.CACHE
+    assert replica.MIRROR == mirrors.VARIABLE
     (tmp_path / "params.yaml").write_text("data: {mirrors: [none, ../temporary, https://example.org/]}\n")
-    assert reproduce.first_mirror(tmp_path) == str(here.temporary)
+    assert replica.first_mirror(tmp_path) == str(here.temporary)
     monkeypatch.setenv("MNIST_MIRROR", "mnist")
-    assert reproduce.first_mirror(tmp_path) == str(here.clone.folder / "mnist")
+    assert replica.first_mirror(tmp_path) == str(here.clone.folder / "mnist")
     monkeypatch.setenv("MNIST_MIRROR", "https://example.com/")
-    assert reproduce.first_mirror(tmp_path) == "https://example.com/"
+    assert replica.first_mirror(tmp_path) == "https://example.com/"
 
 
 MACHINE = {"device": "CPU (AVX2), 1 thread", "python": "3.11.9", "torch": "2.15.0", "numpy": "2.4.0"}

@@ -6,11 +6,8 @@ MODEL is `models:/name@alias`, `models:/name/version`, a run id or the start of 
 DVC experiment; by default the champion. It exits with 0 where what could be promised holds, and
 with 1 where it does not, or where nothing could be made.
 
-The recorded commit, patch and params are laid out in a repository of its own, in a temporary
-folder, that borrows the objects of this one. A `git worktree` would share refs, MLflow's spool and
-its own entry with the workspace; what runs here is old code, and neither what it does nor how it
-ends may be seen there. It has a DVC cache and an MLflow store of its own too, so that every stage
-computes and nobody is told.
+The recorded commit, patch and params are laid out in a temporary repository (see `mnist.replica`),
+with a DVC cache and an MLflow store of its own, so that every stage computes and nobody is told.
 """
 
 import argparse
@@ -18,16 +15,13 @@ import contextlib
 import os
 import re
 import shutil
-import signal
-import subprocess
 import sys
-import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-from mnist import identity, journal, lineage, params, paths, stage
+from mnist import identity, journal, lineage, params, paths, replica, stage
 from mnist.errors import InputError
 from mnist.identity import Source
 from mnist.lineage import Promise, Record, Version
@@ -42,11 +36,6 @@ if TYPE_CHECKING:
 
 PATCH = Path("dirty.patch")
 KEPT = (PATCH, paths.PARAMS, paths.LOCK, paths.WEIGHTS, paths.TRAINING_METRICS, paths.TEST_METRICS)
-ARCHIVES = Path(".cache/mnist")  # `mirrors.CACHE`, without its import of torchvision
-MIRROR = "MNIST_MIRROR"  # `mirrors.VARIABLE`
-# Of the environment, what would lead the old code out of its folder, or make it do something else.
-FOREIGN = ("DVC", "GIT_", "MLFLOW_", "MNIST_")
-PATIENCE_SECONDS = 45  # for the stages to end after an interrupt; `train` waits up to 30 for its sender
 NUM_LISTED = 8  # experiments or runs in a message
 
 T = TypeVar("T")
@@ -77,8 +66,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "false"  # ours are without
     with stage.reported():
-        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as it is under nohup
-            signal.signal(signal.SIGHUP, signal.default_int_handler)
         model = options.model or f"models:/{params.load(paths.PARAMS).registry.model_name}@{CHAMPION}"
         sys.exit(not reproduce(model))
 
@@ -93,10 +80,8 @@ def reproduce(model: str) -> bool:
         from mnist import tracking
 
     store = tracking.connect()
-    # The sender of a stage that was killed may still be there for a moment.
-    with tempfile.TemporaryDirectory(prefix="mnist-reproduce-", ignore_cleanup_errors=True) as temporary:
-        folder = Path(temporary).resolve()
-        kept, checkout = folder / "kept", folder / "checkout"
+    with replica.temporary("reproduce") as aside:
+        kept, checkout = aside.folder / "kept", aside.checkout
         with tracking.answering(store.uri):
             candidate = find(store, model)
             record = _record(store, candidate, kept)
@@ -106,7 +91,7 @@ def reproduce(model: str) -> bool:
         _say(f"  source    {commit}")
         _say(f"  promised  {_described(promised)}")
         _say(f"  running   `dvc repro` in {checkout}, which is removed afterwards; this is its output:")
-        _run_pipeline(checkout, _environment(folder, checkout))
+        replica.run(aside, ["evaluate"])
         made = lineage.read(checkout, **_inputs(checkout))
     rows = lineage.compare(record, made)
     verdict = lineage.judge(record, rows, promised)
@@ -296,28 +281,13 @@ def lay_out(record: Record, kept: Path, checkout: Path) -> str:
         InputError: the commit is not here, or the patch does not fit it.
     """
     commit = record.tags["mlflow.source.git.commit"]
-    home = paths.checkout()
-    try:
-        _git("cat-file", "-e", f"{commit}^{{commit}}", folder=home)
-    except InputError:
-        found = "no such commit in this repository"
-        raise InputError(f"commit {commit}", found=found, expected="it: run `git fetch`") from None
-    # No templates and no hooks: they are the user's, for the user's repositories.
-    _git("init", "--quiet", "--template=", str(checkout), folder=home)
-    objects = (home / _git("rev-parse", "--git-path", "objects", folder=home)).resolve()
-    (checkout / ".git/objects/info").mkdir(exist_ok=True)
-    (checkout / ".git/objects/info/alternates").write_text(f"{objects}\n", encoding="utf-8")
-    shallow = home / _git("rev-parse", "--git-path", "shallow", folder=home)
-    if shallow.is_file():
-        shutil.copyfile(shallow, checkout / ".git/shallow")
-    _git("-c", "core.hooksPath=/dev/null", "checkout", "--quiet", "--detach", commit, folder=checkout)
+    replica.lay_out(commit, checkout)
     said = [f"commit {commit[:12]}"]
     if (kept / PATCH).is_file():
-        _git("apply", "--whitespace=nowarn", str(kept / PATCH), folder=checkout)
+        replica.git("apply", "--whitespace=nowarn", str(kept / PATCH), folder=checkout)
         said.append(f"its {PATCH}")
     if (kept / paths.PARAMS).is_file():
-        was = _params(checkout)
-        now = _params(kept)
+        was, now = replica.params(checkout), replica.params(kept)
         changes = [
             f"{key} {was.get(key)} -> {now.get(key)}" for key in was | now if was.get(key) != now.get(key)
         ]
@@ -327,99 +297,15 @@ def lay_out(record: Record, kept: Path, checkout: Path) -> str:
     return ", ".join(said)
 
 
-def _params(folder: Path) -> dict[str, Any]:
-    path = folder / paths.PARAMS
-    return identity.flat(identity.read_yaml(path)) if path.is_file() else {}
-
-
-def _git(*arguments: str, folder: Path) -> str:
-    """What git prints.
-
-    Raises:
-        InputError: it fails.
-    """
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
-    done = subprocess.run(
-        ["git", *arguments], cwd=folder, capture_output=True, text=True, check=False, env=environment
-    )
-    if done.returncode != 0:
-        found = " ".join(done.stderr.split()) or f"exit status {done.returncode}"
-        raise InputError(f"git {' '.join(arguments)}", found=found, expected="success")
-    return done.stdout.strip()
-
-
 def _device(checkout: Path) -> str:
     """What the stages will run on here; empty where the params of that time do not tell."""
     from mnist import devices
 
-    values = _params(checkout)
+    values = replica.params(checkout)
     known = {key: values[key] for key in Machine.model_fields if key in values}
     if len(known) < len(Machine.model_fields):
         return ""
     return devices.describe(devices.prepare(params.check(Machine, known, str(paths.PARAMS))))
-
-
-def _environment(folder: Path, checkout: Path) -> dict[str, str]:
-    """For the old code: this interpreter, a DVC and an MLflow of its own in `folder`, and our archives."""
-    cache, ours = checkout / ARCHIVES, paths.root() / ARCHIVES
-    if ours.is_dir():
-        shutil.copytree(ours, cache, dirs_exist_ok=True)
-    (checkout / ".dvc").mkdir(exist_ok=True)
-    (checkout / ".dvc/config.local").write_text(
-        f"[core]\n    analytics = false\n    check_update = false\n[cache]\n    dir = {folder / 'cache'}\n",
-        encoding="utf-8",
-    )
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(FOREIGN)}
-    environment |= {
-        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
-        "DVC_SITE_CACHE_DIR": str(folder / "site"),
-        "MLFLOW_TRACKING_URI": f"sqlite:///{folder / 'mlflow.db'}",
-    }
-    if mirror := first_mirror(checkout):
-        environment[MIRROR] = mirror
-    return environment
-
-
-def first_mirror(checkout: Path) -> str | None:
-    """The mirror to try first: the user's own, or the first folder among the params'.
-
-    Both may be relative to the main checkout, beside which the old code does not run.
-    """
-    mirrors = _params(checkout).get("data.mirrors")
-    own = os.environ.get(MIRROR, "")
-    if "://" in own:
-        return own
-    for mirror in [own, *(mirrors if isinstance(mirrors, list) else [])]:
-        if mirror and "://" not in mirror and (found := paths.root() / Path(mirror).expanduser()).is_dir():
-            return str(found.resolve())
-    return None
-
-
-def _run_pipeline(checkout: Path, environment: Mapping[str, str]) -> None:
-    """Run all stages up to `evaluate`; their output is ours.
-
-    Raises:
-        InputError: they fail.
-    """
-    command = [sys.executable, "-m", "dvc", "repro", "--force", "--no-run-cache", "evaluate"]
-    # In a session of its own: an interrupt reaches us alone, and all that it has started through us.
-    process = subprocess.Popen(command, cwd=checkout, env=environment, start_new_session=True)
-    try:
-        status = process.wait()
-    except KeyboardInterrupt:
-        try:
-            os.killpg(process.pid, signal.SIGINT)
-            process.wait(PATIENCE_SECONDS)
-        except subprocess.TimeoutExpired:
-            pass
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-        raise
-    if status != 0:
-        found = f"exit status {status}, see above"
-        raise InputError("`dvc repro` of the recorded source", found=found, expected="the stages to succeed")
 
 
 def _inputs(checkout: Path) -> dict[str, str]:

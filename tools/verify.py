@@ -1,0 +1,182 @@
+"""Say whether the committed results are what the committed code makes.
+
+    python -m tools.verify
+
+It exits with 0 where they are, with 1 where they are not, and with 2 where that could not be found out.
+
+First, without a run, `dvc.lock` is compared with the code, params and outputs in git. Then the
+pipeline runs from start to end in a temporary checkout of HEAD (see `mnist.replica`), and what it
+makes is compared with what is committed. DVC's own word for what is up to date, and what its caches
+hold of earlier runs, count for nothing, since `dvc commit` writes into both whatever lies in the
+workspace. The cache is filled: a `dvc repro` afterwards takes from it what was made here.
+
+Outputs of stages that compute on a device may differ by the machine, and are then held to the
+tolerances of `mnist.agreement`. The weights tell which it is: where they are equal byte for byte, the
+machine is one that makes equal bytes, and everything must be equal.
+
+The report goes to stdout; what the stages print, to stderr.
+"""
+
+import argparse
+import shutil
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mnist import agreement, comparison, files, identity, lineage, paths, replica, revisions, scoring, stage
+from mnist.agreement import Row, Side
+from mnist.errors import InputError
+from mnist.params import Machine
+from mnist.replica import Replica
+from mnist.revisions import Stage
+
+NUM_LISTED = 8  # files in a message
+REMEDY = "run `dvc repro --force`, and commit dvc.lock and metrics"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Do what the command line asks for."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.verify", description="Are the committed results what the committed code makes?"
+    )
+    parser.parse_args(arguments)
+    with stage.reported(failure=2):
+        sys.exit(not verify())
+
+
+def verify() -> bool:
+    """Print how the committed results compare with those made again; whether they hold.
+
+    Raises:
+        InputError: the checkout is no clean one, or its pipeline fails.
+    """
+    home = paths.checkout()
+    _check_clean(home)
+    commit = replica.git("rev-parse", "HEAD", folder=home)
+    with replica.temporary("verify") as aside:
+        replica.lay_out(commit, aside.checkout)
+        committed, stages = revisions.locked(aside.checkout), revisions.pipeline(aside.checkout)
+        doubts = [*revisions.doubts(stages, committed), *_contradictions(aside.checkout)]
+        kept = [one for one in stages if any(out.kept_in for out in one.outs.values())]
+        _say(f"commit {commit[:12]}")
+        _say(*(f"  NO  {doubt}" for doubt in doubts))
+        if not kept:
+            found = "no stage whose outs are in git or DVC's cache"
+            raise InputError(str(paths.PIPELINE), found=found, expected="one")
+        others = ", ".join(one.name for one in stages if one not in kept)
+        left_out = f", but not {others}: nothing of it is kept in git or DVC's cache" if others else ""
+        _say(f"  running {', '.join(one.name for one in kept)} in {aside.checkout}{left_out}")
+        _keep(aside, kept)
+        replica.run(aside, [one.name for one in kept], cache=revisions.cache(home), output=sys.stderr)
+        rows = _rows(aside, kept, committed, revisions.locked(aside.checkout))
+    cells = [(row.what, row.committed, row.made, row.text) for row in rows]
+    _say("", *lineage.aligned([("what", "committed", "made again", "equal?"), *cells]), "")
+    _say(_verdict(doubts, rows))
+    return not doubts and all(row.answer != "NO" for row in rows)
+
+
+def _say(*lines: str) -> None:
+    if lines:
+        print(*lines, sep="\n", flush=True)  # at once: the stages print in between
+
+
+def _check_clean(home: Path) -> None:
+    listed = replica.git("status", "--porcelain", "--untracked-files=no", folder=home).splitlines()
+    names = [line.strip().partition(" ")[2].strip() for line in listed]
+    if names:
+        more = f" and {len(names) - NUM_LISTED} more" if len(names) > NUM_LISTED else ""
+        found = f"changes that are not committed: {', '.join(names[:NUM_LISTED])}{more}"
+        raise InputError("the checkout", found=found, expected="none: commit them, or `git stash`")
+
+
+def _contradictions(checkout: Path) -> Iterator[str]:
+    """Where the scores are not those of the predictions: that holds on every machine."""
+    if not (checkout / paths.TEST_METRICS).is_file() or not (checkout / paths.PREDICTIONS).is_file():
+        return
+    try:
+        said = identity.flat(files.read_json(checkout / paths.TEST_METRICS))
+        predictions = comparison.read(checkout / paths.PREDICTIONS)
+    except (InputError, AttributeError):
+        return  # the comparison with what is made says what they are
+    certain_NK = np.eye(comparison.NUM_DIGITS, dtype=np.float32)[predictions.predicted_N]
+    counted = identity.flat(scoring.score(certain_NK, predictions.labels_N).model_dump())
+    for key, value in counted.items():
+        # The rest depends on the probabilities.
+        if key not in ("loss", "expected_calibration_error") and key in said and said[key] != value:
+            yield f"{paths.TEST_METRICS}: {key} is {said[key]}, but {paths.PREDICTIONS} gives {value}"
+
+
+def _keep(aside: Replica, stages: Sequence[Stage]) -> None:
+    """Lay aside what git has of the outs, before the stages write theirs."""
+    for path in (path for one in stages for path in one.outs):
+        if (aside.checkout / path).is_file():
+            copy = _copy(aside, path)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(aside.checkout / path, copy)
+
+
+def _copy(aside: Replica, path: str) -> Path:
+    return aside.folder / "committed" / path
+
+
+def _rows(
+    aside: Replica, stages: Sequence[Stage], committed: Mapping[str, Any], made: Mapping[str, Any]
+) -> list[Row]:
+    """What is committed beside what was made of the same, in the order of `dvc.yaml`."""
+    sides: dict[str, tuple[Side, Side]] = {}
+    for one in stages:
+        was, now = (revisions.digests(lock.get(one.name, {}), "outs") for lock in (committed, made))
+        for path, out in one.outs.items():
+            ours = out.digest if out.kept_in == "git" else was.get(path)
+            sides[path] = (
+                Side(digest=ours, file=_copy(aside, path)),
+                Side(digest=now.get(path), file=aside.checkout / path),
+            )
+    moved = [one for one in stages if one.name in _by_machine(stages)]
+    weights = [path for one in moved for path, out in one.outs.items() if out.kept_in == "cache"]
+    is_same_machine = bool(weights) and all(
+        ours.digest == theirs.digest for ours, theirs in map(sides.__getitem__, weights)
+    )
+    rows = []
+    for one in stages:
+        exact = one not in moved or is_same_machine
+        compared = [agreement.compare(path, *sides[path], exact=exact) for path in one.outs]
+        rows += agreement.settle([row for of_out in compared for row in of_out])
+    return rows
+
+
+def _by_machine(stages: Sequence[Stage]) -> set[str]:
+    """The stages whose bytes differ by the machine: those that compute on a device, and all after them."""
+    names: set[str] = set()
+    reached: set[str] = set()
+    while True:
+        for one in stages:
+            keys = {key for params in one.params.values() for key in params}
+            if keys & set(Machine.model_fields) or reached & set(one.deps):
+                names.add(one.name)
+        made = {path for one in stages if one.name in names for path in one.outs}
+        if made == reached:
+            return names
+        reached = made
+
+
+def _verdict(doubts: Sequence[str], rows: Sequence[Row]) -> str:
+    different = dict.fromkeys(row.what.partition(": ")[0] for row in rows if row.answer == "NO")
+    if different:
+        return f"does not hold: the committed code makes other {', '.join(different)}; {REMEDY}"
+    if doubts:
+        return f"does not hold: the outputs are the same, but see the lines with NO above; {REMEDY}"
+    close = sum(row.answer == "close" for row in rows)
+    if close:
+        return (
+            f"holds within the tolerances: {close} numbers differ, as on another kind of machine;"
+            f" equal bytes can be had on the one that made them"
+        )
+    return "holds: the committed code makes every committed output, byte for byte"
+
+
+if __name__ == "__main__":
+    main()

@@ -50,7 +50,7 @@ def run(
         was = "new" if delivered.is_new else "registered before"
         print(f"  model  models:/{version.name}/{version.version}, {was}")
     print(f"  files  {paths.TEST_METRICS}, {paths.GALLERY.parent}/, {paths.VALIDATION_PAGE}")
-    print("  next   make ui | dvc exp run -S lr=0.05 | dvc metrics diff | dvc plots show")
+    print("  next   make ui | dvc exp run -S lr=0.05 | make diff | dvc plots show")
 
 
 if __name__ == "__main__":

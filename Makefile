@@ -78,8 +78,9 @@ bench: setup ## Measure against the tutorial's script, and what MLflow costs, si
 	python -m tools.bench
 	python -m tools.bench_tracking
 
+diff: export BASE := $(BASE)
 diff: setup ## Compare with BASE=main, or BASE and HEAD: a verdict, metrics, params, images, curves
-	@python -m tools.metric_diff '$(BASE)' $(if $(HEAD),--head '$(HEAD)') $(ARGS)
+	@python -m tools.metric_diff "$$BASE" $(if $(HEAD),--head "$$HEAD") $(ARGS)
 
 lock: .venv/installed ## Pin the newest packages that pyproject.toml allows, in both locks
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --upgrade --group dev --output-file requirements.lock pyproject.toml

@@ -6,6 +6,8 @@ one number each, which has no noise that could be told from it.
 
 import math
 import re
+import sys
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -13,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from mnist import comparison
+from mnist import comparison, paths
 from mnist.comparison import Paired, Predictions
 from mnist.snapshots import Curve, Snapshot, Stage
 from mnist.verdict import Finding, Verdict
@@ -231,7 +233,7 @@ class Changes:
         params: that changed.
         stages: that changed.
         validation: of the data.
-        curves: with at least two points on a side.
+        curves: with points at two places of x, or more, on a side.
         costs: parameters, steps, seconds.
         devices: that base and head were trained on, where both are known and are not the same.
         warnings: what a reader must know to trust the rest.
@@ -357,9 +359,8 @@ def _by_name(snapshot: Snapshot, other: Snapshot) -> dict[str, Any]:
     shared = {
         key
         for side in (snapshot, other)
-        for path, values in side.metrics.items()
-        for key in values
-        if any(key in more for file, more in side.metrics.items() if file != path)
+        for key, num_files in Counter(key for values in side.metrics.values() for key in values).items()
+        if key and num_files > 1
     }
     return {
         f"{path}: {key}" if key in shared else key or path: value
@@ -399,7 +400,9 @@ def _is_close(value: float, seen: Any) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    """Whether it is one to calculate with: no NaN, and not so large that a float cannot hold it."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_number and abs(value) <= sys.float_info.max
 
 
 def _direction(name: str) -> Direction:
@@ -481,17 +484,26 @@ def _tally(verdict: Verdict | None) -> tuple[bool, int, int] | None:
 
 
 def _curves(base: Iterable[Curve], head: Iterable[Curve]) -> tuple[CurvePair, ...]:
-    # By what they show: the file and the title may be others now.
-    sides = [{(curve.x, curve.y): curve for curve in side} for side in (base, head)]
+    sides = [_by_axes(side) for side in (base, head)]
     pairs = []
     for key in dict.fromkeys([*sides[0], *sides[1]]):
         curves = [side.get(key) for side in sides]
         points = [curve.points if curve else () for curve in curves]
-        if max(map(len, points)) > 1:
+        if any(side and side[0][0] < side[-1][0] for side in points):
             title = next(curve.title for curve in reversed(curves) if curve)
-            x, y = key
+            x, y, _ = key
             pairs.append(CurvePair(title=title, x=x, y=y, base=points[0], head=points[1]))
     return tuple(pairs)
+
+
+def _by_axes(curves: Iterable[Curve]) -> dict[tuple[str, str, int], Curve]:
+    """By what they show, and their number among all that show it: file and title may be others now."""
+    found: dict[tuple[str, str], list[Curve]] = {}
+    for curve in curves:
+        alike = found.setdefault((curve.x, curve.y), [])
+        if all(curve.points != other.points for other in alike):  # or else it is drawn in two plots
+            alike.append(curve)
+    return {(x, y, number): curve for (x, y), alike in found.items() for number, curve in enumerate(alike)}
 
 
 def _costs(
@@ -520,8 +532,12 @@ def _devices(base: Timing | None, head: Timing | None) -> tuple[str, str] | None
 
 def _contradictions(snapshot: Snapshot) -> list[str]:
     """Where the scores say something else than the predictions that they are of."""
-    said = _by_name(snapshot, snapshot).get("accuracy")
-    if snapshot.predictions is None or not _is_number(said) or _is_close(snapshot.predictions.accuracy, said):
+    ours = paths.TEST_METRICS.as_posix()
+    by_file = {path: values["accuracy"] for path, values in snapshot.metrics.items() if "accuracy" in values}
+    if ours not in {*snapshot.metrics, *snapshot.problems} and len(by_file) == 1:
+        (ours,) = by_file  # it was renamed
+    said = by_file.get(ours)
+    if snapshot.predictions is None or said is None or _is_close(snapshot.predictions.accuracy, said):
         return []
     given = f"{snapshot.predictions.accuracy:.6g}"
     contradiction = f"at {snapshot.name} the metric accuracy is {said}, but the predictions give {given}"
@@ -535,7 +551,7 @@ def _stale(snapshot: Snapshot) -> list[str]:
     ]
     stages = ", ".join(changed)
     return (
-        [f"at {snapshot.name} the results are old, since this changed: {stages}. `dvc repro`"]
+        [f"at {snapshot.name} the results are old (run dvc repro), since this changed: {stages}"]
         if changed
         else []
     )

@@ -18,10 +18,14 @@ from mnist.changes import Changes, CurvePair, Images, Metric, Param, StageChange
 MAX_BYTES = 60_000  # GitHub takes comments of 65,536 characters
 MAX_SHOWN = 60  # characters of a name or value
 MAX_REASON = 200  # characters of a message
+MAX_READ = 2000  # characters of either, most of which may not print
+MAX_SENTENCE = 400  # characters of a warning
 MAX_ROWS = 40  # of a table
 MAX_FILES = 4  # named in a cell
 MAX_CHARTS = 4
+FAR = 1e100  # where differences overflow, and nobody draws
 MAX_POINTS = 30  # of a line in a chart
+MAX_WRITTEN = 10**18  # a whole number that is shown as one
 NOTHING = "-"
 SMALLEST_P = 0.0001  # that is written out
 ARROWS = {"more": " ↑", "less": " ↓", "": ""}
@@ -34,9 +38,10 @@ Points = Sequence[tuple[float, float]]
 def render(changes: Changes) -> str:
     """The report, below `MAX_BYTES` in UTF-8 whatever changed, with a line end at its end.
 
-    A section for which there is no room is named instead.
+    A section for which there is no room is named instead: the largest, since it would push out others.
     """
     sections = {
+        "Could not be read": _unreadable(changes),
         "Metrics": _metrics(changes),
         "Params": _params(changes.params),
         "Stages": _stages(changes.stages),
@@ -46,18 +51,14 @@ def render(changes: Changes) -> str:
         "Data validation": _validation(changes),
         "Cost": _costs(changes),
     }
-    blocks = [*_head(changes), *_unreadable(changes)]
+    blocks = _head(changes)
     room = MAX_BYTES - 500 - sum(len(block.encode()) + 2 for block in blocks)  # 500: for the last line
-    left_out = []
-    for title, section in sections.items():
-        block = "\n\n".join([f"### {title}", *section])
-        size = len(block.encode()) + 2
-        if section and size <= room:
-            blocks.append(block)
-            room -= size
-        elif section:
-            left_out.append(title)
-    if left_out:
+    texts = {title: "\n\n".join([f"### {title}", *section]) for title, section in sections.items() if section}
+    sizes = {title: len(text.encode()) + 2 for title, text in texts.items()}
+    while sum(sizes.values()) > room:
+        sizes.pop(max(sizes, key=sizes.__getitem__))
+    blocks += [texts[title] for title in sizes]
+    if left_out := [title for title in texts if title not in sizes]:
         blocks.append(f"No room for: {', '.join(left_out)}. `--json` has all of it.")
     return "\n\n".join(blocks) + "\n"
 
@@ -104,15 +105,15 @@ def _unreadable(changes: Changes) -> list[str]:
         for side, name in (("base", changes.base), ("head", changes.head))
         for path, reason in changes.problems[side].items()
     ]
-    return ["**Could not be read:**", *_table(["file", "at", "because"], rows)] if rows else []
+    return _table(["file", "at", "because"], rows)
 
 
 def _metrics(changes: Changes) -> list[str]:
     of_classes = {f"recall.{one.label}" for one in changes.images.classes} if changes.images else set()
     shown = [metric for metric in changes.metrics if metric.name not in of_classes]
-    different = [metric for metric in shown if not metric.is_same or metric.interval]
+    different = [metric for metric in shown if _is_told(metric)]
     different.sort(key=lambda metric: metric.interval is None)  # what the verdict is about comes first
-    same = [metric.name for metric in shown if metric not in different]
+    same = [metric.name for metric in shown if not _is_told(metric)]
     blocks = _table(
         ["metric", "base", "head", "change", "95 % interval", "p"], map(_metric, different), right=5
     )
@@ -128,17 +129,26 @@ def _metrics(changes: Changes) -> list[str]:
     return blocks
 
 
+def _is_told(metric: Metric) -> bool:
+    return not metric.is_same or metric.interval is not None
+
+
 def _metric(metric: Metric) -> list[str]:
     interval = NOTHING
     if metric.interval:
         decimals = _decimals(metric.interval)
         interval = " to ".join(f"{bound:+.{decimals}f}" for bound in metric.interval)
     change = metric.change
+    if change and isinstance(metric.base, int) and isinstance(metric.head, int):
+        shown = _value(metric.head - metric.base)
+        shown = shown if shown.startswith(("-", "`")) else f"+{shown}"
+    else:
+        shown = NOTHING if change is None else f"{change:+.4g}" if change else "0"
     return [
         code(metric.name) + ARROWS[metric.good],
         _value(metric.base),
         _value(metric.head),
-        NOTHING if change is None else f"{change:+.4g}" if change else "0",
+        shown,
         interval,
         NOTHING if metric.p is None else _p(metric.p),
     ]
@@ -237,8 +247,9 @@ def _curves(changes: Changes) -> list[str]:
 
 def _charts(pair: CurvePair) -> list[str]:
     """One chart; two where the sides cover different ranges of x: Mermaid spreads a line over all of it."""
-    lines = {"base": pair.base, "head": pair.head}
-    lines = {side: points for side, points in lines.items() if len(points) > 1}
+    sides = {"base": pair.base, "head": pair.head}
+    near = {side: [point for point in points if max(map(abs, point)) < FAR] for side, points in sides.items()}
+    lines = {side: points for side, points in near.items() if points and points[0][0] < points[-1][0]}
     values = [y for points in lines.values() for _, y in points]
     ranges = {(points[0][0], points[-1][0]) for points in lines.values()}
     if len(ranges) == 1:
@@ -259,12 +270,13 @@ def _chart(pair: CurvePair, title: str, lines: Mapping[str, Points], values: Seq
     first, last = (next(iter(lines.values()))[index][0] for index in (0, -1))
     low, high = min(values), max(values)
     margin = 0.05 * (high - low) or 0.05 * abs(high) or 1
+    low, high = low - margin, high + margin
     colours = [{"base": GREY, "head": BLUE}[side] for side in lines]
     drawn = []
     for side, points in lines.items():
         x, y = np.array(points).T
         heights = np.interp(np.linspace(first, last, num_points), x, y)
-        drawn.append(f'    line "{side}" [{", ".join(f"{height:.4g}" for height in heights)}]')
+        drawn.append(f'    line "{side}" [{", ".join(_fixed(height, high - low) for height in heights)}]')
     return "\n".join(
         [
             "```mermaid",
@@ -273,23 +285,29 @@ def _chart(pair: CurvePair, title: str, lines: Mapping[str, Points], values: Seq
             "---",
             "xychart-beta",
             f'    title "{_label(title)}"',
-            f'    x-axis "{_label(pair.x)}" {first:.6g} --> {last:.6g}',
-            f'    y-axis "{_label(pair.y)}" {low - margin:.4g} --> {high + margin:.4g}',
+            f'    x-axis "{_label(pair.x)}" {_fixed(first, last - first)} --> {_fixed(last, last - first)}',
+            f'    y-axis "{_label(pair.y)}" {_fixed(low, high - low)} --> {_fixed(high, high - low)}',
             *drawn,
             "```",
         ]
     )
 
 
+def _fixed(value: float, span: float) -> str:
+    """A number on an axis that spans so much, to a thousandth of it; Mermaid knows no exponents."""
+    text = f"{value:.{max(0, 3 - math.floor(math.log10(span)))}f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text
+
+
 def _validation(changes: Changes) -> list[str]:
     validation = changes.validation
-    tallies = {}
+    tallies = []
     for name, tally in ((changes.base, validation.base), (changes.head, validation.head)):
         held = f"{tally[1]} of {tally[2]} expectations hold" if tally else "unknown"
-        tallies[code(name)] = held if tally is None or tally[0] else f"**failed**: {held}"
+        tallies.append((code(name), held if tally is None or tally[0] else f"**failed**: {held}"))
     same = {True: "The data are the same", False: "The data are others", None: "The data cannot be compared"}
-    said = set(tallies.values())
-    each = "; ".join(f"{name}: {held}" for name, held in tallies.items())
+    said = {held for _, held in tallies}
+    each = "; ".join(f"{name}: {held}" for name, held in tallies)
     if len(said) == 1:
         each = f"{said.pop()} on both sides"
     rows = [
@@ -348,7 +366,9 @@ def _value(value: Any) -> str:
         return NOTHING
     if isinstance(value, bool) or not isinstance(value, int | float):
         return _literal(value)
-    return f"{value:,}" if isinstance(value, int) else f"{value:.6g}"
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return f"{value:,}" if abs(value) < MAX_WRITTEN else code(str(value))
 
 
 def _literal(value: Any) -> str:
@@ -361,7 +381,8 @@ def _p(p: float) -> str:
 
 def code(text: str, most: int = MAX_SHOWN) -> str:
     """A code span of any text: in one line, without what does not print, cut to `most` characters."""
-    text = "".join(character for character in " ".join(text.split()) if character.isprintable())
+    text = " ".join(text[:MAX_READ].split())
+    text = "".join(character for character in text if character.isprintable())
     if len(text) > most:
         text = f"{text[: most - 3]}..."
     # A span ends at the first run of as many backticks as it began with.
@@ -371,8 +392,18 @@ def code(text: str, most: int = MAX_SHOWN) -> str:
 
 
 def _plain(text: str) -> str:
-    """A sentence of ours around names of theirs."""
-    return re.sub(r"[^\w .,;:%()'`/+-]", "?", " ".join(text.split()))[:400]
+    """A sentence of ours around names of theirs: what is neither a word nor a number is code.
+
+    GitHub makes a link of `www.` and of `GH-1`, and bold of `__init__`.
+    """
+    text = " ".join(text.split())
+    text = text if len(text) <= MAX_SENTENCE else f"{text[: MAX_SENTENCE - 3]}..."
+    return re.sub(r"(\(?)(\S+?)([),.:;]*)(?!\S)", _word, text)
+
+
+def _word(found: re.Match[str]) -> str:
+    start, core, end = found.groups()
+    return found[0] if re.fullmatch(r"[A-Za-z]+|[0-9]+([.,][0-9]+)*", core) else f"{start}{code(core)}{end}"
 
 
 def _label(text: str) -> str:

@@ -8,8 +8,9 @@ import hashlib
 import json
 import logging
 import math
+import re
 import subprocess
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +19,8 @@ from typing import Any
 from dvc.dependency import ParamsDependency
 from dvc.exceptions import DvcException
 from dvc.repo import Repo
-from dvc.scm import RevError, resolve_rev
+from dvc.scm import NoSCM, RevError, resolve_rev
+from scmrepo.exceptions import SCMError
 
 from mnist import comparison, identity, params, paths
 from mnist.comparison import Predictions
@@ -102,16 +104,21 @@ def read(names: Iterable[str], root: Path) -> list[Snapshot]:
     """Read revisions of the repository at `root`; `WORKSPACE` is what is checked out.
 
     Raises:
-        InputError: `root` is no checkout with git and DVC; a revision is unknown here and at `origin`;
-            its `dvc.yaml` is none.
+        InputError: `root` is no checkout with git and DVC, or a folder in one; a revision is unknown
+            here and at `origin`; its `dvc.yaml` is none.
     """
     # DVC would say in lines of its own what becomes one of `problems`.
     logging.getLogger("dvc").setLevel(logging.CRITICAL)
+    expected = "the top folder of a checkout with git and DVC"
     try:
         repo = Repo(str(root))
     except DvcException as error:
-        raise InputError(str(root), found=_reason(error), expected="a checkout with git and DVC") from None
+        raise InputError(str(root), found=_reason(error), expected=expected) from None
     with repo:
+        if isinstance(repo.scm, NoSCM):
+            raise InputError(str(root), found="DVC without git", expected=expected)
+        if not root.samefile(repo.root_dir):  # DVC finds it from within, and names files from here
+            raise InputError(str(root), found=f"a folder in {repo.root_dir}", expected=expected)
         return [_read(repo, name) for name in names]
 
 
@@ -124,7 +131,7 @@ def _read(repo: Repo, name: str) -> Snapshot:
             _read_metrics(repo, snapshot)
             _read_params(repo, snapshot)
             _read_stages(repo, snapshot)
-            _read_plots(repo, snapshot, *plots.values())
+            _read_plots(repo, snapshot, next(iter(plots.values()), {}))
             _read_validation(repo, snapshot)
     except DvcException as error:
         expected = "a pipeline that DVC can read"
@@ -138,29 +145,39 @@ def _resolve(repo: Repo, name: str) -> str:
     Raises:
         InputError: it is not known there either.
     """
-    with suppress(RevError):
-        return str(resolve_rev(repo.scm, name))
     root = repo.root_dir
-    # In a clone that has all history `--depth` would cut it off.
-    shallow = _git(root, "rev-parse", "--is-shallow-repository").stdout.strip() == "true"
-    depth = ["--depth=1"] if shallow else []
+    unknown = "nothing" if not name else "no such commit, branch, tag or experiment here"
+    # SCMError: there is no commit yet. ValueError: nothing can have such a name.
+    with suppress(RevError, SCMError, ValueError):
+        commit = str(resolve_rev(repo.scm, name)) if name else ""  # DVC takes it for HEAD
+        if commit and _git(root, "cat-file", "-t", commit).stdout.strip() == "commit":
+            return commit
     wanted = name.removeprefix("origin/")
-    # Into no ref: a branch of that name may be another one here.
-    done = _git(root, "fetch", "--quiet", "--no-tags", *depth, "origin", "--", wanted)
-    if done.returncode == 0:
-        commit = _git(root, "rev-parse", "--verify", "--quiet", "FETCH_HEAD^{commit}").stdout.strip()
-        repo.scm.close()  # it keeps a list of the packs that were there
-        return commit
+    # What is no name could be a refspec, which writes into a ref.
+    if _git(root, "check-ref-format", f"refs/heads/{wanted}").returncode == 0:
+        # In a clone that has all history `--depth` would cut it off.
+        shallow = _git(root, "rev-parse", "--is-shallow-repository").stdout.strip() == "true"
+        depth = ["--depth=1"] if shallow else []
+        # Into no ref: a branch of that name may be another one here.
+        done = _git(root, "fetch", "--quiet", "--no-tags", "--refmap=", *depth, "origin", "--", wanted)
+        reason = _first_line(done.stderr) or f"exit status {done.returncode}"
+        if done.returncode == 0:
+            commit = _git(root, "rev-parse", "--verify", "--quiet", "FETCH_HEAD^{commit}").stdout.strip()
+            if commit:
+                return commit
+            reason = "it is no commit"
+        unknown += f"; `git fetch origin {wanted}` says: {reason}"
     raise InputError(
-        f"revision {name}",
-        found=f"no such commit, branch, tag or experiment here; `git fetch origin {wanted}` says: "
-        f"{_first_line(done.stderr) or f'exit status {done.returncode}'}",
+        f"revision {_reason(name)}" if name else "revision",
+        found=" ".join(unknown.split()),
         expected="one that git or DVC knows",
     )
 
 
 def _git(root: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, check=False)
+    return subprocess.run(
+        ["git", *arguments], cwd=root, capture_output=True, text=True, errors="replace", check=False
+    )
 
 
 def _keep(result: dict[str, Any], exception: Exception, *_: Any, **__: Any) -> None:
@@ -184,6 +201,9 @@ def _read_params(repo: Repo, snapshot: Snapshot) -> None:
         if "error" in found:
             snapshot.problems[path] = _reason(found["error"])
             continue
+        if not isinstance(found["data"], dict):
+            snapshot.problems[path] = "it holds no param"
+            continue
         snapshot.params |= {
             f"{_prefix(path)}{key}": value for key, value in identity.flat(found["data"]).items()
         }
@@ -204,28 +224,42 @@ def _gathered(shown: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]
 
 def _read_stages(repo: Repo, snapshot: Snapshot) -> None:
     made = {_relative(repo, out.fs_path) for out in repo.index.outs}
-    read = {dep.fs_path for stage in repo.index.stages for dep in stage.deps}
+    read = {_relative(repo, dep.fs_path) for stage in repo.index.stages for dep in stage.deps}
     for stage in repo.index.stages:
-        counts = any(out.metric or out.plot or out.fs_path in read for out in stage.outs)
-        folder = _relative(repo, stage.wdir)
-        name = getattr(stage, "name", None) or stage.relpath
+        counts = any(
+            out.metric or out.plot or _is_among(_relative(repo, out.fs_path), read) for out in stage.outs
+        )
         digests = {
             _relative(repo, dep.fs_path): dep.hash_info.value or ""
             for dep in stage.deps
             if not isinstance(dep, ParamsDependency)
         }
-        code = {path: digest for path, digest in digests.items() if path not in made}
-        snapshot.stages[name if folder == "." else f"{folder}:{name}"] = Stage(
+        code = {path: digest for path, digest in digests.items() if not _is_among(path, made)}
+        snapshot.stages[_name(repo, stage)] = Stage(
             cmd=stage.cmd if isinstance(stage.cmd, str) else "\n".join(stage.cmd or []),
             params=frozenset(
                 f"{_prefix(_relative(repo, dep.fs_path))}{name}"
                 for dep in stage.params
-                for name in dep.params
+                for name in dep.params or dep.read_params()  # a whole file
             ),
             code=code,
-            data={path: digest for path, digest in digests.items() if path in made},
+            data={path: digest for path, digest in digests.items() if path not in code},
             changed=tuple(_changed(repo, stage, code)) if counts else (),
         )
+
+
+def _name(repo: Repo, stage: Any) -> str:
+    """In `dvc.yaml`, with its folder; what is in no `dvc.yaml` is in a file of its own."""
+    path = Path(_relative(repo, stage.path))
+    name = getattr(stage, "name", None) or path.name
+    return name if path.parent == Path() else f"{path.parent.as_posix()}:{name}"
+
+
+def _is_among(path: str, others: Iterable[str]) -> bool:
+    """Whether it is one of them, or holds one, or is in one."""
+    return any(
+        path == other or path.startswith(f"{other}/") or other.startswith(f"{path}/") for other in others
+    )
 
 
 def _relative(repo: Repo, path: str) -> str:
@@ -233,7 +267,7 @@ def _relative(repo: Repo, path: str) -> str:
 
 
 def _changed(repo: Repo, stage: Any, code: Mapping[str, str]) -> Iterator[str]:
-    if stage.cmd_changed:
+    if getattr(stage, "cmd_changed", False):  # a stage outside of `dvc.yaml` does not know
         yield "its command"
     for path, digest in code.items():
         file = repo.fs.join(repo.root_dir, path)
@@ -242,62 +276,102 @@ def _changed(repo: Repo, stage: Any, code: Mapping[str, str]) -> Iterator[str]:
             if hashlib.md5(content, usedforsecurity=False).hexdigest() != digest:
                 yield path
     for dep in stage.params:
-        ran_with = dep.hash_info.value or {}
-        for name, value in dep.read_params().items():
-            if name not in ran_with or ran_with[name] != value:
+        ran_with, values = dep.hash_info.value or {}, dep.read_params()
+        for name in dict.fromkeys([*values, *ran_with]):
+            if name not in values or name not in ran_with or ran_with[name] != values[name]:
                 yield f"{_prefix(_relative(repo, dep.fs_path))}{name}"
 
 
 def _read_plots(repo: Repo, snapshot: Snapshot, plots: Mapping[str, Any]) -> None:
-    tables: dict[str, list[dict[str, str]]] = {}
+    tables: dict[str, list[dict[str, Any]]] = {}
 
-    def table(path: str) -> list[dict[str, str]]:
+    def table(path: str) -> list[dict[str, Any]]:
         if path not in tables:
             source: Mapping[str, Callable[[], dict[str, Any]]] = sources.get(path, {})
             read = source["data_source"]() if "data_source" in source else {}
-            tables[path] = read.get("data") or []
-            if not isinstance(tables[path], list) or not tables[path]:
+            tables[path] = _rows(read.get("data"))
+            if not tables[path]:
                 snapshot.problems[path] = _reason(read.get("error") or "no table")
-                tables[path] = []
         return tables[path]
 
     sources = plots.get("sources", {}).get("data", {})
-    for plot in plots.get("definitions", {}).get("data", {}).values():
-        for source, properties in plot.get("data", {}).items():
-            if properties.get("template") == "confusion":
-                _read_predictions(repo, snapshot, source)
-                continue
-            for path, x, y, title in _lines(source, properties):
-                if points := _points(table(path), x, y):
-                    snapshot.curves.append(Curve(title=title, x=x, y=y, points=points))
-    counts = [row.get(STEP) for rows in tables.values() for row in rows]
-    snapshot.num_steps = max((int(count) for count in counts if count and count.isdigit()), default=None)
+    predictions = []
+    for source, properties in _definitions(snapshot, plots):
+        if properties.get("template") == "confusion":
+            predictions += [path for path, _ in _columns(source, properties.get("y"))]
+            continue
+        for (x_path, x), (path, y), title in _lines(source, properties):
+            if points := _points(table(x_path), x, table(path), y):
+                snapshot.curves.append(Curve(title=title, x=x, y=y, points=points))
+    snapshot.num_steps = _num_steps(row for rows in tables.values() for row in rows)
+    # There may be other confusion matrices, as of the validation images.
+    ours = paths.PREDICTIONS.as_posix()
+    for path in [ours] if ours in predictions else predictions[:1]:
+        _read_predictions(repo, snapshot, path)
 
 
-def _lines(source: str, properties: Mapping[str, Any]) -> Iterator[tuple[str, str, str, str]]:
-    """The lines of a plot: file, its two columns, title. Pictures and tables without an x have none."""
-    x, y = properties.get("x"), properties.get("y")
-    if isinstance(x, dict):
-        x = next(iter(x.values()))
-    columns = y if isinstance(y, dict) else {source: y}
-    named = [
+def _definitions(snapshot: Snapshot, plots: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """All plots, by name or file; what DVC cannot make one of becomes one of `problems`."""
+    of_files = plots.get("definitions", {}).get("data", {})
+    for part in (*plots.values(), *of_files.values()):
+        if "error" in part:
+            snapshot.problems["plots"] = _reason(part["error"])
+    for part in of_files.values():
+        yield from part.get("data", {}).items()
+
+
+def _rows(data: Any) -> list[dict[str, Any]]:
+    """The rows of a table: in JSON and YAML, the first list of them that there is."""
+    if isinstance(data, dict):
+        return next(filter(None, map(_rows, data.values())), [])
+    is_table = isinstance(data, list) and all(isinstance(row, dict) for row in data)
+    return data if is_table else []
+
+
+def _num_steps(rows: Iterable[Mapping[str, Any]]) -> int | None:
+    counts = (str(row.get(STEP)) for row in rows)
+    return max((int(count) for count in counts if re.fullmatch("[0-9]{1,18}", count)), default=None)
+
+
+def _lines(
+    source: str, properties: Mapping[str, Any]
+) -> Iterator[tuple[tuple[str, str], tuple[str, str], str]]:
+    """The lines of a plot: file and column of x, those of y, title.
+
+    Pictures and tables without an x have none. As DVC has it, one x of a file is for all y, several
+    are for one y each.
+    """
+    x, columns = properties.get("x"), _columns(source, properties.get("y"))
+    xs = _columns(source, x) if isinstance(x, dict) else [(path, x) for path, _ in columns]
+    names = [name for _, name in columns]
+    for number, (path, y) in enumerate(columns):
+        x_path, x = xs[0] if len(xs) == 1 else xs[number] if number < len(xs) else ("", None)
+        if isinstance(x, str) and isinstance(y, str):
+            file = f"{path}: " if names.count(y) > 1 else ""
+            title = properties.get("title") if len(columns) == 1 else None
+            yield (x_path, x), (path, y), title or f"{file}{y} by {x}"
+
+
+def _columns(source: str, named: Any) -> list[tuple[str, Any]]:
+    """File and column, of a name, a list of names or either by file."""
+    by_file = named if isinstance(named, dict) else {source: named}
+    return [
         (path, name)
-        for path, names in columns.items()
+        for path, names in by_file.items()
         for name in (names if isinstance(names, list) else [names])
     ]
-    for path, name in named:
-        if isinstance(x, str) and isinstance(name, str):
-            title = properties.get("title") if len(named) == 1 else None
-            yield path, x, name, title or f"{name} by {x}"
 
 
-def _points(rows: Iterable[Mapping[str, str]], x: str, y: str) -> tuple[tuple[float, float], ...]:
+def _points(
+    x_rows: Sequence[Mapping[str, Any]], x: str, y_rows: Sequence[Mapping[str, Any]], y: str
+) -> tuple[tuple[float, float], ...]:
     points = []
-    for row in rows:
-        with suppress(KeyError, TypeError, ValueError):  # a gap, or no numbers
-            point = float(row[x]), float(row[y])
-            if all(map(math.isfinite, point)):
-                points.append(point)
+    if len(x_rows) == len(y_rows):  # or else nobody knows what belongs together
+        for x_row, y_row in zip(x_rows, y_rows, strict=True):
+            with suppress(KeyError, TypeError, ValueError):  # a gap, or no numbers
+                point = float(x_row[x]), float(y_row[y])
+                if all(map(math.isfinite, point)):
+                    points.append(point)
     return tuple(sorted(points))
 
 
@@ -324,8 +398,10 @@ def _reason(error: Any) -> str:
     """What went wrong, in a line."""
     if isinstance(error, FileNotFoundError):
         return "no such file"
-    cause = error.__cause__ if isinstance(error, DvcException) and error.__cause__ else error
-    text = " ".join(str(cause).split()) or type(cause).__name__
+    # DVC names the file, the cause names the fault.
+    cause = error.__cause__ if isinstance(error, DvcException) else None
+    said = filter(None, (" ".join(str(one).split()) for one in (error, cause) if one))
+    text = ": ".join(dict.fromkeys(said)) or type(error).__name__
     return text if len(text) <= MAX_REASON else f"{text[:MAX_REASON]}..."
 
 

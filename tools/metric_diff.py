@@ -13,6 +13,7 @@ report or something is wrong.
 
 import argparse
 import hashlib
+import io
 import json
 import math
 import multiprocessing
@@ -105,15 +106,18 @@ def _evaluation_sha256(snapshot: "Snapshot") -> str | None:
 
 
 @cache
-def _store() -> "Store":
+def _store() -> "Store | InputError":
+    """MLflow's store, or why there is none: a server that hangs is waited for once."""
     with stage.heavy_imports():
         from mnist import tracking
-    return tracking.connect()
+    try:
+        return tracking.connect()
+    except InputError as error:
+        return error
 
 
 def _open() -> None:
-    with suppress(InputError):  # `_timings` says so
-        _store()
+    _store()  # for later; what it returns does not fit through the pipe
 
 
 def _timings(evaluations: Sequence[str | None]) -> list[tuple[float, str] | None]:
@@ -121,17 +125,19 @@ def _timings(evaluations: Sequence[str | None]) -> list[tuple[float, str] | None
 
     Where MLflow does not answer the report does without, and a line says so.
     """
+    store = _store()
     try:
-        return [_timing(evaluation) if evaluation else None for evaluation in evaluations]
+        if isinstance(store, InputError):
+            raise store
+        return [_timing(store, evaluation) if evaluation else None for evaluation in evaluations]
     except InputError as error:
         print(f"no training seconds: {error}", file=sys.stderr)
         return [None for _ in evaluations]
 
 
-def _timing(evaluation: str) -> tuple[float, str] | None:
+def _timing(store: "Store", evaluation: str) -> tuple[float, str] | None:
     from mnist import tracking
 
-    store = _store()
     with tracking.answering(store.uri):
         run = tracking.evaluated(store, evaluation)
     seconds = run.data.metrics.get("training_seconds") if run else None
@@ -207,6 +213,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         help="exit with 1 where the accuracy dropped by more than this, 0 to 1",
     )
     options = parser.parse_args(arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # not every encoding has arrows
     with stage.reported(failure=2):
         changes = compare(options.base, options.head)
         if options.json:
@@ -226,10 +234,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _drop(text: str) -> float:
-    drop = float(text)
-    if not 0 <= drop <= 1:
-        raise ValueError
-    return drop
+    with suppress(ValueError):
+        if 0 <= float(text) <= 1:
+            return float(text)
+    raise argparse.ArgumentTypeError(f"found {text!r}, expected a number from 0 to 1")
 
 
 if __name__ == "__main__":

@@ -119,7 +119,7 @@ def _metrics(changes: Changes) -> list[str]:
     )
     if different:
         blocks.append(
-            "↑ more is better, ↓ less is better. Interval and exact McNemar test: of what counts test images."
+            "↑ more is better, ↓ less is better. Interval and p (exact McNemar test) are of test images."
         )
     if changes.other_held_out and any("val_" in metric.name for metric in different):
         keys = ", ".join(map(code, changes.other_held_out))
@@ -191,6 +191,8 @@ def _stages(stages: Sequence[StageChange]) -> list[str]:
 
 
 def _classes(images: Images) -> list[str]:
+    if not (images.fixed or images.broken):
+        return []
     rows = [
         [
             str(one.label),
@@ -229,7 +231,7 @@ def _confusion(images: Images) -> list[str]:
         for label in labels
     ]
     return [
-        "Change of the number of test images: in a row those of a label, by the digit that is seen.",
+        "Change of the number of test images: the true digit by row, the predicted one by column.",
         *_table(["label", *map(str, labels)], rows, right=len(rows[0])),
     ]
 

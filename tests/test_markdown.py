@@ -300,7 +300,7 @@ def test_a_section_is_there_when_there_is_something_to_say(
 def test_empty_sections_vanish() -> None:
     side = {"metrics": {"m.json": {"loss": 1}}, "params": {"lr": 1}, "predictions": predictions(3)}
     found = render(side, side)
-    assert headings(found)[1:] == ["Metrics", "Test images", "Data validation"]
+    assert headings(found)[1:] == ["Metrics", "Data validation"]
     assert "Unchanged: `loss`." in found
     assert not rows(found, "Metrics")
 
@@ -428,7 +428,7 @@ def test_classes_and_confusion() -> None:
     assert confusion[0] == ["label", *map(str, range(10))]
     assert confusion[4] == ["**3**", "·", "·", "·", "-20", "·", "+20", "·", "·", "·", "·"]
     assert all(set(row[1:]) == {"·"} for row in (*confusion[1:4], *confusion[5:]))
-    assert "of no class" in render({"predictions": base}, {"predictions": base})
+    assert "of no class" in render({"predictions": base}, {"predictions": predictions(1)})
 
 
 def test_recalls_are_in_the_table_of_classes_alone() -> None:

@@ -2,7 +2,9 @@
 
 Where the bytes of an output depend on the machine, nobody knows on which one it was first made:
 `dvc.lock` does not tell. What was made elsewhere is held to tolerances then, and what has no
-numbers in it cannot be compared.
+numbers in it cannot be compared. Another machine rounds otherwise from the first step on, and that
+shows in all that was made from there: what shows it in one place and not in the other was edited.
+Edits that keep to the tolerances everywhere cannot be told from another machine.
 """
 
 import csv
@@ -14,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from mnist import identity, lineage
+from mnist import identity, lineage, paths
 
 Answer = Literal["equal", "close", "other bytes", "NO"]
 MISSING = "-"
@@ -62,6 +64,9 @@ WRONG_SHARE = lineage.TOLERANCE_POINTS / 100
 PREDICTED = "predicted"
 PREDICTED_SHARE = 0.03
 
+CURVES = tuple(map(str, (paths.HISTORY, paths.STEPS)))
+PICTURES = ".png"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
@@ -73,6 +78,7 @@ class Row:
         made: the same of what was made again.
         answer: how they compare.
         tolerance: within which they are close, or are not.
+        reason: why it does not pass, though by itself it could.
     """
 
     what: str
@@ -80,10 +86,13 @@ class Row:
     made: str
     answer: Answer
     tolerance: str = ""
+    reason: str = ""
 
     @property
     def text(self) -> str:
         """The answer, for people."""
+        if self.reason:
+            return f"{self.answer}, {self.reason}"
         if not self.tolerance:
             return "other bytes, not comparable" if self.answer == "other bytes" else self.answer
         return (
@@ -138,16 +147,33 @@ def compare(name: str, committed: Side, made: Side, *, exact: bool) -> list[Row]
 
 
 def settle(rows: Sequence[Row]) -> list[Row]:
-    """Take other bytes for those of another machine only where it shows in some number of the same stage.
+    """Take what differs for the work of another machine only where all differs that would there.
 
-    Where it never does, as in a training of a few steps, a result of another kind of machine is refused.
+    Other bytes, as of weights, are refused where no number of the same stage differs, or where a
+    training curve does not: a training of a few steps, which shows nothing, has to be made here.
+    Other predictions are refused where no picture differs: those tell how sure each one is.
 
     Args:
         rows: of one stage.
     """
-    if any(row.answer == "close" for row in rows):
-        return list(rows)
-    return [replace(row, answer="NO") if row.answer == "other bytes" else row for row in rows]
+    equal = [row.what for row in rows if row.answer == "equal"]
+    is_close = any(row.answer == "close" for row in rows)
+    curves = [what for what in equal if what in CURVES]
+    pictures = [row.what for row in rows if row.what.endswith(PICTURES)]
+    settled = []
+    for row in rows:
+        if row.answer == "other bytes" and (curves or not is_close):
+            reason = f"though {' and '.join(curves)} did not change" if curves else ""
+            settled.append(replace(row, answer="NO", reason=reason))
+        elif row.answer == "close" and _is_of_predictions(row) and pictures and set(pictures) <= set(equal):
+            settled.append(replace(row, answer="NO", reason="though no picture changed"))
+        else:
+            settled.append(row)
+    return settled
+
+
+def _is_of_predictions(row: Row) -> bool:
+    return row.what.endswith(f": {PREDICTED}")
 
 
 def _json(text: str) -> dict[str, Any]:
@@ -160,6 +186,8 @@ def _csv(text: str) -> dict[str, list[str]]:
     lines = list(csv.reader(io.StringIO(text), strict=True))
     if not lines or any(len(line) != len(lines[0]) for line in lines):
         raise ValueError("rows of different lengths")
+    if len(set(lines[0])) < len(lines[0]):
+        raise ValueError("several columns of one name")
     return {name: [line[column] for line in lines[1:]] for column, name in enumerate(lines[0])}
 
 

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from mnist import comparison, paths
 from mnist.comparison import Paired, Predictions
-from mnist.snapshots import Curve, Snapshot, Stage
+from mnist.plots import Curve
+from mnist.snapshots import Snapshot, Stage
 from mnist.verdict import Finding, Verdict
 
 Outcome = Literal["better", "worse", "within noise", "not comparable"]
@@ -37,10 +38,11 @@ MORE_IS_BETTER = {
     "sensitivity",
     "specificity",
 }
-LESS_IS_BETTER = {"error", "loss", "mae", "mse", "nll", "perplexity", "rmse", "wrong"}
+LESS_IS_BETTER = {"error", "errors", "loss", "losses", "mae", "mse", "nll", "perplexity", "rmse", "wrong"}
 # What decides which training images are held out, so that `val_...` is of other images where it changed.
 SPLIT = ("seed", "val_size")
 HELD_OUT = "val_"
+MAX_NAMED = 3  # files or params of a stage, in a warning
 PRECISION = 1e-6  # metrics are written with six decimals
 
 
@@ -127,7 +129,10 @@ class Metric:
     @property
     def is_same(self) -> bool:
         """Whether both sides have one value."""
-        return bool(self.base == self.head) and self.base is not None
+        if self.base is None or isinstance(self.base, bool) != isinstance(self.head, bool):
+            return False
+        both_nan = all(isinstance(side, float) and math.isnan(side) for side in (self.base, self.head))
+        return both_nan or bool(self.base == self.head)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -236,6 +241,7 @@ class Changes:
         curves: with points at two places of x, or more, on a side.
         costs: parameters, steps, seconds.
         devices: that base and head were trained on, where both are known and are not the same.
+        is_doubtful: whether results of a side are old or altered: the warnings say which.
         warnings: what a reader must know to trust the rest.
         problems: why something could not be read, by side and file.
     """
@@ -255,6 +261,7 @@ class Changes:
     curves: tuple[CurvePair, ...]
     costs: tuple[Cost, ...]
     devices: tuple[str, str] | None
+    is_doubtful: bool
     warnings: tuple[str, ...]
     problems: Mapping[str, Mapping[str, str]]
 
@@ -281,6 +288,7 @@ def between(
         assert head.predictions
         images = _images(base.predictions, head.predictions)
     params = _params(base.params, head.params)
+    doubts = [*_doubts(base), *_doubts(head)]
     return Changes(
         base=base.name,
         base_commit=base.commit,
@@ -297,14 +305,19 @@ def between(
         curves=_curves(base.curves, head.curves),
         costs=_costs(base, head, base_timing, head_timing),
         devices=_devices(base_timing, head_timing),
-        warnings=(*_contradictions(base), *_contradictions(head), *_stale(base), *_stale(head)),
+        is_doubtful=bool(doubts),
+        warnings=(*doubts, *_behind(base, head)),
         problems={"base": base.problems, "head": head.problems},
     )
 
 
 def _obstacle(base: Snapshot, head: Snapshot) -> str:
     """Why the two cannot be compared image by image; empty where they can."""
-    without = [side.name for side in (base, head) if side.predictions is None]
+    without = [
+        f"{side.name} ({side.unreadable})" if side.unreadable else side.name
+        for side in (base, head)
+        if side.predictions is None
+    ]
     if without:
         return f"no predictions on the test images at {' and '.join(without)}"
     assert base.predictions
@@ -530,6 +543,10 @@ def _devices(base: Timing | None, head: Timing | None) -> tuple[str, str] | None
     return (base.device, head.device) if base and head and base.device != head.device else None
 
 
+def _doubts(snapshot: Snapshot) -> list[str]:
+    return [*_contradictions(snapshot), *_altered(snapshot), *_stale(snapshot)]
+
+
 def _contradictions(snapshot: Snapshot) -> list[str]:
     """Where the scores say something else than the predictions that they are of."""
     ours = paths.TEST_METRICS.as_posix()
@@ -544,14 +561,33 @@ def _contradictions(snapshot: Snapshot) -> list[str]:
     return [f"{contradiction}: one of the files is altered. The verdict is by the predictions."]
 
 
+def _altered(snapshot: Snapshot) -> list[str]:
+    """Where metrics and plots are not what their stages wrote."""
+    altered = ", ".join(path for stage in snapshot.stages.values() for path in stage.altered)
+    return [f"at {snapshot.name} this is not what the pipeline wrote: {altered}"] if altered else []
+
+
 def _stale(snapshot: Snapshot) -> list[str]:
     """Where the results are not those of the code and params that lie beside them."""
-    changed = [
-        f"{name} ({', '.join(stage.changed)})" for name, stage in snapshot.stages.items() if stage.changed
-    ]
-    stages = ", ".join(changed)
+    changed = "; ".join(
+        f"{name} ({_some(stage.changed)})" for name, stage in snapshot.stages.items() if stage.changed
+    )
     return (
-        [f"at {snapshot.name} the results are old (run dvc repro), since this changed: {stages}"]
+        [f"at {snapshot.name} the results are old (run dvc repro), since this changed: {changed}"]
         if changed
         else []
     )
+
+
+def _some(names: tuple[str, ...]) -> str:
+    more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
+    return f"{', '.join(names[:MAX_NAMED])}{more}"
+
+
+def _behind(base: Snapshot, head: Snapshot) -> list[str]:
+    """Where base has what head does not: it counts as if head had undone it."""
+    if not head.num_missing:
+        return []
+    commits = "1 commit" if head.num_missing == 1 else f"{head.num_missing:,} commits"
+    counts = f"{commits} of {base.name} not in {head.name}: what they changed counts as undone"
+    return [f"{counts}. Merge {base.name} first, or compare with the merge base"]

@@ -7,13 +7,13 @@ pings people nor loads pictures nor reads HTML, and is cut to a length.
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-import numpy as np
 from tabulate import tabulate
 
-from mnist.changes import Changes, CurvePair, Images, Metric, Param, StageChange
+from mnist import charts
+from mnist.changes import HELD_OUT, Changes, Images, Metric, Param, StageChange
 
 MAX_BYTES = 60_000  # GitHub takes comments of 65,536 characters
 MAX_SHOWN = 60  # characters of a name or value
@@ -23,16 +23,12 @@ MAX_SENTENCE = 400  # characters of a warning
 MAX_ROWS = 40  # of a table
 MAX_FILES = 4  # named in a cell
 MAX_CHARTS = 4
-FAR = 1e100  # where differences overflow, and nobody draws
-MAX_POINTS = 30  # of a line in a chart
 MAX_WRITTEN = 10**18  # a whole number that is shown as one
 NOTHING = "-"
 SMALLEST_P = 0.0001  # that is written out
 ARROWS = {"more": " ↑", "less": " ↓", "": ""}
-GREY, BLUE = "#8c959f", "#2f81f7"  # to be told apart on white and on black
 
 Table = list[str]
-Points = Sequence[tuple[float, float]]
 
 
 def render(changes: Changes) -> str:
@@ -65,7 +61,7 @@ def render(changes: Changes) -> str:
 
 def _head(changes: Changes) -> list[str]:
     names = [
-        code(name) + (f" ({commit[:7]})" if commit and commit != name else "")
+        code(name) + (f" ({commit[:7]})" if commit and not commit.startswith(name) else "")
         for name, commit in ((changes.base, changes.base_commit), (changes.head, changes.head_commit))
     ]
     return [
@@ -93,10 +89,7 @@ def _verdict(changes: Changes) -> str:
     )
     if changes.outcome == "within noise":
         return f"{text} Two equally good networks may well differ so much."
-    return (
-        f"{text} This is about these two networks: another seed alone can move the accuracy as much, so "
-        "to judge a recipe, compare several seeds."
-    )
+    return f"{text} This is about these two networks: to judge a recipe, compare several seeds."
 
 
 def _unreadable(changes: Changes) -> list[str]:
@@ -121,9 +114,9 @@ def _metrics(changes: Changes) -> list[str]:
         blocks.append(
             "↑ more is better, ↓ less is better. Interval and p (exact McNemar test) are of test images."
         )
-    if changes.other_held_out and any("val_" in metric.name for metric in different):
+    if changes.other_held_out and any(HELD_OUT in metric.name for metric in different):
         keys = ", ".join(map(code, changes.other_held_out))
-        blocks.append(f"`val_...` is of other held-out images on each side, since {keys} changed.")
+        blocks.append(f"`{HELD_OUT}...` is of other held-out images on each side, since {keys} changed.")
     if same:
         blocks.append(f"Unchanged: {_listed(same, MAX_ROWS)}.")
     return blocks
@@ -239,66 +232,12 @@ def _confusion(images: Images) -> list[str]:
 def _curves(changes: Changes) -> list[str]:
     if all(pair.base == pair.head for pair in changes.curves):
         return ["The same on both sides."] if changes.curves else []
-    blocks = [f"Grey: {code(changes.base)}, blue: {code(changes.head)}."]
+    blocks = [f"Grey: base, {code(changes.base)}; blue: head, {code(changes.head)}."]
     for pair in changes.curves[:MAX_CHARTS]:
-        blocks += _charts(pair)
+        blocks += charts.of(pair)
     if left_out := changes.curves[MAX_CHARTS:]:
         blocks.append(f"Left out: {_listed([pair.title for pair in left_out], MAX_ROWS)}.")
     return blocks
-
-
-def _charts(pair: CurvePair) -> list[str]:
-    """One chart; two where the sides cover different ranges of x: Mermaid spreads a line over all of it."""
-    sides = {"base": pair.base, "head": pair.head}
-    near = {side: [point for point in points if max(map(abs, point)) < FAR] for side, points in sides.items()}
-    lines = {side: points for side, points in near.items() if points and points[0][0] < points[-1][0]}
-    values = [y for points in lines.values() for _, y in points]
-    ranges = {(points[0][0], points[-1][0]) for points in lines.values()}
-    if len(ranges) == 1:
-        return [_chart(pair, pair.title, lines, values)]
-    return [_chart(pair, f"{pair.title}, {side}", {side: points}, values) for side, points in lines.items()]
-
-
-def _chart(pair: CurvePair, title: str, lines: Mapping[str, Points], values: Sequence[float]) -> str:
-    """Mermaid, which GitHub draws by itself.
-
-    Args:
-        pair: whose axes it has.
-        title: above it.
-        lines: points by side, over one range of x.
-        values: that the y axis is to cover.
-    """
-    num_points = min(MAX_POINTS, max(map(len, lines.values())))
-    first, last = (next(iter(lines.values()))[index][0] for index in (0, -1))
-    low, high = min(values), max(values)
-    margin = 0.05 * (high - low) or 0.05 * abs(high) or 1
-    low, high = low - margin, high + margin
-    colours = [{"base": GREY, "head": BLUE}[side] for side in lines]
-    drawn = []
-    for side, points in lines.items():
-        x, y = np.array(points).T
-        heights = np.interp(np.linspace(first, last, num_points), x, y)
-        drawn.append(f'    line "{side}" [{", ".join(_fixed(height, high - low) for height in heights)}]')
-    return "\n".join(
-        [
-            "```mermaid",
-            "---",
-            f'config: {{themeVariables: {{xyChart: {{plotColorPalette: "{", ".join(colours)}"}}}}}}',
-            "---",
-            "xychart-beta",
-            f'    title "{_label(title)}"',
-            f'    x-axis "{_label(pair.x)}" {_fixed(first, last - first)} --> {_fixed(last, last - first)}',
-            f'    y-axis "{_label(pair.y)}" {_fixed(low, high - low)} --> {_fixed(high, high - low)}',
-            *drawn,
-            "```",
-        ]
-    )
-
-
-def _fixed(value: float, span: float) -> str:
-    """A number on an axis that spans so much, to a thousandth of it; Mermaid knows no exponents."""
-    text = f"{value:.{max(0, 3 - math.floor(math.log10(span)))}f}"
-    return text.rstrip("0").rstrip(".") if "." in text else text
 
 
 def _validation(changes: Changes) -> list[str]:
@@ -406,8 +345,3 @@ def _plain(text: str) -> str:
 def _word(found: re.Match[str]) -> str:
     start, core, end = found.groups()
     return found[0] if re.fullmatch(r"[A-Za-z]+|[0-9]+([.,][0-9]+)*", core) else f"{start}{code(core)}{end}"
-
-
-def _label(text: str) -> str:
-    """Words in a chart; Mermaid has no way to quote."""
-    return re.sub(r"[^\w .,()/-]", " ", text)[:MAX_SHOWN].strip() or "-"

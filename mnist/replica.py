@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from mnist import identity, paths
+from mnist import git, identity, paths
 from mnist.errors import InputError
 
 ARCHIVES = Path(".cache/mnist")  # `mirrors.CACHE`, without its import of torchvision
@@ -63,35 +63,19 @@ def lay_out(commit: str, checkout: Path) -> None:
     """
     home = paths.checkout()
     try:
-        git("cat-file", "-e", f"{commit}^{{commit}}", folder=home)
+        git.text("cat-file", "-e", f"{commit}^{{commit}}", folder=home)
     except InputError:
         found = "no such commit in this repository"
         raise InputError(f"commit {commit}", found=found, expected="it: run `git fetch`") from None
     # No templates and no hooks: they are the user's, for the user's repositories.
-    git("init", "--quiet", "--template=", str(checkout), folder=home)
-    objects = (home / git("rev-parse", "--git-path", "objects", folder=home)).resolve()
+    git.text("init", "--quiet", "--template=", str(checkout), folder=home)
+    objects = (home / git.text("rev-parse", "--git-path", "objects", folder=home)).resolve()
     (checkout / ".git/objects/info").mkdir(exist_ok=True)
     (checkout / ".git/objects/info/alternates").write_text(f"{objects}\n", encoding="utf-8")
-    shallow = home / git("rev-parse", "--git-path", "shallow", folder=home)
+    shallow = home / git.text("rev-parse", "--git-path", "shallow", folder=home)
     if shallow.is_file():
         shutil.copyfile(shallow, checkout / ".git/shallow")
-    git("-c", "core.hooksPath=/dev/null", "checkout", "--quiet", "--detach", commit, folder=checkout)
-
-
-def git(*arguments: str, folder: Path) -> str:
-    """What git prints.
-
-    Raises:
-        InputError: it fails.
-    """
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
-    done = subprocess.run(
-        ["git", *arguments], cwd=folder, capture_output=True, text=True, check=False, env=environment
-    )
-    if done.returncode != 0:
-        found = " ".join(done.stderr.split()) or f"exit status {done.returncode}"
-        raise InputError(f"git {' '.join(arguments)}", found=found, expected="success")
-    return done.stdout.strip()
+    git.text("-c", "core.hooksPath=/dev/null", "checkout", "--quiet", "--detach", commit, folder=checkout)
 
 
 def run(
@@ -142,7 +126,7 @@ def _environment(replica: Replica, cache: Path) -> Mapping[str, str]:
         f"[core]\n    analytics = false\n    check_update = false\n[cache]\n    dir = {cache}\n",
         encoding="utf-8",
     )
-    (replica.folder / "tmp").mkdir()
+    (replica.folder / "tmp").mkdir(exist_ok=True)
     environment = {name: value for name, value in os.environ.items() if not name.startswith(FOREIGN)}
     environment |= {
         "TMPDIR": str(replica.folder / "tmp"),  # torch leaves things there

@@ -7,10 +7,7 @@ cannot be read is named, and the rest is read all the same.
 import hashlib
 import json
 import logging
-import math
-import re
-import subprocess
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,16 +16,15 @@ from typing import Any
 from dvc.dependency import ParamsDependency
 from dvc.exceptions import DvcException
 from dvc.repo import Repo
-from dvc.scm import NoSCM, RevError, resolve_rev
-from scmrepo.exceptions import SCMError
+from dvc.scm import NoSCM
 
-from mnist import comparison, identity, params, paths
+from mnist import commits, comparison, identity, params, paths, plots
 from mnist.comparison import Predictions
 from mnist.errors import InputError
+from mnist.plots import Curve
 from mnist.verdict import Verdict
 
 WORKSPACE = "workspace"  # as DVC calls what is checked out, changes included
-STEP = "step"  # the column of a table that counts optimizer steps
 MAX_REASON = 200  # characters
 
 
@@ -43,6 +39,7 @@ class Stage:
         data: the same of what other stages make.
         changed: of its command, code and params, what is not what it ran with, so that its outputs are
             stale; empty for a stage that no metric, plot or other stage builds on.
+        altered: metrics and plots in git that are not what it wrote.
     """
 
     cmd: str
@@ -50,23 +47,7 @@ class Stage:
     code: Mapping[str, str]
     data: Mapping[str, str]
     changed: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, kw_only=True)
-class Curve:
-    """One line of a plot.
-
-    Attributes:
-        title: of the plot, or what the line is.
-        x: what the first axis counts.
-        y: what the second one measures.
-        points: (x, y), finite, by rising x.
-    """
-
-    title: str
-    x: str
-    y: str
-    points: tuple[tuple[float, float], ...]
+    altered: tuple[str, ...] = ()
 
 
 @dataclass(kw_only=True)
@@ -82,9 +63,11 @@ class Snapshot:
         curves: of all plots with numbers on both axes.
         num_steps: of the optimizer, where a table counts them.
         predictions: on the test images, out of the plot with the template `confusion`.
+        unreadable: why there are no predictions, though there is such a plot.
         evaluation: the bytes of the scores and the predictions, by which MLflow knows the result.
         validation: the verdict on the data.
         problems: why something could not be read, by file.
+        num_missing: commits of the base that it is compared with and that are not in it; None where unknown.
     """
 
     name: str
@@ -95,13 +78,15 @@ class Snapshot:
     curves: list[Curve] = field(default_factory=list)
     num_steps: int | None = None
     predictions: Predictions | None = None
+    unreadable: str = ""
     evaluation: tuple[bytes, bytes] | None = None
     validation: Verdict | None = None
     problems: dict[str, str] = field(default_factory=dict)
+    num_missing: int | None = None
 
 
 def read(names: Iterable[str], root: Path) -> list[Snapshot]:
-    """Read revisions of the repository at `root`; `WORKSPACE` is what is checked out.
+    """Read revisions of the repository at `root`, the base first; `WORKSPACE` is what is checked out.
 
     Raises:
         InputError: `root` is no checkout with git and DVC, or a folder in one; a revision is unknown
@@ -119,65 +104,27 @@ def read(names: Iterable[str], root: Path) -> list[Snapshot]:
             raise InputError(str(root), found="DVC without git", expected=expected)
         if not root.samefile(repo.root_dir):  # DVC finds it from within, and names files from here
             raise InputError(str(root), found=f"a folder in {repo.root_dir}", expected=expected)
-        return [_read(repo, name) for name in names]
+        base, *others = [_read(repo, name) for name in names]
+        for other in others if base.commit else []:
+            other.num_missing = commits.num_missing(repo, base.commit, other.commit)
+    return [base, *others]
 
 
 def _read(repo: Repo, name: str) -> Snapshot:
-    commit = "" if name == WORKSPACE else _resolve(repo, name)
-    snapshot = Snapshot(name=name, commit=commit)
+    commit = "" if name == WORKSPACE else commits.resolve(repo, name)
+    snapshot = Snapshot(name=commit[:7] if commit and commit.startswith(name) else name, commit=commit)
     try:
         # DVC switches to the revision, and back when the loop ends.
-        for plots in repo.plots.collect(revs=[commit or WORKSPACE], onerror=_keep):
+        for drawn in repo.plots.collect(revs=[commit or WORKSPACE], onerror=_keep):
             _read_metrics(repo, snapshot)
             _read_params(repo, snapshot)
             _read_stages(repo, snapshot)
-            _read_plots(repo, snapshot, next(iter(plots.values()), {}))
+            _read_plots(repo, snapshot, next(iter(drawn.values()), {}))
             _read_validation(repo, snapshot)
     except DvcException as error:
         expected = "a pipeline that DVC can read"
         raise InputError(f"{paths.PIPELINE} at {name}", found=_reason(error), expected=expected) from None
     return snapshot
-
-
-def _resolve(repo: Repo, name: str) -> str:
-    """The full hash of a commit; a name that is not known here is asked of `origin`.
-
-    Raises:
-        InputError: it is not known there either.
-    """
-    root = repo.root_dir
-    unknown = "nothing" if not name else "no such commit, branch, tag or experiment here"
-    # SCMError: there is no commit yet. ValueError: nothing can have such a name.
-    with suppress(RevError, SCMError, ValueError):
-        commit = str(resolve_rev(repo.scm, name)) if name else ""  # DVC takes it for HEAD
-        if commit and _git(root, "cat-file", "-t", commit).stdout.strip() == "commit":
-            return commit
-    wanted = name.removeprefix("origin/")
-    # What is no name could be a refspec, which writes into a ref.
-    if _git(root, "check-ref-format", f"refs/heads/{wanted}").returncode == 0:
-        # In a clone that has all history `--depth` would cut it off.
-        shallow = _git(root, "rev-parse", "--is-shallow-repository").stdout.strip() == "true"
-        depth = ["--depth=1"] if shallow else []
-        # Into no ref: a branch of that name may be another one here.
-        done = _git(root, "fetch", "--quiet", "--no-tags", "--refmap=", *depth, "origin", "--", wanted)
-        reason = _first_line(done.stderr) or f"exit status {done.returncode}"
-        if done.returncode == 0:
-            commit = _git(root, "rev-parse", "--verify", "--quiet", "FETCH_HEAD^{commit}").stdout.strip()
-            if commit:
-                return commit
-            reason = "it is no commit"
-        unknown += f"; `git fetch origin {wanted}` says: {reason}"
-    raise InputError(
-        f"revision {_reason(name)}" if name else "revision",
-        found=" ".join(unknown.split()),
-        expected="one that git or DVC knows",
-    )
-
-
-def _git(root: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        ["git", *arguments], cwd=root, capture_output=True, text=True, errors="replace", check=False
-    )
 
 
 def _keep(result: dict[str, Any], exception: Exception, *_: Any, **__: Any) -> None:
@@ -245,6 +192,7 @@ def _read_stages(repo: Repo, snapshot: Snapshot) -> None:
             code=code,
             data={path: digest for path, digest in digests.items() if path not in code},
             changed=tuple(_changed(repo, stage, code)) if counts else (),
+            altered=tuple(_altered(repo, stage)),
         )
 
 
@@ -267,14 +215,14 @@ def _relative(repo: Repo, path: str) -> str:
 
 
 def _changed(repo: Repo, stage: Any, code: Mapping[str, str]) -> Iterator[str]:
+    if not any(part.hash_info for part in (*stage.deps, *stage.outs)):
+        yield f"not in {paths.LOCK}"
+        return
     if getattr(stage, "cmd_changed", False):  # a stage outside of `dvc.yaml` does not know
         yield "its command"
     for path, digest in code.items():
-        file = repo.fs.join(repo.root_dir, path)
-        if repo.fs.isfile(file):  # a folder has a digest of another kind
-            content = repo.fs.cat_file(file)
-            if hashlib.md5(content, usedforsecurity=False).hexdigest() != digest:
-                yield path
+        if _md5(repo, repo.fs.join(repo.root_dir, path)) not in (None, digest):
+            yield path
     for dep in stage.params:
         ran_with, values = dep.hash_info.value or {}, dep.read_params()
         for name in dict.fromkeys([*values, *ran_with]):
@@ -282,97 +230,56 @@ def _changed(repo: Repo, stage: Any, code: Mapping[str, str]) -> Iterator[str]:
                 yield f"{_prefix(_relative(repo, dep.fs_path))}{name}"
 
 
-def _read_plots(repo: Repo, snapshot: Snapshot, plots: Mapping[str, Any]) -> None:
+def _altered(repo: Repo, stage: Any) -> Iterator[str]:
+    for out in stage.outs:
+        digest = out.hash_info.value
+        if (out.metric or out.plot) and digest and _md5(repo, out.fs_path) not in (None, digest):
+            yield _relative(repo, out.fs_path)
+
+
+def _md5(repo: Repo, file: str) -> str | None:
+    """DVC's digest of a file; None for none, and for a folder, which has one of another kind."""
+    if not repo.fs.isfile(file):
+        return None
+    return hashlib.md5(repo.fs.cat_file(file), usedforsecurity=False).hexdigest()
+
+
+def _read_plots(repo: Repo, snapshot: Snapshot, drawn: Mapping[str, Any]) -> None:
     tables: dict[str, list[dict[str, Any]]] = {}
 
     def table(path: str) -> list[dict[str, Any]]:
         if path not in tables:
             source: Mapping[str, Callable[[], dict[str, Any]]] = sources.get(path, {})
             read = source["data_source"]() if "data_source" in source else {}
-            tables[path] = _rows(read.get("data"))
+            tables[path] = plots.rows(read.get("data"))
             if not tables[path]:
                 snapshot.problems[path] = _reason(read.get("error") or "no table")
         return tables[path]
 
-    sources = plots.get("sources", {}).get("data", {})
+    sources = drawn.get("sources", {}).get("data", {})
     predictions = []
-    for source, properties in _definitions(snapshot, plots):
+    for source, properties in _definitions(snapshot, drawn):
         if properties.get("template") == "confusion":
-            predictions += [path for path, _ in _columns(source, properties.get("y"))]
+            predictions += [path for path, _ in plots.columns(source, properties.get("y"))]
             continue
-        for (x_path, x), (path, y), title in _lines(source, properties):
-            if points := _points(table(x_path), x, table(path), y):
+        for (x_path, x), (path, y), title in plots.lines(source, properties):
+            if points := plots.points(table(x_path), x, table(path), y):
                 snapshot.curves.append(Curve(title=title, x=x, y=y, points=points))
-    snapshot.num_steps = _num_steps(row for rows in tables.values() for row in rows)
+    snapshot.num_steps = plots.num_steps(row for rows in tables.values() for row in rows)
     # There may be other confusion matrices, as of the validation images.
     ours = paths.PREDICTIONS.as_posix()
     for path in [ours] if ours in predictions else predictions[:1]:
         _read_predictions(repo, snapshot, path)
 
 
-def _definitions(snapshot: Snapshot, plots: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def _definitions(snapshot: Snapshot, drawn: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """All plots, by name or file; what DVC cannot make one of becomes one of `problems`."""
-    of_files = plots.get("definitions", {}).get("data", {})
-    for part in (*plots.values(), *of_files.values()):
+    of_files = drawn.get("definitions", {}).get("data", {})
+    for part in (*drawn.values(), *of_files.values()):
         if "error" in part:
             snapshot.problems["plots"] = _reason(part["error"])
     for part in of_files.values():
         yield from part.get("data", {}).items()
-
-
-def _rows(data: Any) -> list[dict[str, Any]]:
-    """The rows of a table: in JSON and YAML, the first list of them that there is."""
-    if isinstance(data, dict):
-        return next(filter(None, map(_rows, data.values())), [])
-    is_table = isinstance(data, list) and all(isinstance(row, dict) for row in data)
-    return data if is_table else []
-
-
-def _num_steps(rows: Iterable[Mapping[str, Any]]) -> int | None:
-    counts = (str(row.get(STEP)) for row in rows)
-    return max((int(count) for count in counts if re.fullmatch("[0-9]{1,18}", count)), default=None)
-
-
-def _lines(
-    source: str, properties: Mapping[str, Any]
-) -> Iterator[tuple[tuple[str, str], tuple[str, str], str]]:
-    """The lines of a plot: file and column of x, those of y, title.
-
-    Pictures and tables without an x have none. As DVC has it, one x of a file is for all y, several
-    are for one y each.
-    """
-    x, columns = properties.get("x"), _columns(source, properties.get("y"))
-    xs = _columns(source, x) if isinstance(x, dict) else [(path, x) for path, _ in columns]
-    names = [name for _, name in columns]
-    for number, (path, y) in enumerate(columns):
-        x_path, x = xs[0] if len(xs) == 1 else xs[number] if number < len(xs) else ("", None)
-        if isinstance(x, str) and isinstance(y, str):
-            file = f"{path}: " if names.count(y) > 1 else ""
-            title = properties.get("title") if len(columns) == 1 else None
-            yield (x_path, x), (path, y), title or f"{file}{y} by {x}"
-
-
-def _columns(source: str, named: Any) -> list[tuple[str, Any]]:
-    """File and column, of a name, a list of names or either by file."""
-    by_file = named if isinstance(named, dict) else {source: named}
-    return [
-        (path, name)
-        for path, names in by_file.items()
-        for name in (names if isinstance(names, list) else [names])
-    ]
-
-
-def _points(
-    x_rows: Sequence[Mapping[str, Any]], x: str, y_rows: Sequence[Mapping[str, Any]], y: str
-) -> tuple[tuple[float, float], ...]:
-    points = []
-    if len(x_rows) == len(y_rows):  # or else nobody knows what belongs together
-        for x_row, y_row in zip(x_rows, y_rows, strict=True):
-            with suppress(KeyError, TypeError, ValueError):  # a gap, or no numbers
-                point = float(x_row[x]), float(y_row[y])
-                if all(map(math.isfinite, point)):
-                    points.append(point)
-    return tuple(sorted(points))
 
 
 def _read_predictions(repo: Repo, snapshot: Snapshot, path: str) -> None:
@@ -380,7 +287,7 @@ def _read_predictions(repo: Repo, snapshot: Snapshot, path: str) -> None:
         content = repo.dvcfs.cat_file(path)
         snapshot.predictions = comparison.parse(content.decode(errors="replace"), path)
     except (OSError, DvcException, InputError) as error:
-        snapshot.problems[path] = _reason(error)
+        snapshot.problems[path] = snapshot.unreadable = _reason(error)
         return
     with suppress(OSError, DvcException):
         snapshot.evaluation = repo.dvcfs.cat_file(paths.TEST_METRICS.as_posix()), content
@@ -402,8 +309,5 @@ def _reason(error: Any) -> str:
     cause = error.__cause__ if isinstance(error, DvcException) else None
     said = filter(None, (" ".join(str(one).split()) for one in (error, cause) if one))
     text = ": ".join(dict.fromkeys(said)) or type(error).__name__
+    text = text.replace("../", "")  # DVC names files by their way from the current folder
     return text if len(text) <= MAX_REASON else f"{text[:MAX_REASON]}..."
-
-
-def _first_line(text: str) -> str:
-    return next((line.strip() for line in text.splitlines() if line.strip()), "")

@@ -9,6 +9,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil  # type: ignore[import-untyped]
 from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 from ruamel.yaml import YAML
@@ -126,6 +127,26 @@ def clone(folder: Path, small_data: SmallData) -> Clone:
     made.run("git", "init", "-q", "-b", "main")
     made.commit("The project on small data")
     return made
+
+
+def initialise(folder: Path) -> None:
+    """Make an empty repository of git and DVC at `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for command in (["git", "init", "-q", "-b", "main"], ["dvc", "init", "-q"]):
+        subprocess.run(command, cwd=folder, check=True)
+
+
+def edit(clone: Clone, name: str, old: str, new: str) -> None:
+    """Replace the first `old` in a file of the clone, where there must be one."""
+    text = clone.read(name)
+    assert old in text
+    (clone.folder / name).write_text(text.replace(old, new, 1))
+
+
+def processes_in(folder: Path) -> list[psutil.Process]:
+    """Those whose current folder is under this one."""
+    processes = psutil.process_iter(["cwd"])
+    return [process for process in processes if (process.info["cwd"] or "").startswith(str(folder))]
 
 
 def start_workers(clone: Clone, num_workers: int) -> None:

@@ -272,9 +272,8 @@ class Made:
 def initialised(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An empty repository of git and DVC."""
     folder = tmp_path_factory.mktemp("made") / "repository"
-    (folder / "metrics").mkdir(parents=True)
-    for command in (["git", "init", "-q", "-b", "main"], ["dvc", "init", "-q"]):
-        subprocess.run(command, cwd=folder, check=True)
+    checkout.initialise(folder)
+    (folder / "metrics").mkdir()
     return folder
 
 

@@ -13,7 +13,8 @@ from statsmodels.stats.multitest import multipletests  # type: ignore[import-unt
 from mnist import changes, verdict
 from mnist.changes import Changes, Metric, Timing
 from mnist.comparison import Predictions
-from mnist.snapshots import Curve, Snapshot, Stage
+from mnist.plots import Curve
+from mnist.snapshots import Snapshot, Stage
 from mnist.verdict import Verdict
 
 TEST = "metrics/test.json"
@@ -418,8 +419,25 @@ def test_old_results_are_told_by_stage_and_reason() -> None:
     found = between({"stages": {"train": STAGE}}, {"stages": {"train": stale, "evaluate": stale, "x": STAGE}})
     (warning,) = found.warnings
     assert warning.startswith("at head the results are old")
-    assert "train (a.py, lr), evaluate (a.py, lr)" in warning
+    assert "train (a.py, lr); evaluate (a.py, lr)" in warning
     assert "x" not in warning.replace("experiment", "").split()
+
+
+def test_many_reasons_are_counted() -> None:
+    stale = dataclasses.replace(STAGE, changed=tuple("abcde"))
+    (warning,) = between({}, {"stages": {"train": stale}}).warnings
+    assert warning.endswith("train (a, b, c and 2 more)")
+
+
+def test_altered_results_and_a_base_that_went_on_are_told() -> None:
+    altered = dataclasses.replace(STAGE, altered=("metrics/test.json",))
+    found = between({}, {"stages": {"evaluate": altered}})
+    assert found.warnings == ("at head this is not what the pipeline wrote: metrics/test.json",)
+    assert found.is_doubtful
+    found = between({}, {"num_missing": 2})
+    assert found.warnings[0].startswith("2 commits of base not in head")
+    assert not found.is_doubtful
+    assert between({}, {"num_missing": 0}).warnings == ()
 
 
 def test_the_verdict_on_the_data() -> None:

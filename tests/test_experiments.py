@@ -14,7 +14,7 @@ import pytest
 from mlflow import pyfunc
 from mlflow.entities import Run
 
-from mnist import comparison, dataset, revisions
+from mnist import comparison, dataset, staleness
 from mnist.errors import InputError
 from mnist.paths import ARTIFACTS
 from tests import checkout
@@ -218,11 +218,11 @@ def test_a_result_that_waited_is_not_registered_with_the_code_of_today(clone: Cl
 )
 def test_what_was_edited_and_not_run_is_no_result(clone: Clone, file: str, old: str, new: str) -> None:
     clone.reset()
-    revisions.check(clone.folder)
+    staleness.check(clone.folder)
     path = clone.folder / file
     path.write_text(path.read_text().replace(old, new, 1))
     with pytest.raises(InputError, match=r"^dvc\.lock: found .*, expected a result of what is there"):
-        revisions.check(clone.folder)
+        staleness.check(clone.folder)
     clone.reset()
 
 

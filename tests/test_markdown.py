@@ -14,10 +14,11 @@ from markdown_it import MarkdownIt
 from markdown_it.token import Token
 from wcwidth import wcswidth
 
-from mnist import changes, markdown, verdict
+from mnist import changes, charts, markdown, verdict
 from mnist.changes import Changes, Timing
 from mnist.comparison import Predictions
-from mnist.snapshots import Curve, Snapshot, Stage
+from mnist.plots import Curve
+from mnist.snapshots import Snapshot, Stage
 from mnist.verdict import Verdict
 
 PARSER = MarkdownIt("commonmark").enable(["table", "strikethrough"])
@@ -502,7 +503,7 @@ def test_costs(base: float | None, head: float, cells: list[str]) -> None:
 # Charts
 
 
-def charts(base: Any, head: Any, **fields: str) -> list[str]:
+def drawn(base: Any, head: Any, **fields: str) -> list[str]:
     names = {"title": "Loss by step", "x": "step", "y": "loss", **fields}
     sides = [
         {"curves": [Curve(points=tuple((float(x), float(y)) for x, y in points), **names)] if points else []}
@@ -514,7 +515,7 @@ def charts(base: Any, head: Any, **fields: str) -> list[str]:
 NUMBER = r"[+-]?(?:\d+(?:\.\d+)?|\.\d+)"  # of xychart.jison in Mermaid: no exponent
 
 
-def drawn(chart: str) -> dict[str, Any]:
+def read(chart: str) -> dict[str, Any]:
     """A chart as Mermaid's grammar has it: title, axes, lines."""
     found = re.fullmatch(
         rf"""---
@@ -539,24 +540,41 @@ xychart-beta
 
 
 def test_one_range_is_one_chart() -> None:
-    (chart,) = charts([(0, 4), (1, 2), (2, 1)], [(0, 3), (1, 3), (2, 2)])
-    found = drawn(chart)
+    (chart,) = drawn([(0, 4), (1, 2), (2, 1)], [(0, 3), (1, 3), (2, 2)])
+    found = read(chart)
     assert (found["title"], found["x"], found["y"]) == ("Loss by step", "step", "loss")
     assert found["x_range"] == (0, 2)
     assert found["y_range"] == pytest.approx((0.85, 4.15))
     assert found["lines"] == {"base": [4, 2, 1], "head": [3, 3, 2]}
-    assert found["colours"] == [markdown.GREY, markdown.BLUE]
+    assert found["colours"] == [charts.GREY, charts.BLUE]
 
 
-def test_two_ranges_are_two_charts_with_one_y_axis() -> None:
-    first, second = map(drawn, charts([(1, 10), (2, 5)], [(1, 8), (2, 4), (3, 2)]))
-    assert (first["title"], second["title"]) == ("Loss by step, base", "Loss by step, head")
+def test_a_curve_that_goes_on_has_a_chart_more_with_the_same_y_axis() -> None:
+    first, second = map(read, drawn([(1, 10), (2, 6)], [(1, 8), (2, 4), (3, 2)]))
+    assert (first["title"], second["title"]) == ("Loss by step", "Loss by step, head")
     assert (first["x_range"], second["x_range"]) == ((1, 2), (1, 3))
-    assert first["y_range"] == second["y_range"]
-    assert first["y_range"][0] < 2
-    assert first["y_range"][1] > 10
-    assert (first["lines"], second["lines"]) == ({"base": [10, 5]}, {"head": [8, 4, 2]})
-    assert (first["colours"], second["colours"]) == ([markdown.GREY], [markdown.BLUE])
+    assert first["y_range"] == second["y_range"] == pytest.approx((1.6, 10.4))
+    assert (first["lines"], second["lines"]) == ({"base": [10, 6], "head": [8, 4]}, {"head": [8, 4, 2]})
+    assert (first["colours"], second["colours"]) == ([charts.GREY, charts.BLUE], [charts.BLUE])
+
+
+def test_a_little_farther_is_not_worth_a_chart() -> None:
+    (chart,) = drawn([(0, 10), (86, 6)], [(0, 8), (92, 4)])
+    assert read(chart)["x_range"] == (0, 86)
+    assert read(chart)["lines"]["head"] == pytest.approx([8, 8 - 4 * 86 / 92], abs=0.01)
+
+
+def test_ranges_without_anything_in_common_are_two_charts() -> None:
+    first, second = map(read, drawn([(0, 1), (1, 2)], [(5, 1), (6, 2)]))
+    assert (first["title"], second["title"]) == ("Loss by step, base", "Loss by step, head")
+
+
+def test_a_lone_point_is_told_in_words() -> None:
+    one = [Curve(title="Loss", x="epoch", y="loss", points=((1.0, 0.25),))]
+    many = [Curve(title="Loss", x="epoch", y="loss", points=((1.0, 0.3), (2.0, 0.2)))]
+    found = section(render({"curves": one}, {"curves": many}), "Learning curves")
+    assert 'title "Loss, head"' in found
+    assert "Loss, base: 0.25 at epoch 1." in found
 
 
 @pytest.mark.parametrize("num_points", [2, 30, 31, 10_000])
@@ -567,21 +585,22 @@ def test_two_ranges_are_two_charts_with_one_y_axis() -> None:
 )
 def test_a_straight_line_stays_one(num_points: int, start: float, slope: float) -> None:
     points = [(x, start + slope * x) for x in range(num_points)]
-    (chart,) = charts(points, [*points[:-1], (num_points - 1, points[-1][1] + slope)])
-    found = drawn(chart)
+    (chart,) = drawn(points, [*points[:-1], (num_points - 1, points[-1][1] + slope)])
+    found = read(chart)
     heights = found["lines"]["base"]
-    assert len(heights) == min(num_points, markdown.MAX_POINTS)
+    assert len(heights) == min(num_points, charts.MAX_POINTS)
     low, high = found["y_range"]
     expected = np.linspace(points[0][1], points[-1][1], len(heights))
     assert np.abs(np.array(heights) - expected).max() <= 0.002 * (high - low)
-    assert low < min(heights) < max(heights) < high
+    assert low <= min(heights) < max(heights) < high
+    assert low >= 0 or start < 0 or slope < 0
     assert found["x_range"] == (0, num_points - 1)
 
 
 def test_points_stand_where_their_x_is() -> None:
     # Of unequal steps: Mermaid spreads what it gets equally.
-    (chart,) = charts([(0, 0), (1, 10), (4, 40)], [(0, 0), (2, 20), (4, 0)])
-    found = drawn(chart)
+    (chart,) = drawn([(0, 0), (1, 10), (4, 40)], [(0, 0), (2, 20), (4, 0)])
+    found = read(chart)
     assert found["lines"] == {"base": [0, 20, 40], "head": [0, 20, 0]}
 
 
@@ -589,7 +608,7 @@ def test_points_stand_where_their_x_is() -> None:
     ("base", "head", "y_range"),
     [
         ([(0, 2), (1, 2)], [], (1.9, 2.1)),
-        ([(0, 0), (1, 0)], [], (-1, 1)),
+        ([(0, 0), (1, 0)], [], (0, 1)),
         ([(0, -2), (1, -2)], [], (-2.1, -1.9)),
         ([(0, -2), (1, -1)], [], (-2.05, -0.95)),
         ([(0, 1)], [(0, 1), (1, 2)], (0.95, 2.05)),
@@ -600,24 +619,24 @@ def test_points_stand_where_their_x_is() -> None:
     ids=["flat", "flat at 0", "flat below 0", "negative", "one point", "one place", "far off", "far x"],
 )
 def test_the_y_axis_holds_the_lines(base: Any, head: Any, y_range: tuple[float, float]) -> None:
-    (chart,) = charts(base, head)
-    assert drawn(chart)["y_range"] == pytest.approx(y_range)
+    (chart,) = drawn(base, head)
+    assert read(chart)["y_range"] == pytest.approx(y_range)
 
 
 def test_nothing_to_draw_is_no_chart() -> None:
-    assert charts([(0, 1e300), (1, -1e308)], [(0, 1)]) == []
-    assert charts([(0, 1), (1, 2)], [(0, 1), (1, 2)]) == []
+    assert drawn([(0, 1e300), (1, -1e308)], [(0, 1)]) == []
+    assert drawn([(0, 1), (1, 2)], [(0, 1), (1, 2)]) == []
 
 
 def test_large_steps_are_written_out() -> None:
-    (chart,) = charts([(0, 1), (1_234_567, 2)], [])
-    assert drawn(chart)["x_range"] == (0, 1_234_567)
+    (chart,) = drawn([(0, 1), (1_234_567, 2)], [])
+    assert read(chart)["x_range"] == (0, 1_234_567)
 
 
 @pytest.mark.parametrize("text", HOSTILE, ids=short)
 def test_hostile_names_of_axes_are_words(text: str) -> None:
-    (chart,) = charts([(0, 1), (1, 2)], [], title=text, x=text, y=text)
-    found = drawn(chart)
+    (chart,) = drawn([(0, 1), (1, 2)], [], title=text, x=text, y=text)
+    found = read(chart)
     for part in ("title", "x", "y"):
         assert not re.search(r"[@#<>\[\]\\|&;:%]", found[part])
         assert len(found[part]) <= markdown.MAX_SHOWN

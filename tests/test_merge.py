@@ -15,9 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from mnist import revisions
+from mnist import staleness
 from tests import checkout
-from tests.checkout import ROOT, Clone
+from tests.checkout import ROOT, edit
 from tests.conftest import SmallData
 
 # As people would copy them.
@@ -95,7 +95,7 @@ class Toy:
         """The result is that of the commit, and all is committed."""
         assert self.run("git status --porcelain").stdout == ""
         assert self.run("dvc status").stdout == "Data and pipelines are up to date.\n"
-        assert revisions.doubts(revisions.pipeline(self.folder), revisions.locked(self.folder)) == []
+        assert staleness.doubts(staleness.pipeline(self.folder), staleness.locked(self.folder)) == []
 
 
 # Texts of other lengths: DVC writes git's index in a way by which git would take a file for unchanged that
@@ -232,16 +232,16 @@ def test_a_metric_that_one_side_deleted_is_removed_by_hand(toy: Toy, ours: str) 
     toy.run(f"git checkout -q {ours} && git merge {'high' if ours == 'less' else 'less'}", check=False)
     assert toy.conflicts() == {"dvc.lock", "metrics/add.json", "metrics/draw.png"} & toy.conflicts()
     toy.run(f"git rm -q metrics/draw.png && {MERGE}")
-    made = revisions.locked(toy.folder)
-    left = revisions.doubts(revisions.pipeline(toy.folder), made)
+    made = staleness.locked(toy.folder)
+    left = staleness.doubts(staleness.pipeline(toy.folder), made)
     # Where `dvc.lock` is that of the side with the stage, it is named; DVC leaves it there.
     assert left == (["stage draw: in dvc.lock, not in dvc.yaml: delete its lines"] if ours == "high" else [])
 
 
 def test_the_project_is_merged_so(small_data: SmallData, tmp_path: Path) -> None:
     clone = checkout.clone(tmp_path / "pipeline", small_data)
-    edit(clone, "epochs: 4", "epochs: 1")
-    edit(clone, "min_accuracy: 0.5", "min_accuracy: 1.0")  # to register takes seconds
+    edit(clone, "params.yaml", "epochs: 4", "epochs: 1")
+    edit(clone, "params.yaml", "min_accuracy: 0.5", "min_accuracy: 1.0")  # to register takes seconds
     clone.commit("Learn little, register nothing")
     clone.dvc("repro", "evaluate")
     clone.commit("What the pipeline made")
@@ -250,7 +250,7 @@ def test_the_project_is_merged_so(small_data: SmallData, tmp_path: Path) -> None
     }
     for name, old, new in (("lr", "lr: 0.02", "lr: 0.025"), ("features", "n_features: 6", "n_features: 10")):
         clone.run("git", "checkout", "-q", "-b", name, "main")
-        edit(clone, old, new)
+        edit(clone, "params.yaml", old, new)
         assert clone.dvc("repro", "evaluate") == ["train", "evaluate"]
         clone.commit(name)
 
@@ -264,7 +264,7 @@ def test_the_project_is_merged_so(small_data: SmallData, tmp_path: Path) -> None
     ]
 
     assert clone.run("git", "status", "--porcelain").stdout == ""
-    made = revisions.locked(clone.folder)["train"]["params"]["params.yaml"]
+    made = staleness.locked(clone.folder)["train"]["params"]["params.yaml"]
     assert (made["lr"], made["n_features"]) == (0.025, 10)
     (run,) = (
         run
@@ -276,9 +276,3 @@ def test_the_project_is_merged_so(small_data: SmallData, tmp_path: Path) -> None
     assert (
         verified.splitlines()[-1] == "holds: the committed code makes every committed output, byte for byte"
     )
-
-
-def edit(clone: Clone, old: str, new: str) -> None:
-    text = clone.read("params.yaml")
-    assert old in text
-    (clone.folder / "params.yaml").write_text(text.replace(old, new, 1))

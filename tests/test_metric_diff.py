@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -406,7 +407,7 @@ def test_a_branch_with_an_odd_name(clone: Clone, told: Told) -> None:
     git(clone, "rm", "-q", PREDICTIONS)
     clone.commit("silent")
     reason = told(clone, "main", "--head", name).out.splitlines()[2]
-    assert reason == "**Not comparable**: no predictions on the test images at main."
+    assert reason == "**Not comparable**: no predictions on the test images at main (no such file)."
 
 
 @pytest.fixture
@@ -442,7 +443,44 @@ def test_in_a_shallow_clone_the_base_is_fetched(origin: Clone, told: Told, name:
     assert "### Could not be read" not in done.out
     assert (refs(made), git(made, "rev-parse", "HEAD")) == (before, head)
     assert git(made, "status", "--short") == ""
-    assert git(made, "rev-list", "--count", "FETCH_HEAD") == "1"
+    assert (
+        git(made, "rev-list", "--count", base if name == "by hash" else git(origin, "rev-parse", "main"))
+        == "1"
+    )
+
+
+def test_a_shallow_clone_that_has_the_base_keeps_its_history(origin: Clone, told: Told) -> None:
+    made = cloned(origin, "--depth", "10", "--branch", "x")
+    before = git(made, "rev-list", "--count", "HEAD")
+    assert told(made, "main").verdict == "Worse"
+    assert git(made, "rev-list", "--count", "HEAD") == before != "1"
+
+
+def test_a_base_that_went_on_is_told(clone: Clone, told: Told) -> None:
+    branch(clone, "behind", lambda one: write(one, "note.md", "x"))
+    score(clone, 20)
+    clone.commit("main goes on")
+    done = told(clone, "main", "--head", "behind")
+    assert any("1 commit of main not in behind" in warning for warning in done.warnings)
+    assert not any("commit of" in warning for warning in told(clone, "behind~1", "--head", "behind").warnings)
+
+
+@pytest.mark.parametrize(
+    ("change", "warning"),
+    [
+        (lambda one: replace(one, TEST, '"loss": ', '"loss": 0.5, "other": '), "not what the pipeline wrote"),
+        (lambda one: replace(one, "params.yaml", "momentum: 0.9", "momentum: 0.8"), "the results are old"),
+    ],
+    ids=["altered", "old"],
+)
+def test_a_gate_for_results_that_are_not_of_the_code(
+    clone: Clone, told: Told, change: Callable[[Clone], None], warning: str
+) -> None:
+    assert told(clone, "HEAD", "--fail-if", "stale").status == 0
+    change(clone)
+    done = told(clone, "HEAD", "--fail-if", "stale")
+    assert done.status == 1
+    assert any(warning in line for line in done.warnings)
 
 
 def test_a_pack_that_arrives_while_the_other_side_is_open(origin: Clone, told: Told) -> None:
@@ -459,7 +497,7 @@ def test_a_clone_of_one_branch_keeps_its_history(origin: Clone, told: Told) -> N
     assert git(made, "rev-parse", "--is-shallow-repository") == "false"
     # What is at origin only, and not a branch:
     error = told(made, "nowhere").error
-    assert "`git fetch origin nowhere` says: fatal: couldn't find remote ref nowhere" in error
+    assert "`git ls-remote origin nowhere` says: no such branch or tag" in error
 
 
 def test_without_a_remote_it_is_a_line(clone: Clone, told: Told) -> None:
@@ -593,13 +631,13 @@ OBSTACLES: dict[str, tuple[Callable[[Clone], None], str]] = {
     ),
     "no predictions": (
         lambda clone: (clone.folder / PREDICTIONS).unlink(),
-        "no predictions on the test images at other.",
+        r"no predictions on the test images at other \(no such file\).",
     ),
     "broken predictions": (
         lambda clone: write(
             clone, PREDICTIONS, re.sub("^7,.*$", "7,x,y", clone.read(PREDICTIONS), flags=re.MULTILINE)
         ),
-        "no predictions on the test images at other.",
+        r"no predictions on the test images at other \(.*, line 9: found `'7,x,y'`, expected .*\).",
     ),
 }
 
@@ -630,8 +668,9 @@ def test_a_metric_that_was_edited_by_hand(clone: Clone, told: Told, where: str) 
     done = told(clone, "v1", *(["--head", "main"] if where == "commit" else []), "--fail-if", "worse")
     assert (done.status, done.verdict) == (1, "Worse")
     name = "main" if where == "commit" else "workspace"
-    (warning,) = done.warnings
-    assert warning == (
+    contradiction, altered = done.warnings
+    assert altered == f"> ⚠ at {name} this is not what the pipeline wrote: `{TEST}`, `{PREDICTIONS}`"
+    assert contradiction == (
         f"> ⚠ at {name} the metric accuracy is 0.99, but the predictions give 0.866667: "
         "one of the files is altered. The verdict is by the predictions."
     )
@@ -760,6 +799,16 @@ def test_where_mlflow_is_down_the_report_does_without(clone: Clone) -> None:
     assert line.startswith("no training seconds: MLflow at http://127.0.0.1:9 does not answer")
 
 
+def test_a_server_that_never_answers_costs_some_seconds(clone: Clone) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as deaf:
+        start = time.monotonic()
+        url = f"http://127.0.0.1:{deaf.getsockname()[1]}"
+        done = command(clone, "main", "--head", "worse", MLFLOW_TRACKING_URI=url)
+    assert time.monotonic() - start < 20  # MLflow alone would wait for 10 s, twice
+    assert (done.status, done.verdict, timings(done.out)) == (0, "Worse", None)
+    assert done.err == f"no training seconds: no answer in {metric_diff.PATIENCE_SECONDS} s\n"
+
+
 # Where it writes, where it runs
 
 
@@ -771,6 +820,23 @@ def test_the_output_is_the_report(clone: Clone, told: Told, options: list[str]) 
     assert (clone.folder / "new/diff.md").read_text(encoding="utf-8") == printed.out
     assert done.out == "new/diff.md: worse\n"
     assert [path.name for path in (clone.folder / "new").iterdir()] == ["diff.md"]
+
+
+def test_what_is_no_file_is_written_to_and_not_replaced(clone: Clone, told: Told) -> None:
+    printed = told(clone, "main", "--head", "worse").out
+    (clone.folder / "real.md").write_text("old")
+    (clone.folder / "link.md").symlink_to("real.md")
+    told(clone, "main", "--head", "worse", "--output", "link.md")
+    assert (clone.folder / "link.md").is_symlink()
+    assert (clone.folder / "real.md").read_text(encoding="utf-8") == printed
+    pipe = clone.folder / "pipe"
+    os.mkfifo(pipe)
+    with subprocess.Popen(["cat", str(pipe)], stdout=subprocess.PIPE) as reader:
+        told(clone, "main", "--head", "worse", "--output", "pipe")
+        assert reader.communicate()[0].decode() == printed
+    assert pipe.is_fifo()
+    assert told(clone, "main", "--head", "worse", "--output", "-").out == printed
+    assert "--output: found nothing" in told(clone, "main", "--output", "").error
 
 
 @pytest.mark.parametrize("place", ["a folder", "below a file", "unwritable"])

@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil  # type: ignore[import-untyped]
 import pytest
 from mlflow.entities import Run
 
@@ -25,7 +24,7 @@ from mnist import lineage, mirrors, paths, replica, tracking
 from mnist.errors import InputError
 from mnist.lineage import Record, Result
 from tests import checkout
-from tests.checkout import NAME, STAGES, Clone
+from tests.checkout import NAME, STAGES, Clone, edit, processes_in
 from tests.conftest import SmallData
 from tools import reproduce
 
@@ -125,12 +124,6 @@ def desk(small_data: SmallData, tmp_path_factory: pytest.TempPathFactory) -> Ite
     for process in processes_in(temporary):  # where a test failed
         process.kill()
     shutil.rmtree(folder)
-
-
-def edit(clone: Clone, name: str, old: str, new: str) -> None:
-    text = clone.read(name)
-    assert old in text
-    (clone.folder / name).write_text(text.replace(old, new, 1))
 
 
 def answers(output: str) -> dict[str, str]:
@@ -255,12 +248,6 @@ def test_a_request_to_stop_leaves_nothing_behind(desk: Desk) -> None:
     assert list(desk.temporary.iterdir()) == []
     assert desk.workspace() == before
     client.delete_run(run_id)
-
-
-def processes_in(folder: Path) -> list[psutil.Process]:
-    """Those whose current folder is under this one."""
-    processes = psutil.process_iter(["cwd"])
-    return [process for process in processes if (process.info["cwd"] or "").startswith(str(folder))]
 
 
 @pytest.fixture
@@ -390,6 +377,14 @@ def test_a_mirror_beside_the_checkout_is_found(
     assert replica.first_mirror(tmp_path) == str(here.clone.folder / "mnist")
     monkeypatch.setenv("MNIST_MIRROR", "https://example.com/")
     assert replica.first_mirror(tmp_path) == "https://example.com/"
+
+
+def test_a_replica_runs_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    aside = replica.Replica(folder=tmp_path, checkout=tmp_path / "checkout")
+    aside.checkout.mkdir()
+    first, second = (replica._environment(aside, tmp_path / "cache") for _ in range(2))
+    assert first == second
 
 
 MACHINE = {"device": "CPU (AVX2), 1 thread", "python": "3.11.9", "torch": "2.15.0", "numpy": "2.4.0"}

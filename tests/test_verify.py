@@ -15,14 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil  # type: ignore[import-untyped]
+import numpy as np
 import pytest
 
-from mnist import agreement, revisions
+from mnist import agreement, comparison, files, paths, scoring, staleness
 from mnist.agreement import Row, Side
 from mnist.errors import InputError
 from tests import checkout
-from tests.checkout import STAGES, Clone
+from tests.checkout import STAGES, Clone, edit, processes_in
 from tests.conftest import SmallData
 from tools import verify
 
@@ -97,12 +97,6 @@ def desk(small_data: SmallData, tmp_path_factory: pytest.TempPathFactory) -> Ite
     shutil.rmtree(folder)
 
 
-def edit(clone: Clone, name: str, old: str, new: str) -> None:
-    text = clone.read(name)
-    assert old in text
-    (clone.folder / name).write_text(text.replace(old, new, 1))
-
-
 def table(output: str) -> dict[str, list[str]]:
     """The other columns of the table, by the first."""
     lines = output.partition("\nwhat ")[2].partition("\n\n")[0].splitlines()[1:]
@@ -122,6 +116,7 @@ class Done:
     elsewhere: subprocess.CompletedProcess[str]
     committed: subprocess.CompletedProcess[str]
     edited: subprocess.CompletedProcess[str]
+    forged: subprocess.CompletedProcess[str]
     fresh: Clone
 
 
@@ -139,14 +134,19 @@ def done(desk: Desk, tmp_path_factory: pytest.TempPathFactory) -> Done:
     # Other weights, likewise, with all the numbers of the true ones; then code without a run, and a
     # number by hand.
     edited = desk.fresh(folder / "edited", cache=True)
-    file = edited.folder / "models/model.safetensors"
-    stored = file.read_bytes()
-    file.unlink()  # DVC's cache may have the same inode
-    file.write_bytes(stored[:-1] + bytes([stored[-1] ^ 1]))
+    flip(edited)
     edited.run("dvc", "commit", "--force")
     edit(edited, "mnist/scoring.py", '"""', '"""Edited. ')
     edit(edited, "metrics/test.json", '"num_wrong": ', '"num_wrong": 1')
     edited.commit("Edited")
+
+    # Other weights once more, and all that is said of them is within its tolerance and fits together.
+    forged = desk.fresh(folder / "forged", cache=True)
+    flip(forged)
+    add(forged, "metrics/train.json", "val_loss", 1e-6)
+    correct(forged)
+    forged.run("dvc", "commit", "--force")
+    forged.commit("Forged")
 
     # Other instructions for PyTorch and for oneDNN: another machine, as far as rounding goes.
     other = {"ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41"}
@@ -155,8 +155,36 @@ def done(desk: Desk, tmp_path_factory: pytest.TempPathFactory) -> Done:
         "elsewhere": desk.start(elsewhere, **other),
         "committed": desk.start(committed),
         "edited": desk.start(edited),
+        "forged": desk.start(forged),
     }
     return Done(**{what: ended(process) for what, process in started.items()}, fresh=same)
+
+
+def flip(clone: Clone) -> None:
+    """Another last bit of the weights."""
+    file = clone.folder / paths.WEIGHTS
+    stored = file.read_bytes()
+    file.unlink()  # DVC's cache may have the same inode
+    file.write_bytes(stored[:-1] + bytes([stored[-1] ^ 1]))
+
+
+def add(clone: Clone, name: str, key: str, more: float) -> None:
+    values = files.read_json(clone.folder / name)
+    files.write_json(clone.folder / name, {**values, key: round(values[key] + more, 6)})
+
+
+def correct(clone: Clone) -> None:
+    """Make one wrong prediction right, and the scores those of it."""
+    table = clone.folder / paths.PREDICTIONS
+    predictions = comparison.read(table)
+    labels_N, predicted_N = predictions.labels_N, predictions.predicted_N.astype(np.int64)
+    wrong = int(np.flatnonzero(predicted_N != labels_N)[0])
+    predicted_N[wrong] = labels_N[wrong]
+    scoring.write_predictions(table, labels_N=labels_N, predicted_N=predicted_N)
+    scores = scoring.read(clone.folder / paths.TEST_METRICS)
+    certain_NK = np.eye(10, dtype=np.float32)[predicted_N]
+    counted = scoring.score(certain_NK, labels_N).model_dump(include={"accuracy", "num_wrong", "recall"})
+    files.write_json(clone.folder / paths.TEST_METRICS, {**scores.model_dump(), **counted})
 
 
 def test_what_the_code_makes_holds_byte_for_byte(done: Done) -> None:
@@ -230,8 +258,42 @@ def test_what_can_be_seen_without_a_run_is_told_before_it(done: Done) -> None:
 
 
 def test_other_weights_that_dvc_was_made_to_believe_are_found(done: Done) -> None:
-    assert answers(done.edited.stdout)["models/model.safetensors"] == "NO"  # all numbers of `train` are equal
-    assert answers(done.edited.stdout)["metrics/train.json"] == "equal"
+    said = answers(done.edited.stdout)
+    assert said["models/model.safetensors"].startswith("NO, though ")
+    assert said["metrics/train.json"] == "equal"
+
+
+def test_a_forgery_within_all_tolerances_is_found_by_what_was_not_forged(done: Done) -> None:
+    output = done.forged.stdout
+    assert done.forged.returncode == 1, output
+    assert "  NO  " not in output  # nothing is to be seen without a run
+    said = answers(output)
+    assert said["metrics/train.json: val_loss"] == "within 5 % or 0.01"
+    assert said["metrics/test.json: accuracy"] == "within 1 point"
+    assert {what: answer for what, answer in said.items() if answer.startswith("NO")} == {
+        "models/model.safetensors": "NO, though metrics/history.csv and metrics/steps.csv did not change",
+        "metrics/predictions.csv: predicted": "NO, though no picture changed",
+    }
+    last = "does not hold: the committed code makes other models/model.safetensors, metrics/predictions.csv; "
+    assert output.splitlines()[-1] == f"{last}{verify.REMEDY}"
+
+
+@pytest.mark.parametrize(
+    ("found", "doubts", "start"),
+    [
+        ([], [], "holds: "),
+        (["equal"], [], "holds: "),
+        (["equal", "close", "other bytes"], [], "holds within the tolerances: "),
+        (["close", "NO"], [], "does not hold: "),
+        (["equal"], ["a doubt"], "does not hold: "),
+        (["close"], ["a doubt"], "does not hold: "),
+    ],
+)
+def test_how_the_verdict_begins_is_what_workflows_go_by(
+    found: list[Any], doubts: list[str], start: str
+) -> None:
+    rows = [Row(what="", committed="", made="", answer=answer) for answer in found]
+    assert verify._verdict(doubts, rows).startswith(start)
 
 
 def test_a_number_out_of_tolerance_is_told_with_both_values(done: Done) -> None:
@@ -267,12 +329,6 @@ def test_an_interrupt_leaves_nothing_behind(desk: Desk, fresh: Clone) -> None:
     assert fresh.run("git", "status", "--porcelain").stdout == ""
 
 
-def processes_in(folder: Path) -> list[psutil.Process]:
-    """Those whose current folder is under this one."""
-    processes = psutil.process_iter(["cwd"])
-    return [process for process in processes if (process.info["cwd"] or "").startswith(str(folder))]
-
-
 def test_changes_that_are_not_committed_are_named(desk: Desk, fresh: Clone) -> None:
     (fresh.folder / "notes.txt").write_text("git does not know it\n")
     edit(fresh, "params.yaml", "lr: 0.02", "lr: 0.05")
@@ -296,8 +352,8 @@ def test_code_that_fails_is_an_error(desk: Desk, fresh: Clone) -> None:
 
 
 def doubts(clone: Clone) -> list[str]:
-    made = revisions.locked(clone.folder)
-    return revisions.doubts(revisions.pipeline(clone.folder), made)
+    made = staleness.locked(clone.folder)
+    return staleness.doubts(staleness.pipeline(clone.folder), made)
 
 
 GATE = "      - mnist/gate.py\n"  # the first is a dep of stage stats
@@ -356,7 +412,7 @@ def test_what_makes_no_difference_is_no_doubt(fresh: Clone, file: str, old: str,
 
 
 def test_stages_that_do_not_fit_together_are_seen(fresh: Clone) -> None:
-    made = revisions.digests(revisions.locked(fresh.folder)["stats"], "outs")["data/stats.json"]
+    made = staleness.digests(staleness.locked(fresh.folder)["stats"], "outs")["data/stats.json"]
     text = fresh.read("dvc.lock")
     before, _, after = text.rpartition(made)  # the last is a dep of another stage
     (fresh.folder / "dvc.lock").write_text(f"{before}{'f' * 32}{after}")
@@ -485,6 +541,7 @@ def test_too_many_other_predictions_are_too_many(tmp_path: Path) -> None:
         ),
         ("steps.csv", "a,b\n1\n", "no CSV (rows of different lengths)"),
         ("steps.csv", "", "no CSV (rows of different lengths)"),
+        ("steps.csv", "loss,loss\n1,2\n", "no CSV (several columns of one name)"),
         ("test.json", None, "-"),
     ],
 )
@@ -495,9 +552,25 @@ def test_what_was_committed_may_be_broken_or_missing(
     assert (row.committed, row.answer) == (said, "NO")
 
 
-def test_other_weights_with_the_same_numbers_are_no_other_machine() -> None:
-    def rows(*answers: Any) -> list[Row]:
-        return [Row(what="", committed="", made="", answer=answer) for answer in answers]
+STEPS_ROW, WEIGHTS = "metrics/steps.csv: loss, row 2", "models/model.safetensors"
+ACCURACY, PREDICTED = "metrics/test.json: accuracy", "metrics/predictions.csv: predicted"
+PICTURES = "metrics/plots/predictions.png", "metrics/plots/errors.png"
 
-    assert [row.answer for row in agreement.settle(rows("equal", "other bytes"))] == ["equal", "NO"]
-    assert [row.answer for row in agreement.settle(rows("close", "other bytes"))] == ["close", "other bytes"]
+
+@pytest.mark.parametrize(
+    ("found", "refused"),
+    [
+        ({WEIGHTS: "other bytes", "metrics/train.json": "equal"}, WEIGHTS),
+        ({WEIGHTS: "other bytes", "metrics/train.json: val_loss": "close"}, None),
+        ({WEIGHTS: "other bytes", "metrics/train.json: val_loss": "close", STEPS_ROW: "close"}, None),
+        ({WEIGHTS: "other bytes", STEPS_ROW: "close", "metrics/history.csv": "equal"}, WEIGHTS),
+        ({ACCURACY: "close", PREDICTED: "close"}, None),
+        ({ACCURACY: "close", PREDICTED: "close", PICTURES[0]: "equal", PICTURES[1]: "equal"}, PREDICTED),
+        ({ACCURACY: "close", PREDICTED: "close", PICTURES[0]: "equal", PICTURES[1]: "other bytes"}, None),
+        ({ACCURACY: "close", "metrics/predictions.csv": "equal", PICTURES[0]: "equal"}, None),
+    ],
+)
+def test_only_what_shows_everywhere_is_another_machine(found: dict[str, Any], refused: str | None) -> None:
+    rows = [Row(what=what, committed="", made="", answer=answer) for what, answer in found.items()]
+    settled = {row.what: row.answer for row in agreement.settle(rows)}
+    assert settled == {**found, **({refused: "NO"} if refused else {})}

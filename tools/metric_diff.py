@@ -1,7 +1,7 @@
 """Compare two revisions: what changed, whether it is better, and how sure that is.
 
     python -m tools.metric_diff [BASE] [--head REV] [--json] [--output FILE]
-                                [--fail-if {worse,not-comparable} ...] [--max-drop X]
+                                [--fail-if {worse,not-comparable,stale} ...] [--max-drop X]
 
 BASE (default: main) and REV (default: the workspace) are branches, tags, commits or DVC
 experiments; what is not known here is fetched from `origin`, so it works in a shallow clone. It
@@ -17,14 +17,15 @@ import io
 import json
 import math
 import multiprocessing
+import os
+import signal
 import sys
-from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import nullcontext, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
-from functools import cache
+from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from mnist import files, paths, stage
 from mnist.errors import InputError
@@ -35,7 +36,11 @@ if TYPE_CHECKING:
     from mnist.tracking import Store
 
 WORKSPACE = "workspace"  # `snapshots.WORKSPACE`, without its import of DVC
-WORSE, NOT_COMPARABLE = "worse", "not-comparable"
+PATIENCE_SECONDS = 5  # with MLflow, once the revisions are read
+WORSE, NOT_COMPARABLE, STALE = "worse", "not-comparable", "stale"
+
+Evaluations: TypeAlias = Sequence[str | None]  # digests of results
+Timings: TypeAlias = list[tuple[float, str] | None]  # seconds, device
 
 
 def compare(base: str, head: str) -> "Changes":
@@ -44,23 +49,54 @@ def compare(base: str, head: str) -> "Changes":
     Raises:
         InputError: a revision is unknown, or there is no metric on either side.
     """
-    # Opening MLflow's store takes as long as reading the revisions: another process does it meanwhile.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=context) if _has_store() else nullcontext() as clerk:
-        if clerk:
-            clerk.submit(_open)
+    with _clerk() as timings_of:
         with stage.heavy_imports():
             from mnist import changes, snapshots
         before, after = snapshots.read([base, head], paths.checkout())
         _check(before, after)
-        wanted = [_evaluation_sha256(side) for side in (before, after)]
-        base_timing, head_timing = clerk.submit(_timings, wanted).result() if clerk else (None, None)
+        base_timing, head_timing = timings_of([_evaluation_sha256(side) for side in (before, after)])
     return changes.between(
         before,
         after,
         base_timing=changes.Timing(*base_timing) if base_timing else None,
         head_timing=changes.Timing(*head_timing) if head_timing else None,
     )
+
+
+@contextmanager
+def _clerk() -> Iterator[Callable[[Evaluations], Timings]]:
+    """A function that asks MLflow for training times; opening its store begins at once, in another process.
+
+    It takes as long as reading the revisions. Where MLflow does not answer in time the report does
+    without, and a line says so.
+    """
+    if not _has_store():
+        yield lambda evaluations: [None for _ in evaluations]
+        return
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_serve, args=(theirs,), daemon=True)
+    process.start()
+    theirs.close()
+
+    def ask(evaluations: Evaluations) -> Timings:
+        with suppress(BrokenPipeError):  # it has said why, and ended
+            ours.send(evaluations)
+        try:
+            answer = ours.recv() if ours.poll(PATIENCE_SECONDS) else f"no answer in {PATIENCE_SECONDS} s"
+        except EOFError:
+            answer = "the process that asks MLflow has ended"
+        if isinstance(answer, str):
+            print(f"no training seconds: {answer}", file=sys.stderr)
+            return [None for _ in evaluations]
+        timings: Timings = answer
+        return timings
+
+    try:
+        yield ask
+    finally:
+        process.terminate()
+        process.join()
 
 
 def _has_store() -> bool:
@@ -101,41 +137,20 @@ def _evaluation_sha256(snapshot: "Snapshot") -> str | None:
     )
 
 
-# What follows runs in the other process. It returns plain values: both sides import the class of
-# what is sent between them.
-
-
-@cache
-def _store() -> "Store | InputError":
-    """MLflow's store, or why there is none: a server that hangs is waited for once."""
+def _serve(pipe: Connection) -> None:
+    """In the other process: open the store, then tell the times or why there are none, in plain values."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the one that asks ends this one
     with stage.heavy_imports():
         from mnist import tracking
     try:
-        return tracking.connect()
+        store = tracking.connect()
+        pipe.send([_timing(store, evaluation) if evaluation else None for evaluation in pipe.recv()])
     except InputError as error:
-        return error
-
-
-def _open() -> None:
-    _store()  # for later; what it returns does not fit through the pipe
-
-
-def _timings(evaluations: Sequence[str | None]) -> list[tuple[float, str] | None]:
-    """Seconds that the trainings of these results took, and on what device; None where nobody knows.
-
-    Where MLflow does not answer the report does without, and a line says so.
-    """
-    store = _store()
-    try:
-        if isinstance(store, InputError):
-            raise store
-        return [_timing(store, evaluation) if evaluation else None for evaluation in evaluations]
-    except InputError as error:
-        print(f"no training seconds: {error}", file=sys.stderr)
-        return [None for _ in evaluations]
+        pipe.send(str(error))
 
 
 def _timing(store: "Store", evaluation: str) -> tuple[float, str] | None:
+    """Seconds that the training of a result took, and on what device; None where nobody knows."""
     from mnist import tracking
 
     with tracking.answering(store.uri):
@@ -181,6 +196,8 @@ def objection(changes: "Changes", *, fail_if: Sequence[str], max_drop: float | N
     """Why the gates that were asked for do not let head pass; empty where they do."""
     if WORSE in fail_if and changes.outcome == "worse":
         return "head is worse beyond noise"
+    if STALE in fail_if and changes.is_doubtful:
+        return "results are old or altered, see the warnings"
     if NOT_COMPARABLE in fail_if and changes.images is None:
         return f"not comparable: {changes.reason}"
     if max_drop is not None and changes.images and changes.images.drop > max_drop:
@@ -195,16 +212,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     revision = "branch, tag, commit or DVC experiment"
     parser.add_argument("base", nargs="?", default="main", help=f"{revision} (default: main)")
-    parser.add_argument("--head", default=WORKSPACE, help=f"{revision} (default: the workspace)")
+    parser.add_argument("--head", default=WORKSPACE, help=f"{revision} (default: {WORKSPACE}, what is here)")
     parser.add_argument("--json", action="store_true", help="all of it as JSON, instead of Markdown")
-    parser.add_argument("--output", type=Path, metavar="FILE", help="write it there, and print the verdict")
+    parser.add_argument("--output", metavar="FILE", help="write it there, and print the verdict")
     parser.add_argument(
         "--fail-if",
         nargs="+",
         action="extend",
         default=[],
-        choices=(WORSE, NOT_COMPARABLE),
-        help="exit with 1 where head is worse beyond noise, or cannot be compared",
+        choices=(WORSE, NOT_COMPARABLE, STALE),
+        help="exit with 1 where head is worse beyond noise, cannot be compared, or is old or altered",
     )
     parser.add_argument(
         "--max-drop",
@@ -223,14 +240,29 @@ def main(arguments: Sequence[str] | None = None) -> None:
             from mnist import markdown
 
             text = markdown.render(changes)
-        if options.output:
-            files.write_text(options.output, text)
-            print(f"{options.output}: {changes.outcome}")
-        else:
+        if options.output in (None, "-"):
             print(text, end="")
+        else:
+            _write(options.output, text)
+            print(f"{options.output}: {changes.outcome}")
         if reason := objection(changes, fail_if=options.fail_if, max_drop=options.max_drop):
             print(f"gate: {reason}", file=sys.stderr)
             sys.exit(1)
+
+
+def _write(name: str, text: str) -> None:
+    """Write a file whole or not at all; what is none (a pipe, a terminal) cannot be replaced.
+
+    Raises:
+        InputError: it has no name.
+    """
+    if not name:
+        raise InputError("--output", found="nothing", expected="the name of a file")
+    path = Path(os.path.realpath(name))  # a link stays one
+    if path.exists() and not path.is_file():
+        Path(name).write_text(text, encoding="utf-8")
+    else:
+        files.write_text(path, text)
 
 
 def _drop(text: str) -> float:

@@ -66,10 +66,10 @@ def reconcile() -> int:
 
 def _workspace() -> Result | None:
     """The result that lies in the workspace, where it is what `dvc.lock` says."""
-    from mnist import revisions
+    from mnist import staleness
 
     try:
-        revisions.check(Path())
+        staleness.check(Path())
         made_ms = int(paths.WEIGHTS.stat().st_mtime * 1000)
         return results.gather(_registration(Path()), challenger=True, time_ms=made_ms)
     except InputError:
@@ -89,14 +89,14 @@ def _tell_revision(store: "Store", revision: "Revision", seen: set[tuple[str, st
         seen: results that were looked at before, of newer revisions.
         kept: a folder for files that revisions share.
     """
-    from mnist import revisions, tracking
+    from mnist import revisions, staleness, tracking
 
     name = f"{revision.kind} {revision.name}"
     with tempfile.TemporaryDirectory(dir=kept) as temporary:
         folder = Path(temporary)
         try:
             revisions.restore(paths.checkout(), revision, folder, kept=kept)
-            revisions.check(folder)
+            staleness.check(folder)
             result = results.gather(
                 _registration(folder),
                 challenger=False,

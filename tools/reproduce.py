@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from mnist import identity, journal, lineage, params, paths, replica, stage
+from mnist import git, identity, journal, lineage, params, paths, replica, stage
 from mnist.errors import InputError
 from mnist.identity import Source
 from mnist.lineage import Promise, Record, Version
@@ -284,7 +284,7 @@ def lay_out(record: Record, kept: Path, checkout: Path) -> str:
     replica.lay_out(commit, checkout)
     said = [f"commit {commit[:12]}"]
     if (kept / PATCH).is_file():
-        replica.git("apply", "--whitespace=nowarn", str(kept / PATCH), folder=checkout)
+        git.text("apply", "--whitespace=nowarn", str(kept / PATCH), folder=checkout)
         said.append(f"its {PATCH}")
     if (kept / paths.PARAMS).is_file():
         was, now = replica.params(checkout), replica.params(kept)

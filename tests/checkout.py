@@ -117,9 +117,9 @@ def clone(folder: Path, small_data: SmallData) -> Clone:
     params["data"]["checksums"] = small_data.checksums
     yaml.dump(params, folder / "params.yaml")
 
-    environment = {
-        key: value for key, value in os.environ.items() if not key.startswith(("DVC", "MLFLOW", "MNIST"))
-    }
+    # MAKE: under `make test` a `make` in a test would speak of the folders that it enters.
+    foreign = ("DVC", "MLFLOW", "MNIST", "MAKE", "MFLAGS")
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(foreign)}
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
     # DVC keeps locks and a site cache outside the repository otherwise.
     environment["DVC_SITE_CACHE_DIR"] = str(folder.parent / "site-cache")

@@ -275,7 +275,7 @@ def runner_variables(folder: Path) -> dict[str, str]:
     taken = {
         key: value
         for key, value in os.environ.items()
-        if not key.startswith(("DVC", "MLFLOW", "MNIST", "GITHUB"))
+        if not key.startswith(("DVC", "MLFLOW", "MNIST", "GITHUB", "MAKE", "MFLAGS"))
     }
     return taken | {
         "PATH": os.pathsep.join(part for part in path if part != str(BIN)),

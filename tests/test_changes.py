@@ -10,7 +10,7 @@ import pytest
 from statsmodels.stats.contingency_tables import mcnemar  # type: ignore[import-untyped]
 from statsmodels.stats.multitest import multipletests  # type: ignore[import-untyped]
 
-from mnist import changes, verdict
+from mnist import contrast, verdict
 from mnist.changes import Changes, Metric, Timing
 from mnist.comparison import Predictions
 from mnist.plots import Curve
@@ -48,7 +48,7 @@ def metrics(found: Changes) -> dict[str, Metric]:
 
 
 def between(base: dict[str, Any], head: dict[str, Any]) -> Changes:
-    return changes.between(snapshot("base", **base), snapshot("head", **head))
+    return contrast.between(snapshot("base", **base), snapshot("head", **head))
 
 
 # The verdict
@@ -67,7 +67,7 @@ def between(base: dict[str, Any], head: dict[str, Any]) -> Changes:
     ids=["same", "six broken", "five broken", "six fixed", "five fixed", "as many others"],
 )
 def test_the_verdict_is_by_the_images(base: range, head: range, outcome: str) -> None:
-    found = changes.between(scored("base", base), scored("head", head))
+    found = contrast.between(scored("base", base), scored("head", head))
 
     assert found.outcome == outcome
     assert found.reason == ""
@@ -151,7 +151,7 @@ def test_classes_have_a_test_each_adjusted_by_holm() -> None:
     rng = np.random.default_rng(0)
     base, head = (np.flatnonzero(rng.random(N) < share) for share in (0.1, 0.3))
     head = np.union1d(head, np.flatnonzero(LABELS == 4)[:16])
-    found = changes.between(scored("base", base), scored("head", head)).images
+    found = contrast.between(scored("base", base), scored("head", head)).images
     assert found
 
     said = [predictions(wrong) for wrong in (base, head)]
@@ -225,7 +225,7 @@ def test_only_what_counts_the_images_has_an_interval() -> None:
     for side in (base, head):
         side.metrics["metrics/train.json"] = {"val_accuracy": 0.5, "inner": {}}
         side.metrics["mine.json"] = {"sub.accuracy": 0.123}
-    found = changes.between(base, head)
+    found = contrast.between(base, head)
     by_name = metrics(found)
 
     assert found.images
@@ -247,7 +247,7 @@ def test_only_what_counts_the_images_has_an_interval() -> None:
 def test_a_metric_that_is_not_of_the_predictions_has_no_interval_and_is_told(side: str) -> None:
     sides = {name: scored(name, range(20)) for name in ("base", "head")}
     sides[side].metrics[TEST]["accuracy"] = 0.99
-    found = changes.between(sides["base"], sides["head"])
+    found = contrast.between(sides["base"], sides["head"])
 
     assert metrics(found)["accuracy"].interval is None
     assert metrics(found)["num_wrong"].interval is not None
@@ -267,7 +267,7 @@ def test_an_accuracy_is_held_against_the_predictions(said: Any, is_told: bool) -
         del base.metrics[TEST]["accuracy"]
     else:
         base.metrics[TEST]["accuracy"] = said
-    assert bool(changes.between(base, scored("head", range(20))).warnings) == is_told
+    assert bool(contrast.between(base, scored("head", range(20))).warnings) == is_told
 
 
 @pytest.mark.parametrize(
@@ -323,7 +323,7 @@ def test_with_the_file_in_its_name_the_accuracy_keeps_its_interval() -> None:
     sides = [scored(name, wrong) for name, wrong in (("base", range(20)), ("head", range(40)))]
     for side in sides:
         side.metrics["mine.json"] = {"accuracy": 0.5}
-    found = metrics(changes.between(*sides))
+    found = metrics(contrast.between(*sides))
     assert found[f"{TEST}: accuracy"].interval is not None
     assert found["mine.json: accuracy"].interval is None
 
@@ -529,7 +529,7 @@ def test_costs_are_those_that_a_side_knows(base: Any, head: Any, costs: list[Any
         of = {} if parameters is None else {"num_parameters": parameters}
         sides.append(snapshot(metrics={"metrics/train.json": of} if of else {}, num_steps=steps))
         timings.append(None if seconds is None else Timing(seconds, "cpu"))
-    found = changes.between(sides[0], sides[1], base_timing=timings[0], head_timing=timings[1])
+    found = contrast.between(sides[0], sides[1], base_timing=timings[0], head_timing=timings[1])
     assert [(one.name, one.base, one.head) for one in found.costs] == costs
 
 
@@ -539,12 +539,12 @@ def test_costs_are_those_that_a_side_knows(base: Any, head: Any, costs: list[Any
 )
 def test_devices_are_told_where_they_are_not_the_same(base: Any, head: Any, devices: Any) -> None:
     timings = [None if device is None else Timing(1, device) for device in (base, head)]
-    found = changes.between(snapshot(), snapshot(), base_timing=timings[0], head_timing=timings[1])
+    found = contrast.between(snapshot(), snapshot(), base_timing=timings[0], head_timing=timings[1])
     assert found.devices == devices
 
 
 def test_names_and_problems_are_kept_by_side() -> None:
-    found = changes.between(
+    found = contrast.between(
         snapshot("main", commit="a" * 40, problems={"m.json": "no such file"}),
         snapshot("workspace", commit=""),
     )

@@ -14,7 +14,7 @@ from markdown_it import MarkdownIt
 from markdown_it.token import Token
 from wcwidth import wcswidth
 
-from mnist import changes, charts, markdown, verdict
+from mnist import charts, contrast, markdown, verdict
 from mnist.changes import Changes, Timing
 from mnist.comparison import Predictions
 from mnist.plots import Curve
@@ -72,7 +72,7 @@ def between(base: dict[str, Any] | Snapshot, head: dict[str, Any] | Snapshot, **
         side if isinstance(side, Snapshot) else snapshot(name, **side)
         for name, side in (("base", base), ("head", head))
     ]
-    return changes.between(*sides, **timings)
+    return contrast.between(*sides, **timings)
 
 
 def predictions(num_wrong: int = 0, num_images: int = 200) -> Predictions:

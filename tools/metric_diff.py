@@ -51,11 +51,11 @@ def compare(base: str, head: str) -> "Changes":
     """
     with _clerk() as timings_of:
         with stage.heavy_imports():
-            from mnist import changes, snapshots
+            from mnist import changes, contrast, snapshots
         before, after = snapshots.read([base, head], paths.checkout())
         _check(before, after)
         base_timing, head_timing = timings_of([_evaluation_sha256(side) for side in (before, after)])
-    return changes.between(
+    return contrast.between(
         before,
         after,
         base_timing=changes.Timing(*base_timing) if base_timing else None,

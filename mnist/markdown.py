@@ -28,8 +28,6 @@ NOTHING = "-"
 SMALLEST_P = 0.0001  # that is written out
 ARROWS = {"more": " ↑", "less": " ↓", "": ""}
 
-Table = list[str]
-
 
 def render(changes: Changes) -> str:
     """The report, below `MAX_BYTES` in UTF-8 whatever changed, with a line end at its end.

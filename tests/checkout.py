@@ -132,7 +132,7 @@ def clone(folder: Path, small_data: SmallData) -> Clone:
 def initialise(folder: Path) -> None:
     """Make an empty repository of git and DVC at `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
-    for command in (["git", "init", "-q", "-b", "main"], ["dvc", "init", "-q"]):
+    for command in (["git", "init", "-q", "-b", "main"], [sys.executable, "-m", "dvc", "init", "-q"]):
         subprocess.run(command, cwd=folder, check=True)
 
 

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import yaml
 from mnist import snapshots
 from mnist.errors import InputError
 from mnist.snapshots import WORKSPACE, Snapshot, Stage
+from tests import checkout
 
 # pygtrie 2.5, of DVC, says so of itself; DVC then has no plots.
 pytestmark = pytest.mark.filterwarnings("ignore:_NoneStep:DeprecationWarning")
@@ -56,7 +58,9 @@ class Made:
         return self.git("rev-parse", "HEAD")
 
     def dvc(self, *arguments: str) -> None:
-        subprocess.run(["dvc", *arguments], cwd=self.folder, check=True, capture_output=True)
+        subprocess.run(
+            [sys.executable, "-m", "dvc", *arguments], cwd=self.folder, check=True, capture_output=True
+        )
 
     def read(self, name: str = WORKSPACE) -> Snapshot:
         (snapshot,) = snapshots.read([name], self.folder)
@@ -66,9 +70,7 @@ class Made:
 @pytest.fixture(scope="module")
 def empty(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("made") / "repository"
-    folder.mkdir()
-    for command in (["git", "init", "-q", "-b", "main"], ["dvc", "init", "-q"]):
-        subprocess.run(command, cwd=folder, check=True)
+    checkout.initialise(folder)
     return folder
 
 

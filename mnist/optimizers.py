@@ -2,13 +2,14 @@
 
 They equal `torch.optim.SGD` and `torch.optim.Adam` (tests/test_optimizers.py compares them), but
 a step is a few operations on one vector instead of several on each of eight tensors, and making
-one does not import `torch._dynamo`, which costs every process 1.5 s.
+one does not import `torch._dynamo`, which costs every process 1.5 s. All that changes from step to
+step is a tensor on the device, so that a CUDA graph can hold a step.
 """
 
 from abc import ABC, abstractmethod
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mnist.params import Recipe
 
@@ -38,14 +39,18 @@ class Optimizer(ABC):
             start = end
 
     @torch.no_grad()
-    def step(self, lr: float) -> None:
-        """Move the parameters down their gradients, at learning rate `lr`, and zero the gradients."""
+    def step(self, lr: Tensor) -> None:
+        """Move the parameters down their gradients, at learning rate `lr` (), and zero the gradients."""
         self.update(lr)
         self.grads_P.zero_()
 
     @abstractmethod
-    def update(self, lr: float) -> None:
+    def update(self, lr: Tensor) -> None:
         """Change `params_P` in place."""
+
+    @abstractmethod
+    def state(self) -> list[Tensor]:
+        """What steps change, gradients aside: the parameters, and what the optimizer remembers."""
 
 
 class SGD(Optimizer):
@@ -56,14 +61,18 @@ class SGD(Optimizer):
         self.momentum, self.nesterov = momentum, nesterov
         self.velocity_P = torch.zeros_like(self.params_P)
 
-    def update(self, lr: float) -> None:
+    def update(self, lr: Tensor) -> None:
         """V <- m v + g;  p <- p - lr v, or p - lr (g + m v) for Nesterov's."""
         self.velocity_P.mul_(self.momentum).add_(self.grads_P)
         if self.nesterov:
             self.grads_P.add_(self.velocity_P, alpha=self.momentum)
-            self.params_P.add_(self.grads_P, alpha=-lr)
+            self.params_P.addcmul_(self.grads_P, lr, value=-1)
         else:
-            self.params_P.add_(self.velocity_P, alpha=-lr)
+            self.params_P.addcmul_(self.velocity_P, lr, value=-1)
+
+    def state(self) -> list[Tensor]:
+        """Parameters and velocity."""
+        return [self.params_P, self.velocity_P]
 
 
 class Adam(Optimizer):
@@ -72,17 +81,21 @@ class Adam(Optimizer):
     def __init__(self, model: nn.Module, *, beta1: float, beta2: float) -> None:
         super().__init__(model)
         self.beta1, self.beta2 = beta1, beta2
-        self.num_steps = 0
+        self.num_steps = self.params_P.new_zeros(())
         self.mean_P = torch.zeros_like(self.params_P)
         self.square_P = torch.zeros_like(self.params_P)
 
-    def update(self, lr: float) -> None:
+    def update(self, lr: Tensor) -> None:
         """P <- p - lr m' / (sqrt(s') + eps), m' and s' the unbiased running mean and square of g."""
         self.num_steps += 1
         self.mean_P.lerp_(self.grads_P, 1 - self.beta1)
         self.square_P.mul_(self.beta2).addcmul_(self.grads_P, self.grads_P, value=1 - self.beta2)
         root_P = (self.square_P / (1 - self.beta2**self.num_steps)).sqrt_().add_(ADAM_EPSILON)
-        self.params_P.addcdiv_(self.mean_P, root_P, value=-lr / (1 - self.beta1**self.num_steps))
+        self.params_P.addcdiv_(self.mean_P * (lr / (1 - self.beta1**self.num_steps)), root_P, value=-1)
+
+    def state(self) -> list[Tensor]:
+        """Parameters, running mean and square, and the count of steps."""
+        return [self.params_P, self.mean_P, self.square_P, self.num_steps]
 
 
 def make(recipe: Recipe, model: nn.Module) -> Optimizer:

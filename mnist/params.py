@@ -19,6 +19,7 @@ S = TypeVar("S", bound="Section")
 
 Count = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Precision = Literal["float32", "tf32", "bfloat16"]
 Digest = Annotated[str, Field(pattern="^[0-9a-f]+$")]
 
 
@@ -65,7 +66,15 @@ class Machine(Section):
     """What it runs on."""
 
     device: Literal["auto", "cpu", "cuda"]
-    num_threads: Annotated[int, Field(ge=1, le=1024)]
+    num_threads: Annotated[int, Field(ge=1, le=1024)]  # of each process
+
+
+class Execution(Section):
+    """How the machine is used to train."""
+
+    precision: Precision
+    deterministic: bool
+    processes: Annotated[int, Field(ge=1, le=4096)]  # that share each batch
 
 
 class Checksums(Section):
@@ -133,7 +142,7 @@ class Registry(Registration):
     alpha: Annotated[float, Field(gt=0, lt=1)]
 
 
-class Params(Split, Architecture, Recipe, Machine):
+class Params(Split, Architecture, Recipe, Machine, Execution):
     """The whole file."""
 
     data: Data

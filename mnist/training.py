@@ -1,33 +1,61 @@
 """The training loop.
 
-Shape suffixes: N images, B images of a batch, H rows, W columns, K classes.
+Shape suffixes: N images, B images of a batch, C channels, H rows, W columns, K classes, S steps.
 """
 
+import functools
 import math
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F  # noqa: N812 -- its name everywhere
-from torch import Tensor
+from torch import Tensor, nn
 
-from mnist import optimizers
+from mnist import cuda_graph, optimizers
+from mnist.batch_last import BatchLastCNN
 from mnist.dataset import Images
 from mnist.errors import InputError
 from mnist.history import Epoch, Window
-from mnist.model import Classifier, log_probabilities
-from mnist.params import Recipe
+from mnist.model import Classifier, SimpleCNN, log_probabilities
+from mnist.params import Precision, Recipe
+from mnist.team import ALONE, Team
 
 WINDOW = 100  # steps between two reports
 WARM_UP = 0.3  # share of the steps in which one_cycle rises, the default of torch's OneCycleLR
 
 
+class Step(Protocol):
+    """One step of training, on this process's share of a batch."""
+
+    def __call__(self, x_BCHW: Tensor, labels_B: Tensor, lr: Tensor, *, num_images: int) -> Tensor:
+        """Log-probabilities, float32 (B, K), of before the step.
+
+        Args:
+            x_BCHW: normalized images, float32 (B, 1, 28, 28), B from 0.
+            labels_B: int64 (B,).
+            lr: float32 (), on the device.
+            num_images: of the whole batch, whosever share they are.
+        """
+
+
 def fit(
-    classifier: Classifier, *, train: Images, val: Images, recipe: Recipe, seed: int, device: torch.device
+    classifier: Classifier,
+    *,
+    train: Images,
+    val: Images,
+    recipe: Recipe,
+    seed: int,
+    device: torch.device,
+    precision: Precision,
+    team: Team = ALONE,
 ) -> Iterator[Window | Epoch]:
     """Train `classifier` in place, and yield what happened each `WINDOW` steps and each epoch.
 
-    The images stay on `device` as uint8; a window's worth of them is gathered and normalized at
-    a time. Loss and accuracy are fetched from the device once a window.
+    The images stay on `device` as uint8; a window's worth of them is gathered and normalized at a
+    time. Nothing waits for a GPU inside an epoch: its windows are told at the end. Every process
+    of a team calls this with the same arguments but the device, and gets the same events.
 
     Raises:
         InputError: the loss is not finite; the weights are of no use then.
@@ -35,74 +63,114 @@ def fit(
     classifier.to(device).train()
     images_NHW = torch.from_numpy(train.images_NHW).to(device)
     labels_N = torch.from_numpy(train.labels_N).to(device, torch.int64)
-    optimizer = optimizers.make(recipe, classifier.network)
+    step = stepper(classifier.network, recipe, device=device, precision=precision, team=team)
     generator = torch.Generator().manual_seed(seed)  # on the CPU: one order on every device
-    num_steps = recipe.epochs * -(-len(train) // recipe.batch_size)
+    steps_an_epoch = math.ceil(len(train) / recipe.batch_size)
+    lrs = iter(learning_rates(recipe, recipe.epochs * steps_an_epoch).to(device))
 
-    step = 0
+    num_steps = 0
     for epoch in range(1, recipe.epochs + 1):
-        windows = []
-        order_N = torch.randperm(len(train), generator=generator)
-        for index in order_N.split(WINDOW * recipe.batch_size):
-            raw_NHW = shifted(images_NHW[index.to(device)], recipe.shift, generator)
-            x_NCHW, y_N = classifier.preprocess(raw_NHW), labels_N[index.to(device)]
-            outputs = []
-            for x_BCHW, y_B in zip(
-                x_NCHW.split(recipe.batch_size), y_N.split(recipe.batch_size), strict=True
-            ):
-                log_probs_BK = classifier.network(x_BCHW)
-                objective(log_probs_BK, y_B, recipe.label_smoothing).backward()
-                optimizer.step(learning_rate(recipe, step, num_steps))
-                outputs.append(log_probs_BK.detach())
-                step += 1
-            loss, accuracy = score(torch.cat(outputs), y_N)
-            _expect_finite(loss, step, recipe)
-            windows.append(
-                Window(epoch=epoch, step=step, num_images=len(index), loss=loss, accuracy=accuracy)
-            )
-            yield windows[-1]
+        order = torch.randperm(len(train), generator=generator).split(recipe.batch_size)
+        offsets_2N = random_offsets(len(train), recipe.shift, generator).to(device)
+        windows: list[Window] = []
+        untold: list[tuple[int, Tensor]] = []
+        for first in range(0, steps_an_epoch, WINDOW):
+            batches = order[first : first + WINDOW]
+            shares = [team.share(index_B) for index_B in batches]
+            index = torch.cat(shares).to(device)
+            x_NCHW = classifier.preprocess(shifted(images_NHW[index], recipe.shift, offsets_2N[:, index]))
+            x, y = (tensor.split([len(share) for share in shares]) for tensor in (x_NCHW, labels_N[index]))
+            outputs = [
+                step(x_BCHW, labels_B, next(lrs), num_images=len(index_B))
+                for x_BCHW, labels_B, index_B in zip(x, y, batches, strict=True)
+            ]
+            num_steps += len(batches)
+            untold.append((num_steps, team.total(totals(torch.cat(outputs), torch.cat(y)))))
+            if device.type == "cpu" or num_steps == epoch * steps_an_epoch:
+                windows += _told(untold, epoch, recipe)
+                yield from windows[-len(untold) :]
+                untold.clear()
+        yield _validated(classifier, val, device, windows, recipe)
 
-        log_probs_NK = log_probabilities(classifier, val, device)
-        val_loss, val_accuracy = score(log_probs_NK, torch.from_numpy(val.labels_N))
-        _expect_finite(val_loss, step, recipe)  # the last step of all may have been one too many
-        yield Epoch(
-            epoch=epoch,
-            step=step,
-            train_loss=sum(window.loss * window.num_images for window in windows) / len(train),
-            train_accuracy=sum(window.accuracy * window.num_images for window in windows) / len(train),
-            val_loss=val_loss,
-            val_accuracy=val_accuracy,
-        )
+
+def stepper(
+    network: nn.Module, recipe: Recipe, *, device: torch.device, precision: Precision, team: Team
+) -> Step:
+    """What trains `network`, on `device`, by one batch at a time."""
+    optimizer = optimizers.make(recipe, network)
+    if isinstance(network, SimpleCNN) and device.type == "cpu" and precision == "float32":
+        network = BatchLastCNN(network)
+    network = team.wrapped(network)
+
+    def step(x_BCHW: Tensor, labels_B: Tensor, lr: Tensor, *, num_images: int) -> Tensor:
+        with _autocast(precision, device):
+            log_probs_BK: Tensor = network(x_BCHW)
+        loss = objective(log_probs_BK, labels_B, recipe.label_smoothing) / num_images
+        (team.size * loss).backward()  # times the size, since gradients are averaged over the team
+        optimizer.step(lr)
+        return log_probs_BK.detach()
+
+    if device.type == "cpu" or team.size > 1:
+        return step
+
+    whole_batch = cuda_graph.captured(
+        functools.partial(step, num_images=recipe.batch_size),
+        state=optimizer.state(),
+        arguments=(
+            torch.zeros(recipe.batch_size, 1, 28, 28, device=device),
+            torch.zeros(recipe.batch_size, dtype=torch.int64, device=device),
+            torch.zeros((), device=device),
+        ),
+    )
+
+    def replayed(x_BCHW: Tensor, labels_B: Tensor, lr: Tensor, *, num_images: int) -> Tensor:
+        if num_images == recipe.batch_size:
+            return whole_batch(x_BCHW, labels_B, lr)
+        return step(x_BCHW, labels_B, lr, num_images=num_images)  # the last one of an epoch
+
+    return replayed
 
 
 def objective(log_probs_BK: Tensor, labels_B: Tensor, label_smoothing: float) -> Tensor:
-    """The scalar that training lowers: negative log-likelihood, with smoothing as in Szegedy et al. 2016."""
-    nll = F.nll_loss(log_probs_BK, labels_B)
+    """The sum over B images, (), that training lowers: negative log-likelihood, smoothed.
+
+    Smoothing as in Szegedy et al. 2016, https://arxiv.org/abs/1512.00567, section 7.
+    """
+    nll = F.nll_loss(log_probs_BK, labels_B, reduction="sum")
     if label_smoothing == 0:
         return nll
-    return (1 - label_smoothing) * nll - label_smoothing * log_probs_BK.mean()
+    return (1 - label_smoothing) * nll - label_smoothing * log_probs_BK.mean(1).sum()
 
 
-def score(log_probs_NK: Tensor, labels_N: Tensor) -> tuple[float, float]:
-    """Mean negative log-likelihood and accuracy of N images."""
-    labels_N = labels_N.to(log_probs_NK.device, torch.int64)
-    loss = F.nll_loss(log_probs_NK, labels_N)
-    accuracy = (log_probs_NK.argmax(1) == labels_N).float().mean()
-    loss_value, accuracy_value = torch.stack([loss, accuracy]).tolist()  # one wait for the device
-    return loss_value, accuracy_value
+def totals(log_probs_NK: Tensor, labels_N: Tensor) -> Tensor:
+    """Of N images, float64 (3,): the sum of their negative log-likelihoods, how many are right, N."""
+    nll = F.nll_loss(log_probs_NK, labels_N, reduction="sum")
+    num_right = (log_probs_NK.argmax(1) == labels_N).sum()
+    return torch.stack([nll.double(), num_right.double(), nll.new_tensor(len(labels_N)).double()])
 
 
-def shifted(images_NHW: Tensor, shift: int, generator: torch.Generator) -> Tensor:
-    """Move each image by its own whole number of pixels, up to `shift` each way; black comes in."""
+def random_offsets(num_images: int, shift: int, generator: torch.Generator) -> Tensor:
+    """How many pixels each image moves down and right, int64 (2, N), up to `shift` each way."""
+    if shift == 0:
+        return torch.zeros(2, num_images, dtype=torch.int64)  # the generator stays as it is
+    return torch.randint(-shift, shift + 1, (2, num_images), generator=generator)
+
+
+def shifted(images_NHW: Tensor, shift: int, offsets_2N: Tensor) -> Tensor:
+    """Each image moved down and right by its own offset, of up to `shift` pixels; black comes in."""
     if shift == 0:
         return images_NHW
     num_images, height, width = images_NHW.shape
     padded_NHW = F.pad(images_NHW, (shift, shift, shift, shift))
-    offsets_2N = torch.randint(0, 2 * shift + 1, (2, num_images), generator=generator).to(images_NHW.device)
-    rows_NH = offsets_2N[0, :, None] + torch.arange(height, device=images_NHW.device)
-    columns_NW = offsets_2N[1, :, None] + torch.arange(width, device=images_NHW.device)
+    rows_NH = shift - offsets_2N[0, :, None] + torch.arange(height, device=images_NHW.device)
+    columns_NW = shift - offsets_2N[1, :, None] + torch.arange(width, device=images_NHW.device)
     image_N = torch.arange(num_images, device=images_NHW.device)
     return padded_NHW[image_N[:, None, None], rows_NH[:, :, None], columns_NW[:, None, :]]
+
+
+def learning_rates(recipe: Recipe, num_steps: int) -> Tensor:
+    """The learning rate of each step, float32 (S,)."""
+    return torch.tensor([learning_rate(recipe, step, num_steps) for step in range(num_steps)])
 
 
 def learning_rate(recipe: Recipe, step: int, num_steps: int) -> float:
@@ -117,6 +185,51 @@ def learning_rate(recipe: Recipe, step: int, num_steps: int) -> float:
     if step < peak:
         return recipe.lr * (step + 1) / peak
     return recipe.lr * (num_steps - step) / (num_steps - peak + 1)
+
+
+def _autocast(precision: Precision, device: torch.device) -> AbstractContextManager[object]:
+    if precision != "bfloat16":
+        return nullcontext()
+    # No weight is used twice in a step, so there is nothing to cache, and a CUDA graph must not.
+    return torch.autocast(device.type, torch.bfloat16, cache_enabled=False)
+
+
+def _told(untold: list[tuple[int, Tensor]], epoch: int, recipe: Recipe) -> list[Window]:
+    """The windows that ended at these steps with these totals; waits for the device once."""
+    fetched = torch.stack([total for _, total in untold]).tolist()
+    windows = [
+        Window(
+            epoch=epoch,
+            step=step,
+            num_images=int(num_images),
+            loss=nll / num_images,
+            accuracy=num_right / num_images,
+        )
+        for (step, _), (nll, num_right, num_images) in zip(untold, fetched, strict=True)
+    ]
+    for window in windows:
+        _expect_finite(window.loss, window.step, recipe)
+    return windows
+
+
+def _validated(
+    classifier: Classifier, val: Images, device: torch.device, windows: list[Window], recipe: Recipe
+) -> Epoch:
+    """The epoch of these windows, with the scores of the validation images."""
+    log_probs_NK = log_probabilities(classifier, val, device)
+    labels_N = torch.from_numpy(val.labels_N).to(device, torch.int64)
+    val_nll, val_num_right, _ = totals(log_probs_NK, labels_N).tolist()
+    # The last step of all may have been one too many.
+    _expect_finite(val_nll, windows[-1].step, recipe)
+    num_images = sum(window.num_images for window in windows)
+    return Epoch(
+        epoch=windows[-1].epoch,
+        step=windows[-1].step,
+        train_loss=sum(window.loss * window.num_images for window in windows) / num_images,
+        train_accuracy=sum(window.accuracy * window.num_images for window in windows) / num_images,
+        val_loss=val_nll / len(val),
+        val_accuracy=val_num_right / len(val),
+    )
 
 
 def _expect_finite(loss: float, step: int, recipe: Recipe) -> None:

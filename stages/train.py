@@ -11,10 +11,10 @@ from pathlib import Path
 
 from mnist import dataset as data
 from mnist import files, gate, history, identity, journal, normalization, paths, progress, stage
-from mnist.params import Architecture, Machine, Recipe, Split
+from mnist.params import Architecture, Execution, Machine, Recipe, Split
 
 
-class Params(Split, Architecture, Recipe, Machine):
+class Params(Split, Architecture, Recipe, Machine, Execution):
     """What determines the weights, beside the data and the code."""
 
 
@@ -36,7 +36,7 @@ def run(
     with stage.heavy_imports():
         from mnist import devices, model, training
 
-    device = devices.prepare(params)
+    device = devices.prepare(params, precision=params.precision, deterministic=params.deterministic)
     where = devices.describe(device)
     classifier = model.build(params, seed=params.seed, mean=measured.mean, std=measured.std)
     num_parameters = model.num_parameters(classifier)
@@ -48,7 +48,13 @@ def run(
     with journal.recorded(identity.of_training(), {"device": where}, say=progress.say) as record:
         start = time.perf_counter()
         fitting = training.fit(
-            classifier, train=train, val=val, recipe=params, seed=params.seed, device=device
+            classifier,
+            train=train,
+            val=val,
+            recipe=params,
+            seed=params.seed,
+            device=device,
+            precision=params.precision,
         )
         for event in progress.shown(fitting, num_images=len(train), num_epochs=params.epochs):
             events.append(event)

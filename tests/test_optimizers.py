@@ -78,7 +78,7 @@ def test_steps_are_those_of_torch(name: str, momentum: float, theirs: Theirs, to
             assert own.grad is not None
             own.grad.copy_(gradient)
             other.grad = gradient.clone()
-        ours.step(learning_rate(step))
+        ours.step(torch.tensor(learning_rate(step)))
         torchs.param_groups[0]["lr"] = learning_rate(step)
         torchs.step()
 
@@ -100,7 +100,7 @@ def test_backward_reaches_the_flat_gradients_at_every_step(name: str, theirs: Th
     for _ in range(5):
         x_NCHW = torch.randn((16, 1, 28, 28), generator=generator)
         mine(x_NCHW)[:, 3].mean().neg().backward()
-        ours.step(0.01)
+        ours.step(torch.tensor(0.01))
         torchs.zero_grad()
         reference(x_NCHW)[:, 3].mean().neg().backward()
         torchs.param_groups[0]["lr"] = 0.01
@@ -118,7 +118,7 @@ def test_a_step_zeroes_the_gradients(name: str) -> None:
     model(torch.ones((2, 1, 28, 28)))[:, 0].sum().backward()
     assert optimizer.grads_P.abs().sum() > 0
 
-    optimizer.step(0.01)
+    optimizer.step(torch.tensor(0.01))
 
     assert all(parameter.grad is not None and not parameter.grad.any() for parameter in model.parameters())
 
@@ -150,7 +150,7 @@ for name in ("sgd", "nesterov", "adam"):
     model = MLP(784, 8, 10)
     optimizer = optimizers.make(recipe(optimizer=name), model)
     model(torch.ones((2, 1, 28, 28)))[:, 0].sum().backward()
-    optimizer.step(0.01)
+    optimizer.step(torch.tensor(0.01))
 print(*sorted(name for name in sys.modules if name.startswith(("torch.optim", "torch._dynamo"))))
 """
     done = subprocess.run(

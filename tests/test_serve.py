@@ -161,7 +161,17 @@ def classifier() -> model.Classifier:
     recipe |= {"epochs": 3, "batch_size": 16, "lr": 0.02, "momentum": 0.9, "schedule": "one_cycle"}
     made = model.build(architecture, seed=0, mean=0.13, std=0.31)
     images = digits(1200, seed=0)
-    list(training.fit(made, train=images, val=images, recipe=Recipe(**recipe), seed=0, device=CPU))
+    list(
+        training.fit(
+            made,
+            train=images,
+            val=images,
+            recipe=Recipe(**recipe),
+            seed=0,
+            device=CPU,
+            precision="float32",
+        )
+    )
     return made.eval()
 
 

@@ -18,6 +18,7 @@ import torch.nn.functional as F  # noqa: N812 -- its name everywhere
 from torch import Tensor, nn
 
 from mnist import model, params, paths, training
+from mnist.batch_last import BatchLastCNN
 from mnist.dataset import Images, cut
 from mnist.errors import InputError
 from mnist.history import Epoch, Window
@@ -56,7 +57,9 @@ def fit(
 ) -> tuple[Classifier, list[Window], list[Epoch]]:
     """Train a new classifier; the windows and epochs that came by, each in their order."""
     trained = classifier(seed)
-    events = list(training.fit(trained, train=train, val=val, recipe=of, seed=seed, device=CPU))
+    events = list(
+        training.fit(trained, train=train, val=val, recipe=of, seed=seed, device=CPU, precision="float32")
+    )
     windows = [event for event in events if isinstance(event, Window)]
     epochs = [event for event in events if isinstance(event, Epoch)]
     return trained, windows, epochs
@@ -64,14 +67,17 @@ def fit(
 
 def batches_of(of: Recipe, *, train: Images = TRAIN, seed: int = 0) -> list[Tensor]:
     """What the network is given in each step of a training."""
-    watched, seen = classifier(seed), []
+    seen = []
 
     def watch(network: nn.Module, inputs: tuple[Tensor]) -> None:
-        if network.training:
+        if isinstance(network, BatchLastCNN):
             seen.append(inputs[0].detach().clone())
 
-    watched.network.register_forward_pre_hook(watch)
-    list(training.fit(watched, train=train, val=VAL, recipe=of, seed=seed, device=CPU))
+    hook = nn.modules.module.register_module_forward_pre_hook(watch)
+    try:
+        fit(of, train=train, seed=seed)
+    finally:
+        hook.remove()
     return seen
 
 
@@ -229,7 +235,9 @@ def test_the_global_random_state_does_not_count(shift: int) -> None:
         trained = classifier()
         torch.manual_seed(disturbance)
         np.random.seed(disturbance)  # noqa: NPY002
-        for _ in training.fit(trained, train=TRAIN, val=VAL, recipe=of, seed=0, device=CPU):
+        for _ in training.fit(
+            trained, train=TRAIN, val=VAL, recipe=of, seed=0, device=CPU, precision="float32"
+        ):
             torch.rand(1)
         return weights(trained)
 
@@ -310,8 +318,9 @@ def test_windows_are_a_hundred_steps_and_the_rest() -> None:
 
 
 def test_events_come_in_their_order() -> None:
+    of = recipe(epochs=2, batch_size=5)
     events = training.fit(
-        classifier(), train=TRAIN, val=VAL, recipe=recipe(epochs=2, batch_size=5), seed=0, device=CPU
+        classifier(), train=TRAIN, val=VAL, recipe=of, seed=0, device=CPU, precision="float32"
     )
 
     assert [type(event).__name__ for event in events] == ["Window", "Window", "Epoch"] * 2
@@ -356,7 +365,7 @@ def test_label_smoothing_is_torchs(smoothing: float) -> None:
     ours = training.objective(logits_BK.log_softmax(1), labels_B, smoothing)
     (our_gradient_BK,) = torch.autograd.grad(ours, logits_BK)
 
-    theirs = F.cross_entropy(logits_BK, labels_B, label_smoothing=smoothing)
+    theirs = F.cross_entropy(logits_BK, labels_B, label_smoothing=smoothing, reduction="sum")
 
     (their_gradient_BK,) = torch.autograd.grad(theirs, logits_BK)
     torch.testing.assert_close(ours, theirs)
@@ -417,8 +426,12 @@ def test_every_image_moves_by_its_own_offset(shift: int) -> None:
     num_images = 40 * len(offsets)
     places = {slowly_shifted(image_HW, *offset).numpy().tobytes(): offset for offset in offsets}
 
-    moved_NHW = training.shifted(image_HW.expand(num_images, 6, 5), shift, torch.Generator().manual_seed(0))
+    drawn_2N = training.random_offsets(num_images, shift, torch.Generator().manual_seed(0))
+    moved_NHW = training.shifted(image_HW.expand(num_images, 6, 5), shift, drawn_2N)
 
+    assert [places[moved_HW.numpy().tobytes()] for moved_HW in moved_NHW] == [
+        (down, right) for down, right in drawn_2N.t().tolist()
+    ]
     assert (moved_NHW.shape, moved_NHW.dtype) == ((num_images, 6, 5), torch.uint8)
     counts = dict.fromkeys(offsets, 0)
     for moved_HW in moved_NHW:
@@ -429,7 +442,9 @@ def test_every_image_moves_by_its_own_offset(shift: int) -> None:
 def test_each_image_stays_itself_when_it_moves() -> None:
     images_NHW = torch.from_numpy(TRAIN.images_NHW[:5])
 
-    moved_NHW = training.shifted(images_NHW, 1, torch.Generator().manual_seed(0))
+    moved_NHW = training.shifted(
+        images_NHW, 1, training.random_offsets(5, 1, torch.Generator().manual_seed(0))
+    )
 
     for image_HW, moved_HW in zip(images_NHW, moved_NHW, strict=True):
         places = [slowly_shifted(image_HW, *offset) for offset in itertools.product((-1, 0, 1), repeat=2)]
@@ -441,7 +456,10 @@ def test_a_shift_of_0_is_none() -> None:
     generator = torch.Generator().manual_seed(0)
     before = generator.get_state()
 
-    assert torch.equal(training.shifted(images_NHW, 0, generator), images_NHW)
+    offsets_2N = training.random_offsets(5, 0, generator)
+
+    assert not offsets_2N.any()
+    assert torch.equal(training.shifted(images_NHW, 0, offsets_2N), images_NHW)
     assert torch.equal(generator.get_state(), before)
 
 
@@ -449,6 +467,6 @@ def test_a_shift_leaves_its_images_alone() -> None:
     images_NHW = torch.from_numpy(TRAIN.images_NHW[:5])
     before = copy.deepcopy(images_NHW)
 
-    training.shifted(images_NHW, 14, torch.Generator().manual_seed(0))
+    training.shifted(images_NHW, 14, training.random_offsets(5, 14, torch.Generator().manual_seed(0)))
 
     assert torch.equal(images_NHW, before)

@@ -264,7 +264,15 @@ def time_epoch() -> None:
     classifier = model.build(settings, seed=seed, mean=measured.mean, std=measured.std)
     recipe = settings.model_copy(update={"epochs": 1})
     start = time.perf_counter()
-    for _ in training.fit(classifier, train=train, val=val, recipe=recipe, seed=seed, device=device):
+    for _ in training.fit(
+        classifier,
+        train=train,
+        val=val,
+        recipe=recipe,
+        seed=seed,
+        device=device,
+        precision=settings.precision,
+    ):
         pass
     print(f"epoch_seconds {time.perf_counter() - start:.3f}")
 

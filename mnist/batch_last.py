@@ -1,0 +1,143 @@
+"""SimpleCNN's function computed with the images of a batch innermost, which is how a CPU likes it.
+
+A convolution of few channels leaves most lanes of a SIMD register empty, and oneDNN reaches a tenth
+of what a core can do. With the batch as the innermost dimension every operation runs along full
+lanes: convolution, pooling and their gradients become matrix products and plain vector arithmetic.
+
+Shape suffixes: B images of a batch, C channels in, F channels out, H rows, W columns, Y rows and X
+columns after pooling, P and Q the place in a pooling window (row, column), K classes; a and b count
+pairs of rows and columns of an input window.
+"""
+
+import itertools
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812 -- its name everywhere
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from mnist.model import SimpleCNN
+
+KERNEL = 5  # rows and columns of SimpleCNN's kernels
+POOL = 2  # rows and columns of its pooling windows
+WINDOW = KERNEL + POOL - 1  # rows and columns of the input that one pooled value sees
+
+
+class BatchLastCNN(nn.Module):
+    """A SimpleCNN with another order of memory: the same parameters, the same function.
+
+    Training steps take 0.4 to 0.5 of the time of the network itself at 6 channels on one core.
+
+    Args:
+        network: its parameters are shared, not copied.
+    """
+
+    def __init__(self, network: SimpleCNN) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        """Log-probabilities, float32 (B, K), of normalized images, float32 (B, 1, H, W)."""
+        net = self.network
+        x_CHWB = x_BCHW.permute(1, 2, 3, 0).contiguous()
+        x_CHWB = convolved_pooled_rectified(x_CHWB, net.conv1.weight, net.conv1.bias)
+        x_CHWB = convolved_pooled_rectified(x_CHWB, net.conv2.weight, net.conv2.bias)
+        x_FB = F.relu(torch.addmm(net.fc1.bias[:, None], net.fc1.weight, x_CHWB.flatten(0, 2)))
+        logits_KB = torch.addmm(net.fc2.bias[:, None], net.fc2.weight, x_FB)
+        return F.log_softmax(logits_KB, dim=0).t()
+
+
+def convolved_pooled_rectified(x_CHWB: Tensor, weight_FCHW: Tensor, bias_F: Tensor | None) -> Tensor:
+    """`relu(max_pool2d(conv2d(x, weight, bias), 2))` of a 5x5 kernel, with the batch innermost.
+
+    Args:
+        x_CHWB: float32, contiguous; H and W even, from 6.
+        weight_FCHW: float32 (F, C, 5, 5).
+        bias_F: float32 (F,).
+
+    Returns:
+        float32 (F, (H - 4) / 2, (W - 4) / 2, B).
+    """
+    pooled: Tensor = _ConvolvedPooledRectified.apply(x_CHWB, weight_FCHW, bias_F)
+    return pooled
+
+
+class _ConvolvedPooledRectified(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x_CHWB: Tensor, weight_FCHW: Tensor, bias_F: Tensor) -> Tensor:
+        num_in, height, width, num_images = x_CHWB.shape
+        num_out = len(weight_FCHW)
+        rows, columns = (height - KERNEL + 1) // POOL, (width - KERNEL + 1) // POOL
+        num_pooled = rows * columns * num_images
+
+        # A column of pixels for each pooled value: all that its four convolutions see.
+        c, h, w, b = x_CHWB.stride()
+        windows = x_CHWB.as_strided(
+            (num_in, WINDOW, WINDOW, rows, columns, num_images), (c, h, w, POOL * h, POOL * w, b)
+        ).reshape(num_in * WINDOW**2, num_pooled)
+        # All four are one matrix product. A third of its multiplications are by the zeros around
+        # the kernels, and it takes a third of the time of `conv2d` all the same.
+        placed = weight_FCHW.reshape(num_out * num_in, KERNEL**2) @ PLACES.to(weight_FCHW.dtype)
+        kernels = (
+            placed.view(num_out, num_in, POOL**2, WINDOW**2)
+            .permute(2, 0, 1, 3)
+            .reshape(POOL**2 * num_out, num_in * WINDOW**2)
+        )
+        convolved = (kernels @ windows).view(POOL**2, num_out * num_pooled)
+
+        largest = convolved.amax(0)
+        is_largest = convolved.eq_(largest)  # as 1.0 and 0.0: arithmetic on booleans is slow
+        out_FYXB = largest.view(num_out, num_pooled).add_(bias_F[:, None]).relu_()
+        ctx.save_for_backward(windows, kernels, is_largest, out_FYXB)
+        ctx.shape = x_CHWB.shape
+        return out_FYXB.view(num_out, rows, columns, num_images)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_FYXB: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
+        windows, kernels, is_largest, out_FYXB = ctx.saved_tensors
+        num_in, height, width, num_images = ctx.shape
+        num_out, rows, columns, _ = grad_FYXB.shape
+        num_pooled = rows * columns * num_images
+
+        grad = grad_FYXB.reshape(num_out, num_pooled) * out_FYXB.sign()  # of the rectifier: 1 above 0
+        grad_bias_F = grad.sum(1)
+        # Of equal values `max_pool2d` takes the first. Here they share, which is the same gradient of
+        # the weights: convolutions of an image are equal where their windows are, on black ground.
+        grad_convolved = is_largest * (grad.view(num_out * num_pooled) / is_largest.sum(0))
+        grad_convolved = grad_convolved.view(POOL**2 * num_out, num_pooled)
+
+        grad_placed = (
+            (grad_convolved @ windows.t())
+            .view(POOL**2, num_out, num_in, WINDOW**2)
+            .permute(1, 2, 0, 3)
+            .reshape(num_out * num_in, POOL**2 * WINDOW**2)
+        )
+        grad_weight_FCHW = (grad_placed @ PLACES.t().to(grad.dtype)).view(num_out, num_in, KERNEL, KERNEL)
+        if not ctx.needs_input_grad[0]:
+            return None, grad_weight_FCHW, grad_bias_F
+
+        # Each window's gradient, added where the window lay. By pairs of rows and of columns the
+        # windows lie one apart: 9 additions, not 36.
+        pairs = WINDOW // POOL
+        grad_windows = (kernels.t() @ grad_convolved).view(
+            num_in, pairs, POOL, pairs, POOL, rows, columns, num_images
+        )
+        grad_x = grad_windows.new_zeros(num_in, height // POOL, POOL, width // POOL, POOL, num_images)
+        for a in range(pairs):
+            for b in range(pairs):
+                moved = grad_windows[:, a, :, b].permute(0, 3, 1, 4, 2, 5)
+                grad_x[:, a : a + rows, :, b : b + columns] += moved
+        return grad_x.view(ctx.shape), grad_weight_FCHW, grad_bias_F
+
+
+def _places() -> Tensor:
+    """Where a kernel's elements lie in a window, for each place in the pool: 0 or 1, float32 (25, 4 x 36)."""
+    places = torch.zeros(KERNEL, KERNEL, POOL, POOL, WINDOW, WINDOW)
+    for row, column, p, q in itertools.product(range(KERNEL), range(KERNEL), range(POOL), range(POOL)):
+        places[row, column, p, q, p + row, q + column] = 1
+    return places.view(KERNEL**2, -1)
+
+
+PLACES = _places()

@@ -18,7 +18,7 @@ from mnist.batch_last import BatchLastCNN
 from mnist.dataset import Images
 from mnist.errors import InputError
 from mnist.history import Epoch, Window
-from mnist.model import Classifier, SimpleCNN, log_probabilities
+from mnist.model import Classifier, log_probabilities
 from mnist.params import Precision, Recipe
 from mnist.team import ALONE, Team
 
@@ -98,7 +98,7 @@ def stepper(
 ) -> Step:
     """What trains `network`, on `device`, by one batch at a time."""
     optimizer = optimizers.make(recipe, network)
-    if isinstance(network, SimpleCNN) and device.type == "cpu" and precision == "float32":
+    if device.type == "cpu" and precision == "float32" and BatchLastCNN.suits(network):
         network = BatchLastCNN(network)
     network = team.wrapped(network)
 

@@ -74,9 +74,8 @@ serve: PORT ?= 5001
 serve: setup ## Answer with the champion over HTTP, on this machine alone (PORT=5001)
 	@python -m tools.serve --port $(PORT)
 
-bench: setup ## Measure against the tutorial's script, and what MLflow costs, side by side
-	python -m tools.bench
-	python -m tools.bench_tracking
+bench: setup ## Measure everything side by side (ARGS="--only loop" a part of it; ARGS=--show the last)
+	@python -m tools.bench $(ARGS)
 
 diff: export BASE := $(BASE)
 diff: setup ## Compare with BASE=main, or BASE and HEAD: a verdict, metrics, params, images, curves

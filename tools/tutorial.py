@@ -3,7 +3,7 @@
 A network of two convolutions on the MNIST of torchvision, whose images pass one by one through
 transforms and a `DataLoader`; nothing is cached, checked, logged or saved.
 
-    python -m tools.tutorial --data FOLDER [--seed 0]
+    python -m tools.tutorial --data FOLDER [--seed 0] [--workers 0]
 
 Shape suffixes: B images of a batch, C channels, H rows, W columns, K classes.
 """
@@ -37,11 +37,11 @@ class SimpleCNN(nn.Module):
         return F.log_softmax(self.fc2(x_BF), dim=1)
 
 
-def loader(folder: Path, *, train: bool) -> DataLoader[tuple[Tensor, int]]:
+def loader(folder: Path, *, train: bool, num_workers: int = 0) -> DataLoader[tuple[Tensor, int]]:
     """One split in batches: 64 shuffled images to train on, 1000 to test on."""
     transform = transforms.Compose([transforms.ToTensor(), transforms.Normalize((0.1307,), (0.3081,))])
     images = datasets.MNIST(folder, train=train, download=True, transform=transform)
-    return DataLoader(images, batch_size=64 if train else 1000, shuffle=train)
+    return DataLoader(images, batch_size=64 if train else 1000, shuffle=train, num_workers=num_workers)
 
 
 def train(
@@ -77,11 +77,15 @@ def main() -> None:
         "--data", type=Path, required=True, help="torchvision's folder; filled if it is empty"
     )
     parser.add_argument("--seed", type=int, default=0, help="of weights and order (default: 0)")
+    parser.add_argument(
+        "--workers", type=int, default=0, help="processes that prepare the images (default: none)"
+    )
     options = parser.parse_args()
 
     torch.manual_seed(options.seed)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    train_batches, test_batches = loader(options.data, train=True), loader(options.data, train=False)
+    train_batches = loader(options.data, train=True, num_workers=options.workers)
+    test_batches = loader(options.data, train=False)
     network = SimpleCNN().to(device)
     # Outside the epoch: the first optimizer that a process makes imports torch._dynamo, for seconds.
     optimizer = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.5)

@@ -1,16 +1,11 @@
 """Measure what MLflow costs: `train` with it and without it, and `register` in a store of many runs.
 
-    python -m tools.bench_tracking [--rounds 3]
-
-As in `tools.bench`, what is committed is measured in a fresh clone, in turns, after a round that
-warms up and does not count. Each training and each registration is the first of its store.
+Each training and each registration is the first of its store.
 """
 
-import argparse
 import re
 import runpy
 import shutil
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,8 +13,8 @@ from statistics import median
 from typing import Any
 
 from mnist import journal, paths, stage
-from tools import bench
-from tools.bench import Checkout, FailedError, tell
+from tools.bench import harness
+from tools.bench.harness import STAGES, Bench, Checkout, tell
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +27,7 @@ class Figure:
     max_ratio: float
 
 
+TITLE = "What MLflow costs"
 FIGURES = (
     Figure(
         label="`train`, 1 epoch, beside the same without MLflow", key="told_1", base="untold_1", max_ratio=1.3
@@ -45,15 +41,14 @@ NUM_EPOCHS = (1, 20)
 NUM_RUNS = (10, 1000)
 
 
-def measure(num_rounds: int) -> dict[str, list[float]]:
+def measure(bench: Bench, num_rounds: int) -> dict[str, list[float]]:
     """Seconds of whole processes, one a round, by name.
 
     Raises:
-        InputError: there is no data set to be had.
         FailedError: something that was to be measured failed.
     """
-    with bench.prepared() as prepared, prepared.checkout() as clone:
-        clone.dvc("repro", expected=bench.STAGES)
+    with bench.checkout() as clone:
+        clone.dvc("repro", expected=STAGES)
         for num_runs in NUM_RUNS:
             tell(f"filling a store with {num_runs} runs")
             _python(clone, f"fill({num_runs})", store=f"store-{num_runs}.db")
@@ -106,7 +101,7 @@ def _python(clone: Checkout, code: str, *, store: str) -> float:
     """Call a function of this module in a process of its own, with that store."""
     environment = {**clone.environment, "MLFLOW_TRACKING_URI": f"sqlite:///{store}"}
     other = Checkout(folder=clone.folder, environment=environment)
-    return other.python("-c", f"from tools import bench_tracking; bench_tracking.{code}").seconds
+    return other.python("-c", f"from tools.bench import tracking; tracking.{code}").seconds
 
 
 def train() -> None:
@@ -157,42 +152,36 @@ def fill(num_runs: int) -> None:
         client.create_model_version(name, f"runs:/{run_id}/model", run_id, tags=tags)
 
 
-def table(measured: Mapping[str, Sequence[float]], machine: Mapping[str, Any]) -> str:
-    """The Markdown of what was measured."""
-    versions = ", ".join(f"{name} {machine[name]}" for name in ("python", *bench.LIBRARIES))
-    num_rounds = len(next(iter(measured.values())))
+def measure_all(bench: Bench, *, num_rounds: int) -> dict[str, Any]:
+    """The whole result, as plain values.
+
+    Raises:
+        FailedError: something that was to be measured failed.
+    """
+    measured = measure(bench, num_rounds)
+    figures = {}
+    for figure in FIGURES:
+        ratio = median(measured[figure.key]) / median(measured[figure.base])
+        figures[figure.key] = {
+            **harness.spread(measured[figure.key]),
+            "beside": harness.spread(measured[figure.base]),
+            "ratio": ratio,
+            "holds": ratio <= figure.max_ratio,
+        }
+    return {"figures": figures}
+
+
+def tables(result: Mapping[str, Any]) -> str:
+    """The Markdown of what `measure_all` gives."""
     lines = [
-        f"{machine['cpu']}, {machine['num_cores']} cores; {versions}; {num_rounds} rounds",
-        "",
-        "| measured | median | beside | median | ratio | at most | holds |",
-        "| --- | ---: | --- | ---: | ---: | ---: | --- |",
+        "| measured | median | min to max | beside | median | min to max | ratio | at most | holds |",
+        "| --- | ---: | ---: | --- | ---: | ---: | ---: | ---: | --- |",
     ]
     for figure in FIGURES:
-        seconds, base = median(measured[figure.key]), median(measured[figure.base])
-        ratio = seconds / base
-        holds = "yes" if ratio <= figure.max_ratio else "NO"
+        values = result["figures"][figure.key]
         what, _, beside = figure.label.partition(", beside ")
         lines.append(
-            f"| {what} | {seconds:.2f} s | {beside} | {base:.2f} s | {ratio:.3f}"
-            f" | {figure.max_ratio:g} | {holds} |"
+            f"| {what} | {harness.shown(values)} | {beside} | {harness.shown(values['beside'])}"
+            f" | {values['ratio']:.3f} | {figure.max_ratio:g} | {harness.verdict(values)} |"
         )
     return "\n".join(lines)
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure and print; a figure that does not hold is told in the table and is no error."""
-    parser = argparse.ArgumentParser(prog="python -m tools.bench_tracking", description="What MLflow costs.")
-    parser.add_argument("--rounds", type=int, default=3, help="that count (default: 3)")
-    options = parser.parse_args(arguments)
-    if options.rounds < 1:
-        parser.error("--rounds: at least 1")
-    with stage.reported():
-        try:
-            measured = measure(options.rounds)
-        except FailedError as error:
-            sys.exit(f"ERROR: {error}")
-        print(table(measured, bench.machine()))
-
-
-if __name__ == "__main__":
-    main()

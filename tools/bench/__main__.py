@@ -1,0 +1,96 @@
+"""Measure, print, and keep what was measured in metrics/bench.json.
+
+    python -m tools.bench [--only loop pipeline ...] [--rounds 3] [--show]
+
+What is committed is measured, in fresh clones under a temporary folder; the checkout stays as it
+is. Within a part, what is compared takes turns; the first round warms up and does not count. A part
+replaces what the file has of it, with its commit, machine and time, and leaves the others.
+Progress goes to stderr, the tables go to stdout as Markdown.
+"""
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from mnist import files, stage
+from mnist.errors import InputError
+from tools.bench import harness, loop, pipeline, tracking
+from tools.bench.harness import FailedError, tell
+
+PARTS: Mapping[str, ModuleType] = {"loop": loop, "pipeline": pipeline, "tracking": tracking}
+RESULTS = Path("metrics/bench.json")
+
+
+def measure(names: Sequence[str], num_rounds: int, results: Path) -> None:
+    """Measure these parts, and put each one's result into the file as soon as it is there.
+
+    Raises:
+        InputError: there is no data set to be had.
+        FailedError: something that was to be measured failed.
+    """
+    with harness.prepared() as bench:
+        for name in names:
+            tell(f"{PARTS[name].TITLE}:")
+            result = {
+                "commit": bench.commit,
+                "date": datetime.now(tz=UTC).date().isoformat(),
+                "machine": harness.machine(),
+                "num_rounds": num_rounds,
+                **PARTS[name].measure_all(bench, num_rounds=num_rounds),
+            }
+            kept = files.read_json(results) if results.exists() else {}
+            files.write_json(results, {**kept, name: result})
+
+
+def tables(results: Mapping[str, Any]) -> str:
+    """The Markdown of all parts that were measured."""
+    sections = []
+    for name, part in PARTS.items():
+        if name in results:
+            sections += [f"### {part.TITLE}", _provenance(results[name]), part.tables(results[name])]
+    return "\n\n".join(sections)
+
+
+def _provenance(result: Mapping[str, Any]) -> str:
+    """On what, when, and how often it was measured."""
+    facts = result["machine"]
+    versions = ", ".join(f"{name} {facts[name]}" for name in ("python", *harness.LIBRARIES))
+    return (
+        f"{facts['cpu']}, {facts['num_cores']} cores, {facts['memory_gib']:g} GiB; {versions};"
+        f" commit {result['commit']}, {result['date']}; {result['num_rounds']} rounds"
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure, print, and write.
+
+    Exits with 1 and a message where something that was to be measured fails, with 130 for an
+    interrupt. A figure that does not hold is told in the table and is no error: it may be
+    the machine that was busy.
+    """
+    parser = argparse.ArgumentParser(prog="python -m tools.bench", description="Measure, side by side.")
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), help="parts (default: all)")
+    parser.add_argument("--rounds", type=int, default=3, help="that count (default: 3)")
+    parser.add_argument("--show", action="store_true", help="print what was measured before")
+    parser.add_argument("--output", type=Path, default=RESULTS, help=f"(default: {RESULTS})")
+    options = parser.parse_args(arguments)
+    if options.rounds < 1:
+        parser.error("--rounds: at least 1")
+
+    with stage.reported():
+        if not options.show:
+            try:
+                measure(options.only, options.rounds, options.output)
+            except FailedError as error:
+                sys.exit(f"ERROR: {error}")
+        if not options.output.exists():
+            raise InputError(str(options.output), found="no such file", expected="a bench before: make bench")
+        print(tables(files.read_json(options.output)))
+
+
+if __name__ == "__main__":
+    main()

@@ -70,14 +70,14 @@ def fit(
 
     num_steps = 0
     for epoch in range(1, recipe.epochs + 1):
-        order = torch.randperm(len(train), generator=generator).split(recipe.batch_size)
+        order = torch.randperm(len(train), generator=generator).to(device).split(recipe.batch_size)
         offsets_2N = random_offsets(len(train), recipe.shift, generator).to(device)
         windows: list[Window] = []
         untold: list[tuple[int, Tensor]] = []
         for first in range(0, steps_an_epoch, WINDOW):
             batches = order[first : first + WINDOW]
             shares = [team.share(index_B) for index_B in batches]
-            index = torch.cat(shares).to(device)
+            index = torch.cat(shares)
             x_NCHW = classifier.preprocess(shifted(images_NHW[index], recipe.shift, offsets_2N[:, index]))
             x, y = (tensor.split([len(share) for share in shares]) for tensor in (x_NCHW, labels_N[index]))
             outputs = [
@@ -146,7 +146,7 @@ def totals(log_probs_NK: Tensor, labels_N: Tensor) -> Tensor:
     """Of N images, float64 (3,): the sum of their negative log-likelihoods, how many are right, N."""
     nll = F.nll_loss(log_probs_NK, labels_N, reduction="sum")
     num_right = (log_probs_NK.argmax(1) == labels_N).sum()
-    return torch.stack([nll.double(), num_right.double(), nll.new_tensor(len(labels_N)).double()])
+    return torch.stack([nll, num_right, torch.full_like(nll, len(labels_N))]).double()
 
 
 def random_offsets(num_images: int, shift: int, generator: torch.Generator) -> Tensor:

@@ -83,3 +83,26 @@ def test_a_users_own_cublas_setting_stays(monkeypatch: pytest.MonkeyPatch) -> No
     devices.prepare(Machine(device="cpu", num_threads=1))
 
     assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":16:8"
+
+
+def test_tf32_is_a_gpus() -> None:
+    with pytest.raises(InputError) as caught:
+        devices.prepare(Machine(device="cpu", num_threads=1), precision="tf32")
+
+    assert str(caught.value) == "params.yaml: precision: found tf32 on a CPU, expected float32 or bfloat16"
+
+
+def test_determinism_is_a_choice() -> None:
+    devices.prepare(Machine(device="cpu", num_threads=1), deterministic=False)
+
+    assert not torch.are_deterministic_algorithms_enabled()
+    assert torch.backends.cudnn.benchmark
+
+
+def test_new_tensors_are_not_filled() -> None:
+    """It would cost 7 % of an epoch, and float32 is not quietly made TF32."""
+    devices.prepare(Machine(device="cpu", num_threads=1))
+
+    assert not torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
+    assert torch.backends.cudnn.conv.fp32_precision == "ieee"  # type: ignore[attr-defined]
+    assert torch.backends.cuda.matmul.fp32_precision == "ieee"

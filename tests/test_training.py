@@ -218,6 +218,19 @@ def test_each_image_is_used_once_an_epoch_in_a_new_order(batch_size: int) -> Non
     assert sum(position == place for place, position in enumerate(orders[0])) < 10
 
 
+def test_bfloat16_learns_too_and_keeps_its_weights_in_float32() -> None:
+    trained = classifier()
+    events = training.fit(
+        trained, train=TRAIN, val=VAL, recipe=recipe(**LEARNS), seed=0, device=CPU, precision="bfloat16"
+    )
+    *_, last = events
+
+    assert isinstance(last, Epoch)
+    assert last.val_accuracy > 0.8
+    assert {parameter.dtype for parameter in trained.parameters()} == {torch.float32}
+    assert not torch.equal(weights(trained), weights(fit(recipe(**LEARNS))[0]))
+
+
 def test_the_order_is_the_seeds() -> None:
     of = recipe(lr=STILL)
 

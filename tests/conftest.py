@@ -2,6 +2,7 @@
 
 import gzip
 import hashlib
+import signal
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +11,11 @@ import pytest
 
 from mnist import dataset
 from mnist.dataset import Bytes, Images
+
+# Who starts the tests in the background (`make test &`, `nohup`) has them ignore these signals, and so
+# would all that they start; tests send them.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # The seven segments of a pocket calculator's digits, as (rows, columns) of a 20x12 glyph.
 SEGMENTS = {

@@ -3,7 +3,7 @@
     train_images (60000, 28, 28) uint8    train_labels (60000,) uint8
     test_images  (10000, 28, 28) uint8    test_labels  (10000,) uint8
 
-Shape suffixes: N images, H rows, W columns.
+Shape suffixes: N images, M of them, H rows, W columns.
 """
 
 from dataclasses import dataclass
@@ -38,8 +38,32 @@ class Images:
         return len(self.labels_N)
 
     def take(self, index_M: NDArray[np.int64]) -> "Images":
-        """The M images of these positions, in their order."""
-        return Images(images_NHW=self.images_NHW[index_M], labels_N=self.labels_N[index_M])
+        """A copy of the M images of these positions, in their order."""
+        # 0.3 ms for 6,400 images; `[index_M]` takes 0.4 ms, and 6.7 ms where they are torch's.
+        return Images(
+            images_NHW=np.take(self.images_NHW, index_M, axis=0),
+            labels_N=np.take(self.labels_N, index_M, axis=0),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Selection:
+    """Some images of others, which stay where they are until they are taken.
+
+    Attributes:
+        whole: what is selected from.
+        index_N: (N,) int64, positions in `whole`.
+    """
+
+    whole: Images
+    index_N: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.index_N)
+
+    def take(self, index_M: NDArray[np.int64]) -> Images:
+        """A copy of the M images of these positions in the selection, in their order."""
+        return self.whole.take(self.index_N[index_M])
 
 
 def write(path: Path, *, train: Images, test: Images) -> None:

@@ -1,40 +1,47 @@
 """The training loop.
 
-Shape suffixes: N images, B images of a batch, H rows, W columns, K classes.
+Shape suffixes: N images, M of them, B images of a batch, H rows, W columns, K classes.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F  # noqa: N812 -- its name everywhere
 from torch import Tensor
 
 from mnist import optimizers
-from mnist.dataset import Images
+from mnist.dataset import Images, Selection
 from mnist.errors import InputError
 from mnist.history import Epoch, Window
 from mnist.model import Classifier, log_probabilities
 from mnist.params import Recipe
 
 WINDOW = 100  # steps between two reports
+UPLOAD = 100_000  # images that go to a GPU at a time
 WARM_UP = 0.3  # share of the steps in which one_cycle rises, the default of torch's OneCycleLR
 
 
 def fit(
-    classifier: Classifier, *, train: Images, val: Images, recipe: Recipe, seed: int, device: torch.device
+    classifier: Classifier,
+    *,
+    train: Images | Selection,
+    val: Images,
+    recipe: Recipe,
+    seed: int,
+    device: torch.device,
 ) -> Iterator[Window | Epoch]:
     """Train `classifier` in place, and yield what happened each `WINDOW` steps and each epoch.
 
-    The images stay on `device` as uint8; a window's worth of them is gathered and normalized at
-    a time. Loss and accuracy are fetched from the device once a window.
+    A window's worth of images is gathered and normalized at a time: by the CPU from where they lie,
+    a memory-mapped file say, and on a GPU from its memory, which holds them all as uint8. Loss and
+    accuracy are fetched from the device once a window.
 
     Raises:
         InputError: the loss is not finite; the weights are of no use then.
     """
     classifier.to(device).train()
-    images_NHW = torch.from_numpy(train.images_NHW).to(device)
-    labels_N = torch.from_numpy(train.labels_N).to(device, torch.int64)
+    gather = _gathering(train, device)
     optimizer = optimizers.make(recipe, classifier.network)
     generator = torch.Generator().manual_seed(seed)  # on the CPU: one order on every device
     num_steps = recipe.epochs * -(-len(train) // recipe.batch_size)
@@ -44,8 +51,8 @@ def fit(
         windows = []
         order_N = torch.randperm(len(train), generator=generator)
         for index in order_N.split(WINDOW * recipe.batch_size):
-            raw_NHW = shifted(images_NHW[index.to(device)], recipe.shift, generator)
-            x_NCHW, y_N = classifier.preprocess(raw_NHW), labels_N[index.to(device)]
+            raw_NHW, y_N = gather(index)
+            x_NCHW = classifier.preprocess(shifted(raw_NHW, recipe.shift, generator))
             outputs = []
             for x_BCHW, y_B in zip(
                 x_NCHW.split(recipe.batch_size), y_N.split(recipe.batch_size), strict=True
@@ -73,6 +80,24 @@ def fit(
             val_loss=val_loss,
             val_accuracy=val_accuracy,
         )
+
+
+def _gathering(images: Images | Selection, device: torch.device) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+    """A function that gives the images, uint8 (M, H, W), and the labels, int64 (M,), of M positions."""
+
+    def taken(index_M: Tensor) -> tuple[Tensor, Tensor]:
+        some = images.take(index_M.numpy())
+        return torch.from_numpy(some.images_NHW), torch.from_numpy(some.labels_N).long()
+
+    if device.type == "cpu":
+        return taken
+    # In parts, so that the CPU's memory need not hold them all.
+    parts = [
+        [tensor.to(device) for tensor in taken(index_M)]
+        for index_M in torch.arange(len(images)).split(UPLOAD)
+    ]
+    images_NHW, labels_N = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+    return lambda index_M: (images_NHW[index_M.to(device)], labels_N[index_M.to(device)])
 
 
 def objective(log_probs_BK: Tensor, labels_B: Tensor, label_smoothing: float) -> Tensor:

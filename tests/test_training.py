@@ -18,7 +18,7 @@ import torch.nn.functional as F  # noqa: N812 -- its name everywhere
 from torch import Tensor, nn
 
 from mnist import model, params, paths, training
-from mnist.dataset import Images, cut
+from mnist.dataset import Images, Selection, cut
 from mnist.errors import InputError
 from mnist.history import Epoch, Window
 from mnist.model import Classifier
@@ -29,6 +29,7 @@ ROOT = Path(__file__).parents[1]
 CPU = torch.device("cpu")
 MEAN, STD = 0.13, 0.31
 TRAIN, VAL = cut(digits(1200, seed=0), val_size=200, seed=0)
+PART = Selection(whole=TRAIN, index_N=np.arange(0, len(TRAIN), 2))
 CNN = Architecture(model="simple_cnn", n_features=6, permute_pixels=False)
 STILL = 1e-30  # a learning rate that is above 0 and moves no float32 weight
 
@@ -52,7 +53,7 @@ def classifier(seed: int = 0) -> Classifier:
 
 
 def fit(
-    of: Recipe, *, train: Images = TRAIN, val: Images = VAL, seed: int = 0
+    of: Recipe, *, train: Images | Selection = TRAIN, val: Images = VAL, seed: int = 0
 ) -> tuple[Classifier, list[Window], list[Epoch]]:
     """Train a new classifier; the windows and epochs that came by, each in their order."""
     trained = classifier(seed)
@@ -323,6 +324,17 @@ def test_a_batch_may_be_larger_than_the_data() -> None:
     assert [(window.step, window.num_images) for window in windows] == [(1, 1000)]
     assert [epoch.step for epoch in epochs] == [1]
     assert not torch.equal(weights(trained), weights(classifier()))
+
+
+def test_where_the_images_lie_does_not_count() -> None:
+    """A part of more images, taken as it is wanted, trains what a copy of it trains."""
+    (of_part, *told_of_part), (of_copy, *told_of_copy) = (
+        fit(recipe(epochs=2), train=train) for train in (PART, TRAIN.take(PART.index_N))
+    )
+
+    assert told_of_part == told_of_copy
+    for ours, theirs in zip(of_part.parameters(), of_copy.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.3])

@@ -28,8 +28,8 @@ from tests.conftest import digits
 ROOT = Path(__file__).parents[1]
 CPU = torch.device("cpu")
 MEAN, STD = 0.13, 0.31
-TRAIN, VAL = cut(digits(1200, seed=0), val_size=200, seed=0)
-PART = Selection(whole=TRAIN, index_N=np.arange(0, len(TRAIN), 2))
+PART, VAL = cut(digits(1200, seed=0), val_size=200, seed=0)
+TRAIN = PART.take(np.arange(len(PART)))
 CNN = Architecture(model="simple_cnn", n_features=6, permute_pixels=False)
 STILL = 1e-30  # a learning rate that is above 0 and moves no float32 weight
 
@@ -329,7 +329,7 @@ def test_a_batch_may_be_larger_than_the_data() -> None:
 def test_where_the_images_lie_does_not_count() -> None:
     """A part of more images, taken as it is wanted, trains what a copy of it trains."""
     (of_part, *told_of_part), (of_copy, *told_of_copy) = (
-        fit(recipe(epochs=2), train=train) for train in (PART, TRAIN.take(PART.index_N))
+        fit(recipe(epochs=2), train=train) for train in (PART, TRAIN)
     )
 
     assert told_of_part == told_of_copy

@@ -327,5 +327,5 @@ def test_the_table_of_one_image() -> None:
     assert rows.brightest.tolist() == [1, 1]
     assert rows.class_share.tolist() == [1, 1]
     assert rows.repeats.tolist() == [0, 1]
-    assert rows.digest[0] == rows.digest[1]
+    assert (rows.digest[0] == rows.digest[1]).all()
     assert rows.pixel_type == "uint8"

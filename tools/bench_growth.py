@@ -123,8 +123,8 @@ def pack(source: Path, target: Path, factor: float) -> int:
     with source.open("rb") as stream:
         magic = stream.read(4)
         sizes = [int.from_bytes(stream.read(4), "big") for _ in range(magic[3])]
-    items = np.memmap(source, np.uint8, mode="r", offset=4 + 4 * len(sizes), shape=tuple(sizes))
-    items = items[: max(1, round(min(factor, 1) * len(items)))]
+    everything = np.memmap(source, np.uint8, mode="r", offset=4 + 4 * len(sizes), shape=tuple(sizes))
+    items = everything[: max(1, round(min(factor, 1) * len(everything)))]
     moves = MOVES[: max(1, round(factor))]
     sizes[0] = len(items) * len(moves)
     with gzip.GzipFile(target, mode="wb", compresslevel=1, mtime=0) as packed:
@@ -238,7 +238,7 @@ def _row(size: Size, small: Size, name: str) -> dict[str, Any]:
 
 
 def _middle(size: Size, name: str, field: str) -> float:
-    return median(getattr(sample, field) for sample in size.samples[name])
+    return float(median(getattr(sample, field) for sample in size.samples[name]))
 
 
 def table(result: Mapping[str, Any]) -> str:
@@ -249,8 +249,7 @@ def table(result: Mapping[str, Any]) -> str:
     lines = [
         f"{hardware}; {versions}; {result['num_rounds']} rounds",
         "",
-        "| stage | images | median | min to max | an image | of the first's | linear | anonymous"
-        " | with files | more an image |",
+        "| stage | images | median | min to max | an image | ratio | linear | own memory | with files | more |",
         "| --- | ---: | ---: | ---: | ---: | ---: | --- | ---: | ---: | ---: |",
     ]
     for name, values in result["growth"].items():

@@ -1,4 +1,4 @@
-"""How much memory a piece of code keeps of a large data set, measured in a process of its own."""
+"""How much memory a piece of code keeps of a large file, measured in a process of its own."""
 
 import json
 import os
@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mnist import dataset, image_table, normalization
+from mnist import dataset, idx, image_table, normalization
 
 
 def now(name):
@@ -62,7 +62,7 @@ def make_dataset(path: Path, *, num_train: int, num_test: int) -> None:
 
 
 def grown_mib(code: str, path: Path) -> tuple[int, int]:
-    """Run code that reads the data set at `path`: by how much its memory grew at most.
+    """Run code that reads the file at `path`: by how much its memory grew at most.
 
     Returns:
         MiB of anonymous memory, and of all that was resident, the file's pages included.

@@ -48,6 +48,20 @@ SAMPLE_SECONDS = 0.01
 MOVES = sorted(product(range(-4, 5), repeat=2), key=lambda move: (move[0] ** 2 + move[1] ** 2, move))
 CACHE = Path(".cache")  # where `download` keeps the archives
 
+# Of the table, with how they are aligned.
+COLUMNS = {
+    "stage": "---",
+    "images": "---:",
+    "median": "---:",
+    "min to max": "---:",
+    "CPU for an image": "---:",
+    "of the first's": "---:",
+    "linear": "---",
+    "memory of its own": "---:",
+    "with pages of files": "---:",
+    "own for an image": "---:",
+}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
@@ -256,9 +270,8 @@ def table(result: Mapping[str, Any]) -> str:
     lines = [
         f"{hardware}; {versions}; {result['num_rounds']} rounds",
         "",
-        "| stage | images | median | min to max | CPU for an image | of the first's | linear"
-        + " | memory of its own | and of files | own for an image |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | --- | ---: | ---: | ---: |",
+        f"| {' | '.join(COLUMNS)} |",
+        f"| {' | '.join(COLUMNS.values())} |",
     ]
     for name, values in result["growth"].items():
         lines += [_line(name, row) for row in values["factors"].values()]

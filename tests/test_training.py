@@ -326,6 +326,18 @@ def test_a_batch_may_be_larger_than_the_data() -> None:
     assert not torch.equal(weights(trained), weights(classifier()))
 
 
+@pytest.mark.parametrize("upload", [1, 7, 1000, 100_000])
+def test_a_gpu_is_given_all_images_as_bytes(monkeypatch: pytest.MonkeyPatch, upload: int) -> None:
+    """Of tensors on the device `meta` all is known but their numbers."""
+    monkeypatch.setattr(training, "UPLOAD", upload)
+    gather = training._gathering(PART, torch.device("meta"))
+
+    raw_MHW, y_M = gather(torch.tensor([999, 0, 5]))
+
+    assert (raw_MHW.shape, raw_MHW.dtype, raw_MHW.device.type) == ((3, 28, 28), torch.uint8, "meta")
+    assert (y_M.shape, y_M.dtype, y_M.device.type) == ((3,), torch.int64, "meta")
+
+
 def test_where_the_images_lie_does_not_count() -> None:
     """A part of more images, taken as it is wanted, trains what a copy of it trains."""
     (of_part, *told_of_part), (of_copy, *told_of_copy) = (

@@ -43,7 +43,7 @@ class Images:
 
     def take(self, index_M: NDArray[np.int64]) -> "Images":
         """A copy of the M images of these positions, in their order."""
-        # 0.3 ms for 6,400 images; `[index_M]` takes 0.4 ms, and 6.7 ms where they are torch's.
+        # 0.3 ms for 6,400 images; `[index_M]` takes 0.4 ms, and 5 ms where they are torch's.
         return Images(
             images_NHW=np.take(self.images_NHW, index_M, axis=0),
             labels_N=np.take(self.labels_N, index_M, axis=0),

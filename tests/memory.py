@@ -8,6 +8,8 @@ from math import prod
 from pathlib import Path
 from textwrap import dedent
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
 
 # Anonymous memory is what must be kept; the rest are pages of files, which the system may take back.
@@ -67,6 +69,8 @@ def grown_mib(code: str, path: Path) -> tuple[int, int]:
     Returns:
         MiB of anonymous memory, and of all that was resident, the file's pages included.
     """
+    if sys.platform != "linux":
+        pytest.skip("only Linux tells anonymous memory apart")
     done = subprocess.run(
         [sys.executable, "-c", PROBE.replace("CODE", dedent(code)), str(path)],
         cwd=ROOT,

@@ -98,6 +98,7 @@ def watch(place: bench.Checkout, code: str) -> bench.Outcome:
     return place.python("-c", "from tools import bench_growth; bench_growth.watch()", "made")
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells anonymous memory apart")
 def test_pages_of_a_file_are_not_memory_of_its_own(here: bench.Checkout) -> None:
     with (here.folder / "file").open("wb") as stream:
         stream.truncate(300 * MIB)
@@ -234,6 +235,14 @@ def test_no_heavy_library_swells_the_parent() -> None:
     assert not heavy & set(loaded.stdout.split())
 
 
+def test_another_system_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "darwin")
+
+    with pytest.raises(SystemExit, match=r"^ERROR: this system: found darwin, expected linux"):
+        bench_growth.main([])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells anonymous memory apart")
 def test_the_real_stages_are_measured(
     tmp_path: Path,
     small_data: SmallData,

@@ -34,6 +34,7 @@ import psutil  # type: ignore[import-untyped]
 from ruamel.yaml import YAML
 
 from mnist import files, params, paths, stage
+from mnist.errors import InputError
 from tools import bench
 from tools.bench import Bench, Checkout, FailedError, Outcome, tell
 
@@ -294,9 +295,11 @@ def measure_all(
     """The whole result, as plain values; `growth` is what is not of the machine.
 
     Raises:
-        InputError: there is no data set to be had.
+        InputError: there is no data set to be had, or this is not Linux.
         FailedError: something that was to be measured failed.
     """
+    if sys.platform != "linux":
+        raise InputError("this system", found=sys.platform, expected="linux, which tells anonymous memory")
     measured = measure(factors, stages, num_rounds)
     return {"machine": bench.machine(), "num_rounds": num_rounds, "growth": summary(measured)}
 

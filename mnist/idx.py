@@ -44,17 +44,15 @@ def read(path: Path, *, name: str, rank: int) -> Bytes:
     Raises:
         InputError: it is not IDX, or holds other numbers, of another rank, or too few or many.
     """
-    expected = f"IDX, {rank} dimension{'s' * (rank > 1)} of uint8"
+    magic, num_header_bytes = bytes([0, 0, UINT8, rank]), 4 + 4 * rank
     with path.open("rb") as stream:
-        magic = stream.read(4)
-        if magic != bytes([0, 0, UINT8, rank]):
-            found = f"{magic[3]} of type {magic[2]}" if magic[:2] == b"\0\0" and magic[3:] else f"{magic!r}"
-            raise InputError(name, found=found, expected=f"{expected} (type {UINT8})")
-        shape = tuple(int.from_bytes(stream.read(4), "big") for _ in range(rank))
-        start, num_bytes = stream.tell(), path.stat().st_size
-        if num_bytes - start != prod(shape):
+        header, num_bytes = stream.read(num_header_bytes), path.stat().st_size - num_header_bytes
+        shape = tuple(int.from_bytes(header[at : at + 4], "big") for at in range(4, num_header_bytes, 4))
+        if not header.startswith(magic) or num_bytes != prod(shape):
             raise InputError(
-                name, found=f"{num_bytes - start} bytes for the shape {shape}", expected=f"{prod(shape)}"
+                name,
+                found=f"{header[:4]!r} and sizes {shape} before {num_bytes} bytes",
+                expected=f"IDX, uint8, rank {rank}: {magic!r} and the sizes of what follows",
             )
         content = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
-    return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
+    return np.frombuffer(content, np.uint8, offset=num_header_bytes).reshape(shape)

@@ -6,6 +6,7 @@ Shape suffixes: N or B images, C channels, H rows, W columns, K classes, D pixel
 import math
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812 -- its name everywhere
 from safetensors import SafetensorError, safe_open
@@ -128,8 +129,9 @@ def log_probabilities(classifier: Classifier, images: Images, device: torch.devi
     was_training = classifier.training
     classifier.to(device).eval()
     log_probs = [
-        classifier.network(classifier.preprocess(raw_BHW.to(device)))
-        for raw_BHW in torch.from_numpy(images.images_NHW).split(EVALUATION_BATCH)
+        # A copy, since torch wants memory that it may write to, and the images may be those of a file.
+        classifier.network(classifier.preprocess(torch.from_numpy(raw_BHW.copy()).to(device)))
+        for raw_BHW in np.split(images.images_NHW, range(EVALUATION_BATCH, len(images), EVALUATION_BATCH))
     ]
     classifier.train(was_training)
     return torch.cat(log_probs)

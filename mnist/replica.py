@@ -20,9 +20,8 @@ from typing import IO, Any
 
 from mnist import git, identity, paths
 from mnist.errors import InputError
+from mnist.mirrors import CACHE, VARIABLE
 
-ARCHIVES = Path(".cache/mnist")  # `mirrors.CACHE`, without its import of torchvision
-MIRROR = "MNIST_MIRROR"  # `mirrors.VARIABLE`
 # Of the environment, what would lead the code out of its folder, or make it do something else.
 FOREIGN = ("DVC", "GIT_", "MLFLOW_", "MNIST_")
 PATIENCE_SECONDS = 45  # for the stages to end after an interrupt; `train` waits up to 30 for its sender
@@ -118,7 +117,7 @@ def run(
 
 def _environment(replica: Replica, cache: Path) -> Mapping[str, str]:
     """For other code: this interpreter, a DVC and an MLflow of its own, and our archives."""
-    archives, ours = replica.checkout / ARCHIVES, paths.root() / ARCHIVES
+    archives, ours = replica.checkout / CACHE, paths.root() / CACHE
     if ours.is_dir():
         shutil.copytree(ours, archives, dirs_exist_ok=True)
     (replica.checkout / ".dvc").mkdir(exist_ok=True)
@@ -135,7 +134,7 @@ def _environment(replica: Replica, cache: Path) -> Mapping[str, str]:
         "MLFLOW_TRACKING_URI": f"sqlite:///{replica.folder / 'mlflow.db'}",
     }
     if mirror := first_mirror(replica.checkout):
-        environment[MIRROR] = mirror
+        environment[VARIABLE] = mirror
     return environment
 
 
@@ -145,7 +144,7 @@ def first_mirror(checkout: Path) -> str | None:
     Both may be relative to the main checkout, beside which a replica does not lie.
     """
     mirrors = params(checkout).get("data.mirrors")
-    own = os.environ.get(MIRROR, "")
+    own = os.environ.get(VARIABLE, "")
     if "://" in own:
         return own
     for mirror in [own, *(mirrors if isinstance(mirrors, list) else [])]:

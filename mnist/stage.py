@@ -1,22 +1,39 @@
 """How a stage or a tool starts and ends: a user's mistake is one line."""
 
 import gc
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 from mnist import params, paths
 from mnist.errors import InputError
 
 P = TypeVar("P", bound=params.Section)
+RARELY = 100_000  # objects made between two looks of the garbage collector; Python's own choice is 700
 
 
 def main(run: Callable[..., None], wanted: type[P]) -> None:
     """Run a stage in the current folder with its share of `params.yaml`; ends as `reported` says."""
+    # Libraries import more of themselves when they are used: 0.3 s less for `register`'s exporter.
+    gc.set_threshold(RARELY)
     with reported():
         run(params=params.load(paths.PARAMS).only(wanted))
+        if run.__module__ == "__main__":  # a process of its own, not a test
+            leave()
+
+
+def leave() -> NoReturn:
+    """End this process with status 0, when all its files are closed and its work is done.
+
+    Python would first take all modules and a million objects apart, one by one: 0.2 s after torch,
+    1.1 s after torch's exporter. Exit handlers of libraries do not run; ours write nothing there.
+    """
+    sys.stdout.flush()  # an error is reported as any other
+    sys.stderr.flush()
+    os._exit(0)
 
 
 @contextmanager

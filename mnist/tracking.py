@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import re
+import sqlite3
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from filelock import FileLock
 from mnist import journal, paths
 from mnist.dataset import SplitName
 from mnist.errors import AwayError, InputError
+from mnist.files import replacing
 from mnist.history import Epoch, Window
 from mnist.identity import Training
 from mnist.journal import End, Event, Point, Start
@@ -83,6 +85,7 @@ def connect() -> Store:
         try:
             if re.match(r"(postgresql|mysql|mssql)\b", uri):
                 sqlalchemy.create_engine(uri).connect().close()  # MLflow would try for an hour
+            _make_sqlite(uri)
             client = MlflowClient(tracking_uri=uri, registry_uri=uri)
             experiment = client.get_experiment_by_name(name) or _new_experiment(client, name, uri)
         except (ImportError, ValueError) as error:  # no driver for the database; no URL
@@ -93,6 +96,30 @@ def connect() -> Store:
         expected = f"a live one: run `mlflow experiments restore --experiment-id {experiment.experiment_id}`"
         raise InputError(f"MLflow experiment {name}", found="a deleted one", expected=expected)
     return Store(client=client, experiment_id=experiment.experiment_id, uri=uri)
+
+
+def _make_sqlite(uri: str) -> None:
+    """Make the SQLite file of a new store whole or not at all, though MLflow makes it in 140 commits.
+
+    They need not wait for the disk, since nothing counts before the file is in its place: 0.2 s
+    less, and 3 s where others keep the disk busy.
+    """
+    file = Path(uri.removeprefix("sqlite:///"))
+    is_file = uri.startswith("sqlite:///") and "?" not in uri
+    if not is_file or file.exists() or not os.access(file.parent, os.W_OK):
+        return  # MLflow opens it, or says why it cannot
+
+    def hurry(connection: sqlite3.Connection, _record: object) -> None:
+        connection.execute("PRAGMA synchronous = OFF")
+
+    sqlalchemy.event.listen(sqlalchemy.Engine, "connect", hurry)
+    try:
+        with replacing(file) as part:
+            MlflowClient(tracking_uri=f"sqlite:///{part}")
+            with part.open("rb") as stream:
+                os.fsync(stream.fileno())
+    finally:
+        sqlalchemy.event.remove(sqlalchemy.Engine, "connect", hurry)
 
 
 def _new_experiment(client: MlflowClient, name: str, uri: str) -> Experiment | None:

@@ -1,11 +1,11 @@
 """The training loop.
 
-Shape suffixes: N images, B images of a batch, C channels, H rows, W columns, K classes, S steps.
+Shape suffixes: N images, M of them, B images of a batch, C channels, H rows, W columns, K classes.
 """
 
 import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
 
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from mnist import cuda_graph, optimizers
 from mnist.batch_last import BatchLastCNN
-from mnist.dataset import Images
+from mnist.dataset import Images, Selection
 from mnist.errors import InputError
 from mnist.history import Epoch, Window
 from mnist.model import Classifier, log_probabilities
@@ -23,6 +23,7 @@ from mnist.params import Precision, Recipe
 from mnist.team import ALONE, Team
 
 WINDOW = 100  # steps between two reports
+UPLOAD = 100_000  # images that go to a GPU at a time
 WARM_UP = 0.3  # share of the steps in which one_cycle rises, the default of torch's OneCycleLR
 
 
@@ -43,7 +44,7 @@ class Step(Protocol):
 def fit(
     classifier: Classifier,
     *,
-    train: Images,
+    train: Images | Selection,
     val: Images,
     recipe: Recipe,
     seed: int,
@@ -53,16 +54,16 @@ def fit(
 ) -> Iterator[Window | Epoch]:
     """Train `classifier` in place, and yield what happened each `WINDOW` steps and each epoch.
 
-    The images stay on `device` as uint8; a window's worth of them is gathered and normalized at a
-    time. Nothing waits for a GPU inside an epoch: its windows are told at the end. Every process
-    of a team calls this with the same arguments but the device, and gets the same events.
+    A window's worth of images is gathered and normalized at a time: by the CPU from where they lie,
+    a memory-mapped file say, and on a GPU from its memory, which holds them all as uint8. Nothing
+    waits for a GPU inside an epoch: its windows are told at the end. Every process of a team calls
+    this with the same arguments but the device, and gets the same events.
 
     Raises:
         InputError: the loss is not finite; the weights are of no use then.
     """
     classifier.to(device).train()
-    images_NHW = torch.from_numpy(train.images_NHW).to(device)
-    labels_N = torch.from_numpy(train.labels_N).to(device, torch.int64)
+    gather = _gathering(train, device)
     step = stepper(classifier.network, recipe, device=device, precision=precision, team=team)
     generator = torch.Generator().manual_seed(seed)  # on the CPU: one order on every device
     steps_an_epoch = math.ceil(len(train) / recipe.batch_size)
@@ -77,15 +78,18 @@ def fit(
         for first in range(0, steps_an_epoch, WINDOW):
             batches = order[first : first + WINDOW]
             shares = [team.share(index_B) for index_B in batches]
-            index = torch.cat(shares)
-            x_NCHW = classifier.preprocess(shifted(images_NHW[index], recipe.shift, offsets_2N[:, index]))
-            x, y = (tensor.split([len(share) for share in shares]) for tensor in (x_NCHW, labels_N[index]))
+            index_M = torch.cat(shares)
+            raw_MHW, labels_M = gather(index_M)
+            x_MCHW = classifier.preprocess(shifted(raw_MHW, recipe.shift, offsets_2N[:, index_M]))
+            sizes = [len(share) for share in shares]
             outputs = [
                 step(x_BCHW, labels_B, next(lrs), num_images=len(index_B))
-                for x_BCHW, labels_B, index_B in zip(x, y, batches, strict=True)
+                for x_BCHW, labels_B, index_B in zip(
+                    x_MCHW.split(sizes), labels_M.split(sizes), batches, strict=True
+                )
             ]
             num_steps += len(batches)
-            untold.append((num_steps, team.total(totals(torch.cat(outputs), torch.cat(y)))))
+            untold.append((num_steps, team.total(totals(torch.cat(outputs), labels_M))))
             if device.type == "cpu" or num_steps == epoch * steps_an_epoch:
                 windows += _told(untold, epoch, recipe)
                 yield from windows[-len(untold) :]
@@ -129,6 +133,24 @@ def stepper(
         return step(x_BCHW, labels_B, lr, num_images=num_images)  # the last one of an epoch
 
     return replayed
+
+
+def _gathering(images: Images | Selection, device: torch.device) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+    """What gives the images, uint8 (M, H, W), and labels, int64 (M,), of M positions; all on `device`."""
+
+    def taken(index_M: Tensor) -> tuple[Tensor, Tensor]:
+        some = images.take(index_M.numpy())
+        return torch.from_numpy(some.images_NHW), torch.from_numpy(some.labels_N).long()
+
+    if device.type == "cpu":
+        return taken
+    # In parts, so that the CPU's memory need not hold them all.
+    parts = [
+        [tensor.to(device) for tensor in taken(index_M)]
+        for index_M in torch.arange(len(images)).split(UPLOAD)
+    ]
+    images_NHW, labels_N = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+    return lambda index_M: (images_NHW[index_M], labels_N[index_M])
 
 
 def objective(log_probs_BK: Tensor, labels_B: Tensor, label_smoothing: float) -> Tensor:

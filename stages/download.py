@@ -6,7 +6,8 @@ mirrors or .cache/mnist -> data/mnist.safetensors
 from collections import Counter
 from pathlib import Path
 
-from mnist import paths, stage
+from mnist import dataset as data
+from mnist import mirrors, paths, stage
 from mnist.params import Data, Section
 
 
@@ -18,10 +19,6 @@ class Params(Section):
 
 def run(*, params: Params, dataset: Path = paths.DATASET) -> None:
     """Write both splits; archives that are in the cache already are not fetched again."""
-    with stage.heavy_imports():
-        from mnist import dataset as data
-        from mnist import mirrors
-
     fetched = mirrors.fetch(params.data, paths.root() / mirrors.CACHE)
     train, test = mirrors.read(fetched.archives)
     data.write(dataset, train=train, test=test)

@@ -1,8 +1,10 @@
 """Small, learnable data in MNIST's own form, made anew for every test run."""
 
+import gc
 import gzip
 import hashlib
 import signal
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -82,6 +84,13 @@ class SmallData:
             }
             for path in sorted(self.mirror.iterdir())
         }
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _thawed() -> Iterator[None]:
+    """Nothing is frozen at the end: triton would report what stages froze in this process as leaked."""
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="session")

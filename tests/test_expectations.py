@@ -1,5 +1,6 @@
 """Each expectation is broken once, by data made for it, and must be the one that tells."""
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -258,6 +259,17 @@ def test_good_data_hold_and_are_counted(small_data: SmallData) -> None:
     assert all(finding.num_offending == 0 and not finding.offending for finding in verdict.expectations)
 
 
+def test_equal_test_images_and_labels_make_an_equal_digest(small_data: SmallData) -> None:
+    lines = "".join(
+        f"{hashlib.blake2b(image_HW.tobytes(), digest_size=16).hexdigest()} {label}\n"
+        for image_HW, label in zip(small_data.test.images_NHW, small_data.test.labels_N, strict=True)
+    )
+
+    said = judge(small_data.train.take(np.arange(5)), small_data.test)
+
+    assert said.test_sha256 == hashlib.sha256(lines.encode()).hexdigest()
+
+
 def test_duplicates_are_counted_and_named_with_their_originals(small_data: SmallData) -> None:
     train, test = repeated(*copies(small_data))
     test.images_NHW[[50, 51]] = train.images_NHW[10]  # two test images that are one training image
@@ -327,5 +339,5 @@ def test_the_table_of_one_image() -> None:
     assert rows.brightest.tolist() == [1, 1]
     assert rows.class_share.tolist() == [1, 1]
     assert rows.repeats.tolist() == [0, 1]
-    assert rows.digest[0] == rows.digest[1]
+    assert (rows.digest[0] == rows.digest[1]).all()
     assert rows.pixel_type == "uint8"

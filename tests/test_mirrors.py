@@ -423,7 +423,7 @@ def test_processes_may_fetch_at_once(
     serve: Callable[..., Server], small_data: SmallData, tmp_path: Path
 ) -> None:
     server = serve()
-    # Forked, since a fresh interpreter imports torchvision for seconds.
+    # Forked, since a fresh interpreter imports torchvision for seconds, with this module.
     context = multiprocessing.get_context("fork")
     data = section(small_data, server.url)
     workers = [context.Process(target=mirrors.fetch, args=(data, tmp_path / "cache")) for _ in range(4)]
@@ -539,13 +539,23 @@ INT32 = b"\0\0\x0c\x03" + b"".join(size.to_bytes(4, "big") for size in (1, 28, 2
         (NAMES[0], idx(np.zeros((3, 28, 28), np.uint8)), "train-labels.*found 1200 labels, expected 3,"),
         (NAMES[3], idx(np.zeros(0, np.uint8)), "t10k-labels"),
         (NAMES[2], idx(np.zeros((300, 14, 56), np.uint8)), r"t10k-images.*found images of \(14, 56\)"),
-        (NAMES[2], idx(np.zeros((300, 784), np.uint8)), "t10k-images.*3 dimension"),
-        (NAMES[0], INT32, "train-images.*torch.int32"),
-        (NAMES[0], idx(np.zeros((1200, 28, 28), np.uint8))[:-1], "train-images"),
+        (
+            NAMES[2],
+            idx(np.zeros((300, 784), np.uint8)),
+            r"t10k-images.*found b'\\x00\\x00\\x08\\x02'.*rank 3",
+        ),
+        (NAMES[0], INT32, r"train-images.*found b'\\x00\\x00\\x0c\\x03'.*uint8"),
+        (NAMES[0], idx(np.zeros((1200, 28, 28), np.uint8))[:-1], r"train-images.*\(1200, .* before 940799 "),
+        (
+            NAMES[0],
+            idx(np.zeros((1200, 28, 28), np.uint8)) + b"!",
+            r"train-images.*\(1200, .* before 940801 ",
+        ),
         (NAMES[1], b"", "train-labels"),
+        (NAMES[1], b"\0\0\x08\x01\0", "train-labels"),
         (NAMES[1], b"not IDX at all", "train-labels"),
     ],
-    ids=["count", "empty", "28x28", "rank", "dtype", "short", "nothing", "no IDX"],
+    ids=["count", "empty", "28x28", "rank", "dtype", "short", "long", "nothing", "half a size", "no IDX"],
 )
 def test_archives_with_right_checksums_and_wrong_contents_are_named(
     name: str, content: bytes, message: str, small_data: SmallData, tmp_path: Path

@@ -16,6 +16,7 @@ from mnist import normalization
 from mnist.dataset import Bytes
 from mnist.errors import InputError
 from mnist.normalization import Stats
+from tests import memory
 
 
 def exact(images_NHW: Bytes) -> tuple[float, float]:
@@ -82,6 +83,32 @@ def test_the_order_of_the_images_does_not_count() -> None:
     images_NHW = np.random.default_rng(0).integers(0, 256, (100, 28, 28), np.uint8)
 
     assert normalization.measure(images_NHW) == normalization.measure(images_NHW[::-1])
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 99, 100, 101])
+def test_how_many_are_counted_at_a_time_does_not_count(monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
+    images_NHW = np.random.default_rng(0).integers(0, 256, (100, 28, 28), np.uint8)
+    at_once = normalization.measure(images_NHW)
+    monkeypatch.setattr(normalization, "CHUNK", chunk)
+
+    assert normalization.measure(images_NHW) == at_once
+    assert normalization.measure(images_NHW[::-1]) == at_once
+
+
+def test_the_images_of_a_file_are_not_kept(tmp_path: Path) -> None:
+    """Of 470 MB; at once they would take 3.8 GB."""
+    memory.make_dataset(tmp_path / "file", num_train=600_000, num_test=0)
+    code = """
+        try:
+            normalization.measure(dataset.load(path, "train").images_NHW)
+        except ValueError:  # they are all black
+            pass
+    """
+
+    grown_mib, resident_mib = memory.grown_mib(code, tmp_path / "file")
+
+    assert resident_mib > 400
+    assert grown_mib < 50
 
 
 @pytest.mark.parametrize("value", [0, 1, 255])

@@ -369,8 +369,6 @@ def test_the_params_of_the_run_are_those_that_count(here: Desk, tmp_path: Path) 
 def test_a_mirror_beside_the_checkout_is_found(
     here: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert replica.ARCHIVES == mirrors.CACHE
-    assert replica.MIRROR == mirrors.VARIABLE
     (tmp_path / "params.yaml").write_text("data: {mirrors: [none, ../temporary, https://example.org/]}\n")
     assert replica.first_mirror(tmp_path) == str(here.temporary)
     monkeypatch.setenv("MNIST_MIRROR", "mnist")

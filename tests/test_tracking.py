@@ -1,12 +1,14 @@
 """Runs in a real MLflow store: one for each result, found by what determined it."""
 
 import dataclasses
+import sqlite3
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
+import sqlalchemy
 from mlflow.entities import Run
 
 from mnist import journal, paths, tracking
@@ -68,6 +70,33 @@ def test_four_processes_at_once_make_one_sound_store(store_folder: Path) -> None
     assert [process.returncode for process in started] == [0] * 4
     assert len(answers) == 1
     assert (store_folder / "mlflow.db").is_file()
+
+
+def test_a_store_whose_making_broke_off_is_not_there(
+    store_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A half-made one would be broken for good."""
+
+    def broken_off(tracking_uri: str, **_: str) -> None:
+        made = sqlite3.connect(tracking_uri.removeprefix("sqlite:///"))
+        made.execute("CREATE TABLE half (made INTEGER)")
+        made.close()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(tracking, "MlflowClient", broken_off)
+        tracking.connect()
+    assert [path.name for path in store_folder.iterdir()] == [".cache"]
+    store = tracking.connect()
+    assert runs(store) == []
+    assert sorted(path.name for path in store_folder.iterdir()) == [".cache", "mlflow.db"]
+
+
+def test_a_store_in_use_waits_for_the_disk() -> None:
+    """Only its making does without."""
+    tracking.connect()
+    with sqlalchemy.create_engine(paths.store_uri()).connect() as connection:
+        assert connection.execute(sqlalchemy.text("PRAGMA synchronous")).scalar() == 2  # FULL
 
 
 def ensure(store: tracking.Store, training: Training = TRAINING, weights: str = "w" * 64) -> Run:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from mnist import model, params, paths, training
 from mnist.batch_last import BatchLastCNN
-from mnist.dataset import Images, cut
+from mnist.dataset import Images, Selection, cut
 from mnist.errors import InputError
 from mnist.history import Epoch, Window
 from mnist.model import Classifier
@@ -29,7 +29,8 @@ from tests.conftest import digits
 ROOT = Path(__file__).parents[1]
 CPU = torch.device("cpu")
 MEAN, STD = 0.13, 0.31
-TRAIN, VAL = cut(digits(1200, seed=0), val_size=200, seed=0)
+PART, VAL = cut(digits(1200, seed=0), val_size=200, seed=0)
+TRAIN = PART.take(np.arange(len(PART)))
 CNN = Architecture(model="simple_cnn", n_features=6, permute_pixels=False)
 STILL = 1e-30  # a learning rate that is above 0 and moves no float32 weight
 
@@ -53,7 +54,7 @@ def classifier(seed: int = 0) -> Classifier:
 
 
 def fit(
-    of: Recipe, *, train: Images = TRAIN, val: Images = VAL, seed: int = 0
+    of: Recipe, *, train: Images | Selection = TRAIN, val: Images = VAL, seed: int = 0
 ) -> tuple[Classifier, list[Window], list[Epoch]]:
     """Train a new classifier; the windows and epochs that came by, each in their order."""
     trained = classifier(seed)
@@ -345,6 +346,29 @@ def test_a_batch_may_be_larger_than_the_data() -> None:
     assert [(window.step, window.num_images) for window in windows] == [(1, 1000)]
     assert [epoch.step for epoch in epochs] == [1]
     assert not torch.equal(weights(trained), weights(classifier()))
+
+
+@pytest.mark.parametrize("upload", [1, 7, 1000, 100_000])
+def test_a_gpu_is_given_all_images_as_bytes(monkeypatch: pytest.MonkeyPatch, upload: int) -> None:
+    """Of tensors on the device `meta` all is known but their numbers."""
+    monkeypatch.setattr(training, "UPLOAD", upload)
+    gather = training._gathering(PART, torch.device("meta"))
+
+    raw_MHW, y_M = gather(torch.tensor([999, 0, 5]))
+
+    assert (raw_MHW.shape, raw_MHW.dtype, raw_MHW.device.type) == ((3, 28, 28), torch.uint8, "meta")
+    assert (y_M.shape, y_M.dtype, y_M.device.type) == ((3,), torch.int64, "meta")
+
+
+def test_where_the_images_lie_does_not_count() -> None:
+    """A part of more images, taken as it is wanted, trains what a copy of it trains."""
+    (of_part, *told_of_part), (of_copy, *told_of_copy) = (
+        fit(recipe(epochs=2), train=train) for train in (PART, TRAIN)
+    )
+
+    assert told_of_part == told_of_copy
+    for ours, theirs in zip(of_part.parameters(), of_copy.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.3])

@@ -34,6 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             with stage.heavy_imports():
                 from mnist import courier
             courier.follow(options.follow)
+            stage.leave()  # `train` waits for it
         else:
             sys.exit(1 if reconcile() else 0)
 

@@ -18,10 +18,10 @@ from typing import Any
 
 from mnist import files, stage
 from mnist.errors import InputError
-from tools.bench import harness, loop, pipeline, tracking
+from tools.bench import growth, harness, loop, pipeline, tracking
 from tools.bench.harness import FailedError, tell
 
-PARTS: Mapping[str, ModuleType] = {"loop": loop, "pipeline": pipeline, "tracking": tracking}
+PARTS: Mapping[str, ModuleType] = {"loop": loop, "pipeline": pipeline, "tracking": tracking, "growth": growth}
 RESULTS = Path("metrics/bench.json")
 
 

@@ -5,6 +5,7 @@ The tests of this file run in their order, on one clone.
 
 import dataclasses
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -22,6 +23,20 @@ from mnist import dataset, model
 from tests import checkout
 from tests.checkout import NAME, STAGES, Clone
 from tests.conftest import SmallData
+
+# Each takes 0.3 s or more to import. What a stage does not use itself comes with what it uses.
+BIG = {
+    *("dvc", "great_expectations", "matplotlib", "mlflow", "pandas", "scipy"),
+    *("sympy", "torch", "torch._dynamo", "torchvision"),
+}
+USED = {
+    "download": set(),
+    "validate": {"great_expectations", "pandas", "scipy"},
+    "stats": set(),
+    "train": {"torch"},
+    "evaluate": {"matplotlib", "torch"},
+    "register": {"mlflow", "pandas", "scipy", "torch"},
+}
 
 
 @pytest.fixture(scope="module")
@@ -100,6 +115,16 @@ def test_a_forced_repro_gives_the_same_bytes_and_no_second_run_or_version(clone:
     assert clone.run("git", "status", "--porcelain").stdout == ""
     assert len(clone.runs()) == 1
     assert len(clone.client.search_model_versions()) == 1
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_no_stage_imports_a_big_library_that_it_does_not_use(clone: Clone, stage: str) -> None:
+    """In a whole run, where nothing is new: the exporter is for a model that is not registered yet."""
+    log = clone.run(sys.executable, "-X", "importtime", "-m", f"stages.{stage}").stdout
+    imported = set(re.findall(r"^import time: .*\| +([\w.]+)$", log, re.MULTILINE))
+    assert f"{stage}: " in log
+    assert "pydantic" in imported
+    assert imported & BIG <= USED[stage]
 
 
 def test_another_lr_reruns_what_depends_on_it_and_has_a_run_of_its_own(clone: Clone) -> None:

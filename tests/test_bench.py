@@ -20,7 +20,7 @@ from mnist import model, paths
 from tests.conftest import SmallData
 from tools import tutorial
 from tools.bench import __main__ as everything
-from tools.bench import harness, loop, pipeline
+from tools.bench import gpu, harness, loop, pipeline
 
 ROOT = Path(__file__).parents[1]
 
@@ -120,6 +120,23 @@ def test_arithmetic_is_what_torch_counts() -> None:
         network(torch.zeros(1, 1, 28, 28)).sum().backward()
 
     assert loop.arithmetic(6) == counter.get_total_flops()
+
+
+# ---- a GPU
+
+
+def test_a_gpu_is_held_against_fifty_times_the_tutorial() -> None:
+    rounds = [
+        {gpu.TUTORIAL: {"images_a_second": 1e4}}
+        | {label: {"images_a_second": speed, "seconds": 1.0, "val_accuracy": 0.99} for label in gpu.TRAININGS}
+        for speed in (4e5, 5e5, 6e5)
+    ]
+
+    table = gpu.tables({"device": "Some GPU", **gpu.summary(rounds)})
+
+    assert table.startswith("Some GPU; the tutorial's loop on it: 10,000 images/s.")
+    assert table.count("| 500,000 | 400,000 to 600,000 | 50.0 x | yes | 1.00 s |") == len(gpu.TRAININGS)
+    assert gpu.tables({"device": None}) == "There was no GPU."
 
 
 # ---- all parts

@@ -18,10 +18,16 @@ from typing import Any
 
 from mnist import files, stage
 from mnist.errors import InputError
-from tools.bench import growth, harness, loop, pipeline, tracking
+from tools.bench import gpu, growth, harness, loop, pipeline, tracking
 from tools.bench.harness import FailedError, tell
 
-PARTS: Mapping[str, ModuleType] = {"loop": loop, "pipeline": pipeline, "tracking": tracking, "growth": growth}
+PARTS: Mapping[str, ModuleType] = {
+    "loop": loop,
+    "pipeline": pipeline,
+    "gpu": gpu,
+    "growth": growth,
+    "tracking": tracking,
+}
 RESULTS = Path("metrics/bench.json")
 
 

@@ -4,6 +4,7 @@ Every training is a process of its own. The tutorial's epoch is 60,000 images; o
 split leaves of them to train on, and the scoring of the rest.
 """
 
+import json
 import subprocess
 import sys
 import time
@@ -61,34 +62,48 @@ CONTESTANTS = (
 )
 
 
-def time_epoch() -> None:
-    """Train for one epoch as `train` does, and print the seconds; runs in a process of its own."""
+def time_training() -> None:
+    """Train as `train` does, and print what it took; runs in a process of its own.
+
+    Its argument is a JSON object of params that differ from params.yaml. What is printed: seconds
+    and images of the whole training, of the epochs after the first, and the validation accuracy.
+    """
     with stage.heavy_imports():
         from mnist import dataset, devices, model, normalization, training
+        from mnist.history import Epoch
 
-    settings = params.load(paths.PARAMS).model_copy(
-        update={"epochs": 1, "device": "cpu", "num_threads": int(sys.argv[1])}
-    )
-    measured = normalization.read(paths.STATS)
-    train, val = dataset.cut(
-        dataset.load(paths.DATASET, "train"), val_size=settings.val_size, seed=settings.seed
-    )
-    device = devices.prepare(settings)
-    classifier = model.build(settings, seed=settings.seed, mean=measured.mean, std=measured.std)
+    values = {**params.load(paths.PARAMS).model_dump(), **json.loads(sys.argv[1])}
+    settings = params.check(params.Params, values, "params")
+    measured, seed = normalization.read(paths.STATS), settings.seed
+    train, val = dataset.cut(dataset.load(paths.DATASET, "train"), val_size=settings.val_size, seed=seed)
+    device = devices.prepare(settings, precision=settings.precision, deterministic=settings.deterministic)
+    classifier = model.build(settings, seed=seed, mean=measured.mean, std=measured.std)
     start = time.perf_counter()
-    list(
-        training.fit(
-            classifier,
-            train=train,
-            val=val,
-            recipe=settings,
-            seed=settings.seed,
-            device=device,
-            precision=settings.precision,
-        )
+    events = training.fit(
+        classifier,
+        train=train,
+        val=val,
+        recipe=settings,
+        seed=seed,
+        device=device,
+        precision=settings.precision,
     )
-    print(f"epoch_seconds {time.perf_counter() - start:.3f}")
-    print(f"num_images {len(train)}")
+    ends = [(time.perf_counter(), event.val_accuracy) for event in events if isinstance(event, Epoch)]
+    print(f"seconds {ends[-1][0] - start:.3f}")
+    print(f"num_images {settings.epochs * len(train)}")
+    print(f"later_seconds {ends[-1][0] - ends[0][0]:.3f}")
+    print(f"later_images {(settings.epochs - 1) * len(train)}")
+    print(f"val_accuracy {ends[-1][1]:.4f}")
+
+
+def trained(clone: Checkout, **values: object) -> dict[str, float]:
+    """What `time_training` prints, with these params.
+
+    Raises:
+        FailedError: the training failed.
+    """
+    script = "from tools.bench import loop; loop.time_training()"
+    return clone.python("-c", script, json.dumps(values)).numbers
 
 
 def time_peak() -> None:
@@ -141,9 +156,8 @@ def _images_a_second(bench: Bench, clone: Checkout, contestant: Contestant) -> f
         if contestant.num_threads is None:
             numbers = bench.tutorial(num_workers=contestant.num_workers).numbers
             return NUM_IMAGES / numbers["epoch_seconds"]
-        script = "from tools.bench import loop; loop.time_epoch()"
-        numbers = clone.python("-c", script, str(contestant.num_threads)).numbers
-        return numbers["num_images"] / numbers["epoch_seconds"]
+        numbers = trained(clone, epochs=1, device="cpu", num_threads=contestant.num_threads)
+        return numbers["num_images"] / numbers["seconds"]
 
 
 @contextmanager

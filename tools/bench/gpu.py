@@ -82,7 +82,7 @@ def tables(result: Mapping[str, Any]) -> str:
     lines = [
         f"{result['device']}; the tutorial's loop on it: {result['tutorial_images_a_second']:,.0f} images/s.",
         "",
-        "| `train` | images/s | min to max | x the tutorial's | holds | whole training | min to max | accuracy |",
+        "| `train` | images/s | min to max | x the tutorial's | holds | in all | min to max | accuracy |",
         "| --- | ---: | ---: | ---: | --- | ---: | ---: | ---: |",
     ]
     for label, values in result["trainings"].items():

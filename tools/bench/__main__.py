@@ -71,6 +71,41 @@ def _provenance(result: Mapping[str, Any]) -> str:
     )
 
 
+def headline(results: Mapping[str, Any]) -> str:
+    """The few lines of it all that README.md shows."""
+    loop_, figures = results["loop"]["images_a_second"], results["pipeline"]["figures"]
+    rows = [
+        (
+            "training, images a second, default params",
+            f"{loop_['threads_1']['median']:,.0f}",
+            f"{loop_['tutorial']['median']:,.0f}",
+            loop_["threads_1"]["ratio"],
+        ),
+        *(
+            (
+                label,
+                f"{figures[key]['median']:.1f} s",
+                f"{figures['tutorial']['median']:.1f} s",
+                figures[key]["ratio"],
+            )
+            for key, label in (
+                ("repro", "`dvc repro`, nothing cached"),
+                ("experiment", "`dvc exp run -S lr=0.05`"),
+                ("idle", "`dvc repro`, nothing to do"),
+            )
+        ),
+    ]
+    return "\n".join(
+        [
+            "| medians | here | the tutorial's script | ratio |",
+            "| --- | ---: | ---: | ---: |",
+            *(f"| {label} | {ours} | {theirs} | {ratio:.2f} |" for label, ours, theirs, ratio in rows),
+            "",
+            f"{_provenance(results['pipeline'])}.",
+        ]
+    )
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, print, and write.
 

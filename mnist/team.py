@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from mnist import launcher, stage
+from mnist import launch, stage
 from mnist.errors import InputError
 
 if TYPE_CHECKING:
@@ -95,13 +95,13 @@ def joined(processes: int) -> Iterator[Team]:
     Raises:
         InputError: the launcher started another number.
     """
-    place = launcher.place()
+    place = launch.place()
     size = place.size if place else 1
     if size != processes:
         raise InputError(
             "params.yaml: processes",
-            found=f"{processes}, among {size} that were started (WORLD_SIZE)",
-            expected=f"as many as were started, on all machines together: {size}",
+            found=f"{processes}, with {size} started (WORLD_SIZE)",
+            expected=f"{size}, as many as are started on all machines together",
         )
     if not place or size == 1:
         yield ALONE

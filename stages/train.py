@@ -4,26 +4,14 @@ data/mnist.safetensors, data/stats.json, metrics/validation.json ->
 models/model.safetensors, metrics/train.json, metrics/history.csv, metrics/steps.csv
 
 Another process tells MLflow meanwhile what happens (see `mnist.journal`). With `processes` above 1
-this module launches itself as so many, of which the first one speaks and writes (see `mnist.launcher`).
+this module launches itself as so many, of which the first one speaks and writes (see `mnist.launch`).
 """
 
 import time
 from pathlib import Path
 
 from mnist import dataset as data
-from mnist import (
-    files,
-    gate,
-    history,
-    identity,
-    journal,
-    launcher,
-    normalization,
-    paths,
-    progress,
-    stage,
-    team,
-)
+from mnist import files, gate, history, identity, journal, launch, normalization, paths, progress, stage, team
 from mnist.params import Architecture, Execution, Machine, Recipe, Split
 
 
@@ -66,7 +54,7 @@ def run(
             return
 
         where, num_parameters = devices.describe(device, us.size), model.num_parameters(net)
-        progress.say(
+        print(
             f"train: {params.model} with {num_parameters:,} parameters, on {where};"
             f" {len(train):,} images to train on, {len(val):,} to validate"
         )
@@ -86,4 +74,4 @@ def run(
 
 
 if __name__ == "__main__":
-    launcher.main(run, Params, module="stages.train")
+    launch.main(run, Params, module="stages.train")

@@ -84,7 +84,7 @@ def main(run: Callable[..., None], wanted: type[P], module: str) -> None:
         if settings.processes == 1 and num_nodes == 1:
             run(params=settings.only(wanted))
         else:
-            _launch(module, settings, num_nodes)
+            _start(module, settings, num_nodes)
 
 
 # ---- the launcher
@@ -97,7 +97,7 @@ def _num_nodes() -> int:
     return int(nodes)
 
 
-def _launch(module: str, settings: params.Params, num_nodes: int) -> None:
+def _start(module: str, settings: params.Params, num_nodes: int) -> None:
     """Start this machine's processes, and wait for them.
 
     Raises:
@@ -209,6 +209,8 @@ def _reporting_to_launcher(here: Place) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
+        if ERROR_FILE not in os.environ:
+            raise
         sys.exit(INTERRUPTED)  # the launcher says it
     except Exception as error:
         _ignore_signals()

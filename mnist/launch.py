@@ -12,6 +12,7 @@ it was, and why. Docs: docs/cluster.md.
 import json
 import logging
 import os
+import shutil
 import signal
 import sys
 import tempfile
@@ -126,16 +127,12 @@ def _start(module: str, settings: params.Params, num_nodes: int) -> None:
         from torch.distributed.elastic.multiprocessing import SignalException
         from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-    with tempfile.TemporaryDirectory(prefix="mnist-team-") as folder:
+    with tempfile.TemporaryDirectory(prefix="mnist-team-") as folder, _interruptible(folder):
         arguments = ["--max-restarts=0", f"--shutdown-timeout={SHUTDOWN_SECONDS}", f"--log-dir={folder}"]
         if "PET_NPROC_PER_NODE" not in os.environ:
             arguments.append(f"--nproc-per-node={settings.processes // num_nodes}")
         if num_nodes == 1:
             arguments += ["--standalone", "--local-addr=127.0.0.1"]
-        # torch waits for the other machines where no handler of Python's gets its turn. Once there
-        # are processes to end, torchrun sets handlers of its own.
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.SIG_DFL)
         try:
             torchrun.run(torchrun.parse_args([*arguments, "-m", module]))
         except SignalException:
@@ -148,6 +145,37 @@ def _start(module: str, settings: params.Params, num_nodes: int) -> None:
                 found=_first_line(error),
                 expected="this stage on each of them, and machine 0 at PET_MASTER_ADDR",
             ) from None
+
+
+@contextmanager
+def _interruptible(folder: str) -> Iterator[None]:
+    """Let an interrupt end this process, and its `folder`, while it waits for the other machines.
+
+    There torch waits where no handler of Python's gets its turn. Once there are processes to end,
+    torchrun has handlers of its own.
+    """
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+
+    def wait() -> None:
+        while os.read(reader, 1):
+            if signal.getsignal(signal.SIGTERM) is signal.default_int_handler:
+                shutil.rmtree(folder, ignore_errors=True)
+                print("interrupted", file=sys.stderr)
+                os._exit(INTERRUPTED)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
+    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    thread = threading.Thread(target=wait, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(-1)
+        os.close(writer)
+        thread.join()
+        os.close(reader)
 
 
 def _reason(failures: dict[int, Any], size: int) -> InputError:
@@ -193,7 +221,7 @@ def _told(failure: Any) -> dict[str, Any] | None:
 
 
 def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
 
 
 # ---- the launched

@@ -58,10 +58,16 @@ def prepare(
     return device
 
 
-def describe(device: torch.device) -> str:
-    """The device for people, with all of it that the last bits of a result depend on."""
+def describe(device: torch.device, processes: int = 1) -> str:
+    """The device for people, with all of it that the last bits of a result depend on.
+
+    Args:
+        device: of this process.
+        processes: that share the work, each on such a device.
+    """
+    team = f", {processes} processes" if processes > 1 else ""
     if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
+        return f"{torch.cuda.get_device_name(device)}{team}"
     num_threads = torch.get_num_threads()
     cpu = f"{processor.name()}, {torch.backends.cpu.get_cpu_capability()}"
-    return f"CPU ({cpu}), {num_threads} thread{'s' if num_threads > 1 else ''}"
+    return f"CPU ({cpu}), {num_threads} thread{'s' if num_threads > 1 else ''}{team}"

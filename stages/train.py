@@ -3,14 +3,15 @@
 data/mnist.safetensors, data/stats.json, metrics/validation.json ->
 models/model.safetensors, metrics/train.json, metrics/history.csv, metrics/steps.csv
 
-Another process tells MLflow meanwhile what happens (see `mnist.journal`).
+Another process tells MLflow meanwhile what happens (see `mnist.journal`). With `processes` above 1
+this module launches itself as so many, of which the first one speaks and writes (see `mnist.launch`).
 """
 
 import time
 from pathlib import Path
 
 from mnist import dataset as data
-from mnist import files, gate, history, identity, journal, normalization, paths, progress, stage
+from mnist import files, gate, history, identity, journal, launch, normalization, paths, progress, stage, team
 from mnist.params import Architecture, Execution, Machine, Recipe, Split
 
 
@@ -30,43 +31,47 @@ def run(
     steps_table: Path = paths.STEPS,
 ) -> None:
     """Train on the training images, watch the validation images, write weights and curves."""
-    gate.check(validation, dataset)
-    measured = normalization.read(stats)
-    train, val = data.cut(data.load(dataset, "train"), val_size=params.val_size, seed=params.seed)
-    with stage.heavy_imports():
-        from mnist import devices, model, training
+    with team.joined(params.processes) as us:
+        seed, precision = params.seed, params.precision
+        gate.check(validation, dataset)
+        measured = normalization.read(stats)
+        train, val = data.cut(data.load(dataset, "train"), val_size=params.val_size, seed=seed)
+        source = identity.of_training()
+        us.expect_alike(source.fingerprint)
+        with stage.heavy_imports():
+            from mnist import devices, model, training
 
-    device = devices.prepare(params, precision=params.precision, deterministic=params.deterministic)
-    where = devices.describe(device)
-    classifier = model.build(params, seed=params.seed, mean=measured.mean, std=measured.std)
-    num_parameters = model.num_parameters(classifier)
-    print(
-        f"train: {params.model} with {num_parameters:,} parameters, on {where};"
-        f" {len(train):,} images to train on, {len(val):,} to validate"
-    )
-    events = []
-    with journal.recorded(identity.of_training(), {"device": where}, say=progress.say) as record:
-        start = time.perf_counter()
-        fitting = training.fit(
-            classifier,
-            train=train,
-            val=val,
-            recipe=params,
-            seed=params.seed,
-            device=device,
-            precision=params.precision,
+        device = devices.prepare(
+            params, precision=precision, deterministic=params.deterministic, local_rank=us.local_rank
         )
-        for event in progress.shown(fitting, num_images=len(train), num_epochs=params.epochs):
-            events.append(event)
-            record.log(event)
-        seconds = time.perf_counter() - start
+        net = model.build(params, seed=seed, mean=measured.mean, std=measured.std)
+        fitting = training.fit(
+            net, train=train, val=val, recipe=params, seed=seed, device=device, precision=precision, team=us
+        )
+        if not us.leads:
+            for _ in fitting:
+                pass
+            return
 
-        model.save(weights, classifier, params)
-        history.write(steps_table, events, history.Window)
-        history.write(epochs_table, events, history.Epoch)
-        files.write_json(training_metrics, {"num_parameters": num_parameters, **history.summary(events)})
-        record.finish(files.sha256(weights), seconds)
+        where, num_parameters = devices.describe(device, us.size), model.num_parameters(net)
+        print(
+            f"train: {params.model} with {num_parameters:,} parameters, on {where};"
+            f" {len(train):,} images to train on, {len(val):,} to validate"
+        )
+        events = []
+        with journal.recorded(source, {"device": where}, say=progress.say) as record:
+            start = time.perf_counter()
+            for event in progress.shown(fitting, num_images=len(train), num_epochs=params.epochs):
+                events.append(event)
+                record.log(event)
+            seconds = time.perf_counter() - start
+
+            model.save(weights, net, params)
+            history.write(steps_table, events, history.Window)
+            history.write(epochs_table, events, history.Epoch)
+            files.write_json(training_metrics, {"num_parameters": num_parameters, **history.summary(events)})
+            record.finish(files.sha256(weights), seconds)
 
 
 if __name__ == "__main__":
-    stage.main(run, Params)
+    launch.main(run, Params, module="stages.train")

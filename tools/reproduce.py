@@ -305,7 +305,8 @@ def _device(checkout: Path) -> str:
     known = {key: values[key] for key in Machine.model_fields if key in values}
     if len(known) < len(Machine.model_fields):
         return ""
-    return devices.describe(devices.prepare(params.check(Machine, known, str(paths.PARAMS))))
+    device = devices.prepare(params.check(Machine, known, str(paths.PARAMS)))
+    return devices.describe(device, values.get("processes", 1))
 
 
 def _inputs(checkout: Path) -> dict[str, str]:

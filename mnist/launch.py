@@ -1,0 +1,311 @@
+"""Running a stage as several processes, by torch's own launcher, `torchrun`.
+
+    python -m stages.train                                        one machine, as many as `processes`
+    PET_NNODES=2 PET_NODE_RANK=1 ... python -m stages.train       one of several machines
+    torchrun --nproc-per-node 2 -m stages.train                   the same by hand
+
+The launcher starts a stage's own module again, once for each process, in which `place` tells which
+one it is. Where one process ends with an error, all end, and the launcher says in a line which one
+it was, and why. Docs: docs/cluster.md.
+"""
+
+import json
+import logging
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any, TypeVar
+
+from mnist import params, paths, stage
+from mnist.errors import InputError
+
+P = TypeVar("P", bound=params.Section)
+
+ERROR_FILE = "TORCHELASTIC_ERROR_FILE"  # where torchrun wants to be told why a process failed
+INTERRUPTED = 130  # as shells count
+# What a process that does not lead waits after a request to stop: until then it takes part, so that the
+# leader's step comes to its end, and the leader to its closing lines.
+GRACE_SECONDS = 5
+SHUTDOWN_SECONDS = 20  # until torchrun kills what does not stop
+WATCH_SECONDS = 1  # between two looks whether the launcher still lives
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Of a process among those that a launcher started.
+
+    Attributes:
+        rank: over all machines, from 0.
+        size: how many they are, on all machines.
+        local_rank: on this machine, from 0.
+    """
+
+    rank: int
+    size: int
+    local_rank: int
+
+
+def place() -> Place | None:
+    """This process's place; None where no launcher started it.
+
+    Batch systems set some of these variables for whatever they run; torchrun sets all three.
+    """
+    values = [os.environ.get(name, "") for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")]
+    if not all(value.isdecimal() for value in values):
+        return None
+    rank, size, local_rank = map(int, values)
+    return Place(rank=rank, size=size, local_rank=local_rank)
+
+
+def main(run: Callable[..., None], wanted: type[P], module: str) -> None:
+    """Run a stage as `stage.main` does, or launch it, or be one of the launched.
+
+    Args:
+        run: the stage.
+        wanted: its params.
+        module: its name, to start it by.
+    """
+    with stage.reported():
+        if here := place():
+            with _reporting_to_launcher(here):
+                run(params=params.load(paths.PARAMS).only(wanted))
+            return
+        settings = params.load(paths.PARAMS)
+        num_nodes = _num_nodes()
+        if settings.processes == 1 and num_nodes == 1:
+            run(params=settings.only(wanted))
+        else:
+            _start(module, settings, num_nodes)
+
+
+# ---- the launcher
+
+
+def _num_nodes() -> int:
+    nodes = os.environ.get("PET_NNODES", "1")
+    if not nodes.isdecimal() or int(nodes) == 0:
+        raise InputError("PET_NNODES", found=nodes, expected="the number of machines: it must not change")
+    return int(nodes)
+
+
+def _start(module: str, settings: params.Params, num_nodes: int) -> None:
+    """Start this machine's processes, and wait for them.
+
+    Raises:
+        InputError: the number of processes does not fit the machines, or the machines do not find each
+            other; or it is the error that one of the processes ended with.
+    """
+    if settings.processes % num_nodes:
+        raise InputError(
+            "params.yaml: processes",
+            found=f"{settings.processes}",
+            expected=f"a multiple of the {num_nodes} machines (PET_NNODES)",
+        )
+    if num_nodes > 1 and os.environ.get("PET_RDZV_BACKEND", "static") != "static":
+        raise InputError(
+            "PET_RDZV_BACKEND",
+            found=os.environ["PET_RDZV_BACKEND"],
+            expected="static: machine 0 (PET_NODE_RANK) must be the one whose files are written",
+        )
+    # Otherwise torchrun sets 1, and says so in a box of stars. The stage sets its threads itself.
+    os.environ.setdefault("OMP_NUM_THREADS", str(settings.num_threads))
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")  # what fails is told by an exception, too
+    logging.disable()  # of this process; what torchrun logs is told below, in a line
+    with stage.heavy_imports():
+        import torch.distributed as dist
+        from torch.distributed import run as torchrun
+        from torch.distributed.elastic.multiprocessing import SignalException
+        from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    with tempfile.TemporaryDirectory(prefix="mnist-team-") as folder, _interruptible(folder):
+        arguments = ["--max-restarts=0", f"--shutdown-timeout={SHUTDOWN_SECONDS}", f"--log-dir={folder}"]
+        if "PET_NPROC_PER_NODE" not in os.environ:
+            arguments.append(f"--nproc-per-node={settings.processes // num_nodes}")
+        if num_nodes == 1:
+            arguments += ["--standalone", "--local-addr=127.0.0.1"]
+        try:
+            torchrun.run(torchrun.parse_args([*arguments, "-m", module]))
+        except SignalException:
+            raise KeyboardInterrupt from None
+        except ChildFailedError as error:
+            raise _reason(error.failures, settings.processes) from None
+        except (dist.DistError, ConnectionError) as error:
+            raise InputError(
+                f"{num_nodes} machines (PET_NNODES)",
+                found=_first_line(error),
+                expected="this stage on each of them, and machine 0 at PET_MASTER_ADDR",
+            ) from None
+
+
+@contextmanager
+def _interruptible(folder: str) -> Iterator[None]:
+    """Let an interrupt end this process, and its `folder`, while it waits for the other machines.
+
+    There torch waits where no handler of Python's gets its turn. Once there are processes to end,
+    torchrun has handlers of its own.
+    """
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+
+    def wait() -> None:
+        while os.read(reader, 1):
+            if signal.getsignal(signal.SIGTERM) is signal.default_int_handler:
+                shutil.rmtree(folder, ignore_errors=True)
+                print("interrupted", file=sys.stderr)
+                os._exit(INTERRUPTED)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
+    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    thread = threading.Thread(target=wait, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(-1)
+        os.close(writer)
+        thread.join()
+        os.close(reader)
+
+
+def _reason(failures: dict[int, Any], size: int) -> InputError:
+    """What the user is to know of these failures, torchrun's, by rank; a traceback goes to stderr."""
+
+    def order(item: tuple[int, Any]) -> tuple[int, int]:
+        _, failure = item
+        told = _told(failure)
+        if told:
+            return 3 if told["lost"] else 0, told["time_ns"]
+        stopped = failure.exitcode in (INTERRUPTED, -signal.SIGTERM)
+        return 2 if stopped else 1, failure.timestamp * 10**9
+
+    rank, failure = min(failures.items(), key=order)
+    told = _told(failure)
+    if told and told["message"]:
+        return _ToldError(told["message"])
+    if told:
+        print(told["py_callstack"], file=sys.stderr, end="")
+        found = told["fault"]
+    elif failure.exitcode == INTERRUPTED:
+        found = "an interrupt"
+    elif failure.exitcode < 0:
+        memory = ": out of memory, perhaps" if failure.exitcode == -signal.SIGKILL else ""
+        found = f"an end by {failure.signal_name()}{memory}"
+    else:
+        found = f"exit status {failure.exitcode}"
+    expected = "all of them to the end; all were stopped"
+    return InputError(f"process {rank} of {size}", found=found, expected=expected)
+
+
+class _ToldError(InputError):
+    """An error of another process, in its words."""
+
+    def __init__(self, message: str) -> None:
+        ValueError.__init__(self, message)
+
+
+def _told(failure: Any) -> dict[str, Any] | None:
+    message = failure.error_file_data.get("message")
+    extra = message.get("extraInfo", {}) if isinstance(message, dict) else {}
+    return extra if "time_ns" in extra else None
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+
+
+# ---- the launched
+
+
+@contextmanager
+def _reporting_to_launcher(here: Place) -> Iterator[None]:
+    """Be ended as the launcher and the user want it, and tell the launcher of an error, not the user."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _interrupt if here.rank == 0 else _leave_soon)
+    if ERROR_FILE in os.environ:
+        threading.Thread(target=_leave_with, args=[os.getppid()], daemon=True).start()
+    try:
+        yield
+    except KeyboardInterrupt:
+        if ERROR_FILE not in os.environ:
+            raise
+        sys.exit(INTERRUPTED)  # the launcher says it
+    except Exception as error:
+        _ignore_signals()
+        if ERROR_FILE not in os.environ:
+            raise
+        _tell(Path(os.environ[ERROR_FILE]), error, here)
+        sys.exit(1)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """Break off, once: launcher and batch system may both ask."""
+    del number, frame
+    _ignore_signals()
+    raise KeyboardInterrupt
+
+
+def _leave_soon(number: int, frame: FrameType | None) -> None:
+    """Leave when the leader has had the time to, if it did not end this process before."""
+    del number, frame
+    _ignore_signals()
+    timer = threading.Timer(GRACE_SECONDS, os._exit, [INTERRUPTED])
+    timer.daemon = True
+    timer.start()
+
+
+def _ignore_signals() -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def _leave_with(launcher: int) -> None:
+    """End this process where its launcher ends without a word: nobody would wait for it, or end it."""
+    while os.getppid() == launcher:
+        time.sleep(WATCH_SECONDS)
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(2 * GRACE_SECONDS)
+    os._exit(INTERRUPTED)
+
+
+def _tell(path: Path, error: Exception, here: Place) -> None:
+    """Write why this process failed, as torchrun reads it; the keys beside its own are for `_reason`."""
+    lost = _is_loss(error)
+    message, callstack = "", "".join(traceback.format_exception(error))
+    if lost:
+        message = str(
+            InputError(
+                f"process {here.rank} of {here.size}",
+                found=f"another one gone or silent ({_first_line(error)})",
+                expected="all of them to the end: where it ran it is told why",
+            )
+        )
+    elif isinstance(error, (InputError, OSError)):
+        message = str(error)
+    now_ns = time.time_ns()
+    extra = {
+        "py_callstack": message or callstack,
+        "timestamp": str(now_ns // 10**9),
+        "time_ns": now_ns,
+        "lost": lost,
+        "message": message,
+        "fault": f"{type(error).__name__}: {_first_line(error)}",
+    }
+    path.write_text(json.dumps({"message": {"message": message or str(error), "extraInfo": extra}}))
+
+
+def _is_loss(error: Exception) -> bool:
+    """Whether it says no more than that another process does not answer."""
+    import torch.distributed as dist
+
+    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))

@@ -83,7 +83,7 @@ def main(run: Callable[..., None], wanted: type[P], module: str) -> None:
         settings = params.load(paths.PARAMS)
         num_nodes = _num_nodes()
         if settings.processes == 1 and num_nodes == 1:
-            run(params=settings.only(wanted))
+            stage.perform(run, settings.only(wanted))
         else:
             _start(module, settings, num_nodes)
 

@@ -17,12 +17,17 @@ RARELY = 100_000  # objects made between two looks of the garbage collector; Pyt
 
 def main(run: Callable[..., None], wanted: type[P]) -> None:
     """Run a stage in the current folder with its share of `params.yaml`; ends as `reported` says."""
+    with reported():
+        perform(run, params.load(paths.PARAMS).only(wanted))
+
+
+def perform(run: Callable[..., None], settings: params.Section) -> None:
+    """Run a stage with these params; if it has this process for itself, the process ends with it."""
     # Libraries import more of themselves when they are used: 0.3 s less for `register`'s exporter.
     gc.set_threshold(RARELY)
-    with reported():
-        run(params=params.load(paths.PARAMS).only(wanted))
-        if run.__module__ == "__main__":  # a process of its own, not a test
-            leave()
+    run(params=settings)
+    if run.__module__ == "__main__":  # not so in a test
+        leave()
 
 
 def leave() -> NoReturn:

@@ -18,13 +18,14 @@ from typing import Any
 
 from mnist import files, stage
 from mnist.errors import InputError
-from tools.bench import gpu, growth, harness, loop, pipeline, tracking
+from tools.bench import gpu, growth, harness, loop, pipeline, scaling, tracking
 from tools.bench.harness import FailedError, tell
 
 PARTS: Mapping[str, ModuleType] = {
     "loop": loop,
     "pipeline": pipeline,
     "gpu": gpu,
+    "scaling": scaling,
     "growth": growth,
     "tracking": tracking,
 }

@@ -211,13 +211,16 @@ def fetch() -> None:
         (raw / name).with_suffix("").write_bytes(gzip.decompress(archive.path.read_bytes()))
 
 
+def num_cores() -> int:
+    """That this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def machine() -> dict[str, str | int | float]:
     """What it was measured on."""
     return {
         "cpu": processor.name(),
-        "num_cores": len(os.sched_getaffinity(0))
-        if hasattr(os, "sched_getaffinity")
-        else os.cpu_count() or 1,
+        "num_cores": num_cores(),
         "memory_gib": round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30, 1),
         "python": platform.python_version(),
         **{name: version(name) for name in LIBRARIES},

@@ -1,32 +1,25 @@
 """Measure how training speeds up with processes, beside threads, at the default size and at a larger one.
 
-    python -m tools.bench_scaling [--rounds 3] [--output FILE]
-
 On a machine with GPUs a process takes a GPU, else a core. Images are random pixels, since speed does not
 depend on what they show; an epoch has 10,000. The second epoch of a training is what counts: starting
-processes takes seconds that a longer training does not notice. A round measures everything once.
-Progress goes to stderr, the table goes to stdout as Markdown.
+processes takes seconds that a longer training does not notice.
 """
 
-import argparse
 import json
-import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from statistics import median
 from typing import Any
 
-from mnist import files, params, paths, stage
-from tools import bench
-from tools.bench import Checkout, FailedError
+from mnist import params, paths, stage
+from tools.bench import harness
+from tools.bench.harness import Bench, Checkout, tell
 
-# No heavy library here, as in tools/bench.py.
-
+TITLE = "More processes"
 NUM_IMAGES = 10_000
-TIMER = "from tools import bench_scaling; bench_scaling.time_epoch()"
+TIMER = "from tools.bench import scaling; scaling.time_epoch()"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,80 +109,47 @@ def measure(here: Checkout, size: Size, team: Team) -> float:
         torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={team.processes}"]
         command = [sys.executable, *torchrun, "--no-python", *command]
     rate = NUM_IMAGES / here.run(*command).numbers["epoch_seconds"]
-    bench.tell(f"  n_features {size.n_features}, batch {size.batch_size}, {team.label}: {rate:,.0f} images/s")
+    tell(f"  n_features {size.n_features}, batch {size.batch_size}, {team.label}: {rate:,.0f} images/s")
     return rate
 
 
-def measure_all(*, num_rounds: int) -> dict[str, Any]:
+def measure_all(bench: Bench, *, num_rounds: int) -> dict[str, Any]:
     """The whole result, as plain values.
 
     Raises:
         FailedError: something that was to be measured failed.
     """
-    environment = {"OMP_NUM_THREADS": "1", **os.environ}
-    here = Checkout(folder=Path.cwd(), environment=environment)
-    num_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    environment = {"OMP_NUM_THREADS": "1", **bench.source.environment}
+    here = Checkout(folder=bench.source.folder, environment=environment)
     num_gpus = count_gpus(here)
-    measured = [(size, team) for size in SIZES for team in teams(num_cores, num_gpus)]
+    measured = [(size, team) for size in SIZES for team in teams(harness.num_cores(), num_gpus)]
     rates: dict[tuple[Size, Team], list[float]] = {which: [] for which in measured}
     for number in range(num_rounds):
-        bench.tell(f"round {number + 1} of {num_rounds}")
+        tell(f"round {number + 1} of {num_rounds}")
         for which in measured:
             rates[which].append(measure(here, *which))
     rows = [
         {
             **asdict(size),
             **asdict(team),
-            "median_images_per_second": median(rates[size, team]),
-            "min_images_per_second": min(rates[size, team]),
-            "max_images_per_second": max(rates[size, team]),
+            **harness.spread(rates[size, team]),
             "speedup": median(rates[size, team]) / median(rates[size, Team(processes=1, num_threads=1)]),
         }
         for size, team in measured
     ]
-    return {"machine": bench.machine(), "num_gpus": num_gpus, "num_rounds": num_rounds, "scaling": rows}
+    return {"num_gpus": num_gpus, "trainings": rows}
 
 
-def table(result: Mapping[str, Any]) -> str:
+def tables(result: Mapping[str, Any]) -> str:
     """The Markdown of what `measure_all` gives."""
-    facts, num_gpus = result["machine"], result["num_gpus"]
-    gpus = f", {num_gpus} GPU{'s' if num_gpus > 1 else ''}" if num_gpus else ""
-    hardware = f"{facts['cpu']}, {facts['num_cores']} cores{gpus}"
     lines = [
-        f"{hardware}; torch {facts['torch']}; {result['num_rounds']} rounds",
-        "",
-        "| `n_features` | `batch_size` | who trains | images/s, median | min to max | speed |",
+        "| `n_features` | `batch_size` | who trains | images/s | min to max | speed |",
         "| ---: | ---: | --- | ---: | ---: | ---: |",
     ]
-    for row in result["scaling"]:
+    for row in result["trainings"]:
         who = Team(processes=row["processes"], num_threads=row["num_threads"]).label
-        median_rate, *ends = (row[f"{which}_images_per_second"] for which in ("median", "min", "max"))
         lines.append(
-            f"| {row['n_features']} | {row['batch_size']} | {who} | {median_rate:,.0f} |"
-            f" {ends[0]:,.0f} to {ends[1]:,.0f} | {row['speedup']:.2f} x |"
+            f"| {row['n_features']} | {row['batch_size']} | {who} | {row['median']:,.0f} |"
+            f" {row['min']:,.0f} to {row['max']:,.0f} | {row['speedup']:.2f} x |"
         )
     return "\n".join(lines)
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure, print, and write; exits with 1 and a message where something that was to be measured fails."""
-    parser = argparse.ArgumentParser(
-        prog="python -m tools.bench_scaling", description="Measure how training speeds up with processes."
-    )
-    parser.add_argument("--rounds", type=int, default=3, help="default: 3")
-    parser.add_argument("--output", type=Path, help="a JSON file for the numbers")
-    options = parser.parse_args(arguments)
-    if options.rounds < 1:
-        parser.error("--rounds: at least 1")
-    with stage.reported():
-        try:
-            result = measure_all(num_rounds=options.rounds)
-        except FailedError as error:
-            sys.exit(f"ERROR: {error}")
-        print(table(result))
-        if options.output:
-            files.write_json(options.output, result)
-
-
-if __name__ == "__main__":
-    main()

@@ -216,26 +216,30 @@ def test_no_process_outlives_its_launcher(clone: Clone) -> None:
 # ---- several machines
 
 
+@pytest.fixture(scope="module")
+def other_folder(clone: Clone, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Another machine's checkout of the same commit, with what `train` reads."""
+    folder = tmp_path_factory.mktemp("other") / "pipeline"
+    subprocess.run(["git", "clone", "-q", clone.folder, folder], check=True)
+    assert "`dvc repro stats`" in DOCS
+    dataclasses.replace(clone, folder=folder).dvc("repro", "stats")
+    return folder
+
+
 @pytest.fixture
-def machines(clone: Clone, tmp_path: Path) -> Iterator[list[Clone]]:
+def machines(clone: Clone, other_folder: Path) -> list[Clone]:
     """Two: each with a checkout, and what torchrun is to know, as docs/cluster.md says."""
     exports = "export PET_NNODES=2 PET_MASTER_ADDR=machine-0.example.org PET_MASTER_PORT=29500"
     assert exports in DOCS
     for number, command in enumerate(("dvc repro", "python -m stages.train")):
         assert f"PET_NODE_RANK={number} {command}\n" in DOCS
-    other = tmp_path / "pipeline"
-    subprocess.run(["git", "clone", "-q", clone.folder, other], check=True)
     common = {"PET_NNODES": "2", "PET_MASTER_ADDR": "127.0.0.1", "PET_MASTER_PORT": str(free_port())}
-    made = [
+    return [
         dataclasses.replace(
             clone, folder=folder, environment={**clone.environment, **common, "PET_NODE_RANK": str(number)}
         )
-        for number, folder in enumerate((clone.folder, other))
+        for number, folder in enumerate((clone.folder, other_folder))
     ]
-    assert "`dvc repro stats`" in DOCS
-    made[1].dvc("repro", "stats")
-    yield made
-    clone.reset()
 
 
 @contextlib.contextmanager
@@ -284,6 +288,7 @@ def test_a_machine_with_other_params_ends_the_job(machines: list[Clone]) -> None
     last = said.stdout.splitlines()[-1]
     assert last.startswith("ERROR: process 0 of 2: found another one gone or silent (")
     assert "Traceback" not in said.stdout
+    set_params(machines[1], seed=3)
 
 
 def test_a_machine_that_waits_can_be_interrupted(machines: list[Clone]) -> None:

@@ -10,7 +10,7 @@ BIN := .venv/bin
 # DVC runs the stages with the `python` that it finds first.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help setup repro test lint ui reconcile promote rollback reproduce verify best serve bench diff lock clean
+.PHONY: help setup repro test lint ui reconcile promote rollback reproduce verify preset best serve bench diff lock clean
 
 help: ## List these targets
 	@sed -nE 's/^([a-z]+):.*## (.*)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r name text; do printf '  make %-9s %s\n' "$$name" "$$text"; done
@@ -66,6 +66,9 @@ reproduce: setup ## Make MODEL again from its record and compare (default: the c
 
 verify: setup ## Say whether the committed results are what the committed code makes
 	@python -m tools.verify
+
+preset: setup ## List the presets, params that show what SimpleCNN can do, or run one: NAME=quick
+	@python -m tools.preset $(NAME) $(ARGS)
 
 best: setup ## Rank the experiments by validation accuracy, and say how to apply the best one
 	@python -m tools.best $(ARGS)

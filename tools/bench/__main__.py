@@ -18,12 +18,13 @@ from typing import Any
 
 from mnist import files, stage
 from mnist.errors import InputError
-from tools.bench import gpu, growth, harness, loop, pipeline, scaling, tracking
+from tools.bench import gpu, growth, harness, loop, pipeline, presets, scaling, tracking
 from tools.bench.harness import FailedError, tell
 
 PARTS: Mapping[str, ModuleType] = {
     "loop": loop,
     "pipeline": pipeline,
+    "presets": presets,
     "gpu": gpu,
     "scaling": scaling,
     "growth": growth,

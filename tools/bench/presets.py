@@ -1,28 +1,26 @@
 """Train every preset over seeds, in turns with the tutorial's script, and hold each against its claim.
 
-    python -m tools.bench_presets [--seeds 5] [--only NAME] [--output FILE]
-
-As `tools.bench` does, it measures what is committed, in a clone. Each training has a process of its
-own. It is timed as `training.fit` alone, validation included; the test images are scored after. Time
-in seconds says something on an idle machine only, the accuracies are the same on a busy one.
+Each training has a process of its own. It is timed as `training.fit` alone, validation included; the
+test images are scored after. Time in seconds says something on an idle machine only, the
+accuracies are the same on a busy one.
 """
 
-import argparse
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from statistics import mean, median, stdev
 from typing import Any
 
-from mnist import files, params, paths, presets, stage
+from mnist import params, paths, presets, stage
 from mnist.presets import Preset
-from tools import bench
-from tools.bench import Bench, Checkout, FailedError, tell
+from tools.bench import harness
+from tools.bench.harness import Bench, Checkout, tell
 
+TITLE = "Presets"
+NUM_SEEDS = 5
 MEASURED = ("train_seconds", "val_accuracy", "test_accuracy", "num_parameters")
 EPOCH = "of the tutorial's epoch"
-TRAIN = "from tools import bench_presets; bench_presets.train_one()"
+TRAIN = "from tools.bench import presets; presets.train_one()"
 
 
 def train_one() -> None:
@@ -79,9 +77,12 @@ def measure(
 def summary(
     measured: Mapping[str, Mapping[str, Sequence[float]]], known: Mapping[str, Preset]
 ) -> dict[str, Any]:
-    """Plain numbers, by preset: what `--output` writes and the table shows."""
+    """Plain numbers, by preset: what `tables` shows."""
     epoch_seconds = measured["tutorial"]["epoch_seconds"]
-    result: dict[str, Any] = {"tutorial_epoch": _spread(epoch_seconds)}
+    result: dict[str, Any] = {
+        "num_seeds": len(epoch_seconds),
+        "tutorial_epoch": harness.spread(epoch_seconds),
+    }
     result["presets"] = {
         name: _preset(known[name], values, median(epoch_seconds))
         for name, values in measured.items()
@@ -91,8 +92,8 @@ def summary(
 
 
 def _preset(preset: Preset, values: Mapping[str, Sequence[float]], epoch_seconds: float) -> dict[str, Any]:
-    spread, test = _spread(values["train_seconds"]), _accuracy(values["test_accuracy"])
-    seconds = spread["median_seconds"]
+    spread, test = harness.spread(values["train_seconds"]), _accuracy(values["test_accuracy"])
+    seconds = spread["median"]
     ratio = seconds / epoch_seconds
     in_time = seconds <= preset.max_seconds if preset.max_seconds else ratio <= (preset.max_ratio or 0)
     return {
@@ -109,83 +110,45 @@ def _preset(preset: Preset, values: Mapping[str, Sequence[float]], epoch_seconds
     }
 
 
-def _spread(values: Sequence[float]) -> dict[str, float]:
-    return {"median_seconds": median(values), "min_seconds": min(values), "max_seconds": max(values)}
-
-
 def _accuracy(values: Sequence[float]) -> dict[str, float]:
     return {"mean": mean(values), "sd": stdev(values)}
 
 
-def table(result: Mapping[str, Any]) -> str:
+def tables(result: Mapping[str, Any]) -> str:
     """The Markdown of what `measure_all` returns."""
-    epoch = result["tutorial_epoch"]
+    accuracy = f"test accuracy, {result['num_seeds']} seeds"
+    epoch = harness.shown(result["tutorial_epoch"])
     lines = [
-        f"{_hardware(result['machine'])}; {result['num_seeds']} seeds",
-        "",
-        f"| preset | parameters | epochs | training | min to max | {EPOCH} | test accuracy | claim | holds |",
+        f"| preset | parameters | epochs | training | min to max | {EPOCH} | {accuracy} | claim | holds |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: | --- | --- |",
-        f"| the tutorial's script | 6,422 | 1 | {_seconds(epoch)} | 1.00 x | | | |",
+        f"| the tutorial's script | 6,422 | 1 | {epoch} | 1.00 x | | | |",
     ]
     for name, values in result["presets"].items():
         test = values["test_accuracy"]
         faults = [what for what in ("accuracy", "time") if not values[f"{what}_holds"]]
         lines.append(
-            f"| `{name}` | {values['num_parameters']:,} | {values['epochs']} | {_seconds(values)} |"
+            f"| `{name}` | {values['num_parameters']:,} | {values['epochs']} | {harness.shown(values)} |"
             f" {values['ratio']:.2f} x | {100 * test['mean']:.2f} ± {100 * test['sd']:.2f} % |"
             f" {values['claim']} | {'NO: ' + ' and '.join(faults) if faults else 'yes'} |"
         )
     return "\n".join(lines)
 
 
-def _hardware(facts: Mapping[str, Any]) -> str:
-    versions = ", ".join(f"{name} {facts[name]}" for name in ("python", "torch"))
-    return f"{facts['cpu']}, {facts['num_cores']} cores, {facts['memory_gib']:g} GiB; {versions}"
-
-
-def _seconds(values: Mapping[str, float]) -> str:
-    spread = f"{values['min_seconds']:.2f} to {values['max_seconds']:.2f} s"
-    return f"{values['median_seconds']:.2f} s | {spread}"
-
-
-def measure_all(*, num_seeds: int, only: Sequence[str] = ()) -> dict[str, Any]:
+def measure_all(
+    bench: Bench, *, num_rounds: int, num_seeds: int = NUM_SEEDS, only: Sequence[str] = ()
+) -> dict[str, Any]:
     """The whole result, as plain values; `only` names presets, none is all of them.
 
+    A seed is a round, and there are `num_seeds` of them, however many rounds other parts take.
+
     Raises:
-        InputError: there is no data set to be had, or no such preset.
+        InputError: there is no such preset.
         FailedError: a training, or the tutorial's script, failed.
     """
-    with bench.prepared() as setup, setup.checkout() as clone:
+    del num_rounds
+    with bench.checkout() as clone:
         known = presets.load(clone.folder / presets.PRESETS)
         chosen = {name: presets.named(known, name) for name in only} or known
         clone.dvc("repro", "stats", expected=("download", "validate", "stats"))
-        measured = measure(setup, clone, list(chosen), num_seeds)
-    return {"machine": bench.machine(), "num_seeds": num_seeds, **summary(measured, chosen)}
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure, print, and write.
-
-    Exits with 1 and a message where something that was to be measured fails. A claim that does not
-    hold is told in the table and is no error: it may be the machine that was busy.
-    """
-    parser = argparse.ArgumentParser(prog="python -m tools.bench_presets", description="Measure the presets.")
-    parser.add_argument("--seeds", type=int, default=5, help="from 0 on, at least 2 (default: 5)")
-    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="presets (default: all)")
-    parser.add_argument("--output", type=Path, help="a JSON file for the numbers")
-    options = parser.parse_args(arguments)
-    if options.seeds < 2:  # noqa: PLR2004 -- as the message says
-        parser.error("--seeds: at least 2, for a standard deviation")
-
-    with stage.reported():
-        try:
-            result = measure_all(num_seeds=options.seeds, only=options.only)
-        except FailedError as error:
-            sys.exit(f"ERROR: {error}")
-        print(table(result))
-        if options.output:
-            files.write_json(options.output, result)
-
-
-if __name__ == "__main__":
-    main()
+        measured = measure(bench, clone, list(chosen), num_seeds)
+    return summary(measured, chosen)

@@ -38,6 +38,7 @@ def measured() -> dict[str, list[float]]:
     values |= {"experiment": [10.0, 9.0, 17.0]}
     for stage in harness.STAGES:
         values |= {f"{stage}_seconds": [1.0, 2.0, 3.0], f"{stage}_gib": [0.5, 1.5, 0.25]}
+        values |= {f"{stage}_imports": [0.5, 1.5, 0.75]}
     return values
 
 
@@ -54,7 +55,8 @@ def test_the_rows_are_median_spread_ratio_and_limit(measured: dict[str, list[flo
         "| `dvc repro`, nothing to do | 1.20 s | 1.00 to 9.00 s | 0.12 x | at most 1.2 s | yes |",
         "| `dvc exp run -S lr=0.05` | 10.00 s | 9.00 to 17.00 s | 1.00 x | at most 1 x | yes |",
     ]
-    assert table[9] == "| `download` | 2.00 s | 1.00 to 3.00 s | 1.50 GiB | at most 1.5 GiB | yes |"
+    assert table[9] == "| `download` | 2.00 s | 1.00 to 3.00 s | 0.75 s | 1.50 GiB | at most 1.5 GiB | yes |"
+    assert table[-1] == "Stages take 12.00 s; the rest of `dvc repro`, 5.00 s, is DVC's."
 
 
 @pytest.mark.parametrize(
@@ -89,6 +91,16 @@ def test_the_warming_up_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
     assert pipeline.measure(harness.Bench(source=place, data=Path(), commit=""), 2) == {
         "tutorial": [1.0, 2.0]
     }
+
+
+@pytest.mark.parametrize("end", ["", "os._exit(0)"], ids=["as Python ends", "as a stage ends"])
+def test_imports_are_told_from_work(here: harness.Checkout, end: str) -> None:
+    (here.folder / "slow.py").write_text("import time; time.sleep(0.3)")
+    (here.folder / "made.py").write_text(f"import os, time\nimport slow\ntime.sleep(0.5)\nimport slow\n{end}")
+
+    outcome = here.python("-m", "tools.bench.timed", "made")
+
+    assert 0.3 <= outcome.numbers["import_seconds"] < outcome.seconds - 0.5
 
 
 # ---- the loop

@@ -1,0 +1,69 @@
+"""The bench of processes and threads: who is measured, how, and what its table says."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tools import bench, bench_scaling
+from tools.bench_scaling import Size, Team
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.parametrize(
+    ("num_cores", "num_gpus", "expected"),
+    [
+        (1, 0, [(1, 1)]),
+        (2, 0, [(1, 1), (1, 2), (2, 1)]),
+        (6, 0, [(1, 1), (1, 6), (2, 1), (4, 1), (6, 1)]),
+        (16, 1, [(1, 1)]),
+        (16, 4, [(1, 1), (2, 1), (4, 1)]),
+    ],
+)
+def test_teams_are_up_to_all_cores_or_gpus(
+    num_cores: int, num_gpus: int, expected: list[tuple[int, int]]
+) -> None:
+    found = bench_scaling.teams(num_cores, num_gpus)
+    assert [(team.processes, team.num_threads) for team in found] == expected
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_an_epoch_is_timed(processes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    here = bench.Checkout(folder=ROOT, environment={**os.environ, "OMP_NUM_THREADS": "1"})
+
+    rate = bench_scaling.measure(
+        here, Size(n_features=1, batch_size=1000), Team(processes=processes, num_threads=1)
+    )
+
+    assert 100 < rate < 10_000_000
+
+
+def test_the_table_shows_what_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    rates = {1: iter([100.0, 300.0] * 99), 2: iter([150.0, 450.0] * 99)}
+
+    def measure(here: bench.Checkout, size: Size, team: Team) -> float:
+        del here, size
+        return next(rates[team.processes])
+
+    monkeypatch.setattr(bench_scaling, "measure", measure)
+    monkeypatch.setattr(bench_scaling, "count_gpus", lambda _: 2)
+
+    result = bench_scaling.measure_all(num_rounds=2)
+
+    assert json.loads(json.dumps(result, allow_nan=False)) == result
+    last: dict[str, Any] = result["scaling"][-1]
+    assert (last["n_features"], last["batch_size"], last["processes"]) == (32, 512, 2)
+    assert last["speedup"] == pytest.approx(1.5)
+    assert bench_scaling.table(result).splitlines()[-1].endswith("to 450 | 1.50 x |")
+    assert ", 2 GPUs; torch " in bench_scaling.table(result)
+
+
+def test_no_round_is_refused() -> None:
+    with pytest.raises(SystemExit) as caught:
+        bench_scaling.main(["--rounds", "0"])
+    assert caught.value.code == 2

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from tools import bench, bench_scaling
-from tools.bench_scaling import Size, Team
+from tools.bench import harness, scaling
+from tools.bench.scaling import Size, Team
 
 ROOT = Path(__file__).parents[1]
 
@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[1]
 def test_teams_are_up_to_all_cores_or_gpus(
     num_cores: int, num_gpus: int, expected: list[tuple[int, int]]
 ) -> None:
-    found = bench_scaling.teams(num_cores, num_gpus)
+    found = scaling.teams(num_cores, num_gpus)
     assert [(team.processes, team.num_threads) for team in found] == expected
 
 
@@ -34,9 +34,9 @@ def test_teams_are_up_to_all_cores_or_gpus(
 def test_an_epoch_is_timed(processes: int, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
         monkeypatch.delenv(name, raising=False)
-    here = bench.Checkout(folder=ROOT, environment={**os.environ, "OMP_NUM_THREADS": "1"})
+    here = harness.Checkout(folder=ROOT, environment={**os.environ, "OMP_NUM_THREADS": "1"})
 
-    rate = bench_scaling.measure(
+    rate = scaling.measure(
         here, Size(n_features=1, batch_size=1000), Team(processes=processes, num_threads=1)
     )
 
@@ -46,24 +46,20 @@ def test_an_epoch_is_timed(processes: int, monkeypatch: pytest.MonkeyPatch) -> N
 def test_the_table_shows_what_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     rates = {1: iter([100.0, 300.0] * 99), 2: iter([150.0, 450.0] * 99)}
 
-    def measure(here: bench.Checkout, size: Size, team: Team) -> float:
+    def measure(here: harness.Checkout, size: Size, team: Team) -> float:
         del here, size
         return next(rates[team.processes])
 
-    monkeypatch.setattr(bench_scaling, "measure", measure)
-    monkeypatch.setattr(bench_scaling, "count_gpus", lambda _: 2)
+    monkeypatch.setattr(scaling, "measure", measure)
+    monkeypatch.setattr(scaling, "count_gpus", lambda _: 2)
 
-    result = bench_scaling.measure_all(num_rounds=2)
+    place = harness.Checkout(folder=ROOT, environment={})
+    bench = harness.Bench(source=place, data=ROOT, commit="")
+
+    result = scaling.measure_all(bench, num_rounds=2)
 
     assert json.loads(json.dumps(result, allow_nan=False)) == result
-    last: dict[str, Any] = result["scaling"][-1]
+    last: dict[str, Any] = result["trainings"][-1]
     assert (last["n_features"], last["batch_size"], last["processes"]) == (32, 512, 2)
     assert last["speedup"] == pytest.approx(1.5)
-    assert bench_scaling.table(result).splitlines()[-1].endswith("to 450 | 1.50 x |")
-    assert ", 2 GPUs; torch " in bench_scaling.table(result)
-
-
-def test_no_round_is_refused() -> None:
-    with pytest.raises(SystemExit) as caught:
-        bench_scaling.main(["--rounds", "0"])
-    assert caught.value.code == 2
+    assert scaling.tables(result).splitlines()[-1].endswith("to 450 | 1.50 x |")

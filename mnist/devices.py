@@ -24,7 +24,8 @@ def prepare(
     Raises:
         InputError: the machine has no such device, or the device no such precision.
     """
-    num_gpus = torch.cuda.device_count()
+    # With a driver that is too old, `device_count` alone still counts the cards.
+    num_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if machine.device == "cuda" and num_gpus == 0:
         raise InputError(
             "params.yaml: device",
@@ -45,8 +46,7 @@ def prepare(
         raise InputError("params.yaml: precision", found="tf32 on a CPU", expected="float32 or bfloat16")
 
     torch.set_num_threads(machine.num_threads)
-    # Without this cuDNN computes float32 convolutions in TF32, which has 10 bits of mantissa, not 23.
-    torch.backends.fp32_precision = "tf32" if precision == "tf32" else "ieee"  # type: ignore[attr-defined]
+    set_precision(precision)
     torch.backends.cudnn.benchmark = not deterministic
     # The same demand as torch.use_deterministic_algorithms(True), without its import of
     # torch._dynamo (1.5 s). cuBLAS reads its variable when it starts.
@@ -56,6 +56,14 @@ def prepare(
     # reads a tensor that it did not write, and the filling takes 7 % of an epoch.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     return device
+
+
+def set_precision(precision: Precision) -> None:
+    """Let a GPU round the factors of float32 products to TF32, or not.
+
+    By default cuDNN does so in convolutions: 10 bits of mantissa instead of 23.
+    """
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
 
 
 def describe(device: torch.device, processes: int = 1) -> str:

@@ -150,7 +150,10 @@ def read(archives: dict[str, Archive]) -> tuple[Images, Images]:
         InputError: an archive is not gzip, or does not hold uint8 images of 28x28 pixels or as
             many labels as there are images.
     """
-    with tempfile.TemporaryDirectory() as folder:
+    # Beside the archives, which have room, and not in what may be memory. On NFS a mapped file stays
+    # in the way of its folder's end.
+    beside = next(iter(archives.values())).path.parent
+    with tempfile.TemporaryDirectory(dir=beside, ignore_cleanup_errors=True) as folder:
         for name, archive in archives.items():
             idx.unpack(archive.path, Path(folder) / name)
         return _split(Path(folder), "train"), _split(Path(folder), "t10k")

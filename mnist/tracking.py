@@ -19,7 +19,6 @@ from filelock import FileLock
 from mnist import journal, paths
 from mnist.dataset import SplitName
 from mnist.errors import AwayError, InputError
-from mnist.files import replacing
 from mnist.history import Epoch, Window
 from mnist.identity import Training
 from mnist.journal import End, Event, Point, Start
@@ -114,10 +113,15 @@ def _make_sqlite(uri: str) -> None:
 
     sqlalchemy.event.listen(sqlalchemy.Engine, "connect", hurry)
     try:
-        with replacing(file) as part:
+        with tempfile.TemporaryDirectory(prefix=f".{file.name}.", dir=file.parent) as folder:
+            part = Path(folder) / file.name
             MlflowClient(tracking_uri=f"sqlite:///{part}")
             with part.open("rb") as stream:
                 os.fsync(stream.fileno())
+            # Not `replace`: another checkout that shares the store, with a lock of its own, may have made
+            # it meanwhile and put runs into it. On a file system without links MLflow makes it itself.
+            with contextlib.suppress(OSError):
+                os.link(part, file)
     finally:
         sqlalchemy.event.remove(sqlalchemy.Engine, "connect", hurry)
 

@@ -5,7 +5,7 @@ Shape suffixes: N images, M of them, B images of a batch, C channels, H rows, W 
 
 import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
 
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from mnist import cuda_graph, optimizers
 from mnist.batch_last import BatchLastCNN
-from mnist.dataset import Images, Selection
+from mnist.dataset import IMAGE_SHAPE, Images, Selection
 from mnist.errors import InputError
 from mnist.history import Epoch, Window
 from mnist.model import Classifier, log_probabilities
@@ -24,6 +24,7 @@ from mnist.team import ALONE, Team
 
 WINDOW = 100  # steps between two reports
 UPLOAD = 100_000  # images that go to a GPU at a time
+GATHERED = 6_400  # images that are gathered and normalized at a time: 20 MB, for whole batches
 WARM_UP = 0.3  # share of the steps in which one_cycle rises, the default of torch's OneCycleLR
 
 
@@ -54,8 +55,8 @@ def fit(
 ) -> Iterator[Window | Epoch]:
     """Train `classifier` in place, and yield what happened each `WINDOW` steps and each epoch.
 
-    A window's worth of images is gathered and normalized at a time: by the CPU from where they lie,
-    a memory-mapped file say, and on a GPU from its memory, which holds them all as uint8. Nothing
+    Some batches are gathered and normalized at a time: by the CPU from where they lie, a
+    memory-mapped file say, and on a GPU from its memory, which holds all images as uint8. Nothing
     waits for a GPU inside an epoch: its windows are told at the end. Every process of a team calls
     this with the same arguments but the device, and gets the same events.
 
@@ -67,7 +68,8 @@ def fit(
     step = stepper(classifier.network, recipe, device=device, precision=precision, team=team)
     generator = torch.Generator().manual_seed(seed)  # on the CPU: one order on every device
     steps_an_epoch = math.ceil(len(train) / recipe.batch_size)
-    lrs = iter(learning_rates(recipe, recipe.epochs * steps_an_epoch).to(device))
+    lr_S = learning_rates(recipe, recipe.epochs * steps_an_epoch).to(device)
+    batches_at_a_time = max(1, GATHERED // recipe.batch_size)
 
     num_steps = 0
     for epoch in range(1, recipe.epochs + 1):
@@ -75,21 +77,20 @@ def fit(
         offsets_2N = random_offsets(len(train), recipe.shift, generator).to(device)
         windows: list[Window] = []
         untold: list[tuple[int, Tensor]] = []
-        for first in range(0, steps_an_epoch, WINDOW):
-            batches = order[first : first + WINDOW]
-            shares = [team.share(index_B) for index_B in batches]
-            index_M = torch.cat(shares)
-            raw_MHW, labels_M = gather(index_M)
-            x_MCHW = classifier.preprocess(shifted(raw_MHW, recipe.shift, offsets_2N[:, index_M]))
-            sizes = [len(share) for share in shares]
-            outputs = [
-                step(x_BCHW, labels_B, next(lrs), num_images=len(index_B))
+        for window in _chunks(order, WINDOW):
+            outputs, labels = [], []
+            for batches in _chunks(window, batches_at_a_time):
+                shares = [team.share(index_B) for index_B in batches]
+                index_M, sizes = torch.cat(shares), [len(share) for share in shares]
+                raw_MHW, labels_M = gather(index_M)
+                x_MCHW = classifier.preprocess(shifted(raw_MHW, recipe.shift, offsets_2N[:, index_M]))
                 for x_BCHW, labels_B, index_B in zip(
                     x_MCHW.split(sizes), labels_M.split(sizes), batches, strict=True
-                )
-            ]
-            num_steps += len(batches)
-            untold.append((num_steps, team.total(totals(torch.cat(outputs), labels_M))))
+                ):
+                    outputs.append(step(x_BCHW, labels_B, lr_S[num_steps], num_images=len(index_B)))
+                    num_steps += 1
+                labels.append(labels_M)
+            untold.append((num_steps, team.total(totals(torch.cat(outputs), torch.cat(labels)))))
             if device.type == "cpu" or num_steps == epoch * steps_an_epoch:
                 windows += _told(untold, epoch, recipe)
                 yield from windows[-len(untold) :]
@@ -117,22 +118,23 @@ def stepper(
     if device.type == "cpu" or team.size > 1:
         return step
 
-    whole_batch = cuda_graph.captured(
-        functools.partial(step, num_images=recipe.batch_size),
-        state=optimizer.state(),
-        arguments=(
-            torch.zeros(recipe.batch_size, 1, 28, 28, device=device),
-            torch.zeros(recipe.batch_size, dtype=torch.int64, device=device),
-            torch.zeros((), device=device),
-        ),
-    )
+    whole_step: cuda_graph.Step | None = None
 
     def replayed(x_BCHW: Tensor, labels_B: Tensor, lr: Tensor, *, num_images: int) -> Tensor:
-        if num_images == recipe.batch_size:
-            return whole_batch(x_BCHW, labels_B, lr)
-        return step(x_BCHW, labels_B, lr, num_images=num_images)  # the last one of an epoch
+        nonlocal whole_step
+        if num_images < recipe.batch_size:  # the last one of an epoch
+            return step(x_BCHW, labels_B, lr, num_images=num_images)
+        if whole_step is None:
+            plain = functools.partial(step, num_images=recipe.batch_size)
+            whole_step = cuda_graph.captured(plain, optimizer.state(), (x_BCHW, labels_B, lr))
+        return whole_step(x_BCHW, labels_B, lr)
 
     return replayed
+
+
+def _chunks(batches: Sequence[Tensor], size: int) -> Iterator[Sequence[Tensor]]:
+    """`size` of them at a time, and the rest."""
+    return (batches[first : first + size] for first in range(0, len(batches), size))
 
 
 def _gathering(images: Images | Selection, device: torch.device) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
@@ -144,12 +146,12 @@ def _gathering(images: Images | Selection, device: torch.device) -> Callable[[Te
 
     if device.type == "cpu":
         return taken
-    # In parts, so that the CPU's memory need not hold them all.
-    parts = [
-        [tensor.to(device) for tensor in taken(index_M)]
-        for index_M in torch.arange(len(images)).split(UPLOAD)
-    ]
-    images_NHW, labels_N = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+    # In parts, so that no memory need hold them twice.
+    images_NHW = torch.empty((len(images), *IMAGE_SHAPE), dtype=torch.uint8, device=device)
+    labels_N = torch.empty(len(images), dtype=torch.int64, device=device)
+    for index_M in torch.arange(len(images)).split(UPLOAD):
+        part = slice(int(index_M[0]), int(index_M[-1]) + 1)
+        images_NHW[part], labels_N[part] = taken(index_M)
     return lambda index_M: (images_NHW[index_M], labels_N[index_M])
 
 

@@ -112,3 +112,20 @@ def dataset_path(small_data: SmallData, tmp_path: Path) -> Path:
     path = tmp_path / "mnist.safetensors"
     dataset.write(path, train=small_data.train, test=small_data.test)
     return path
+
+
+@pytest.fixture
+def torch_as_before() -> Iterator[None]:
+    """What `devices.prepare` sets holds for the whole process: set it back."""
+    import torch
+
+    fills = torch.utils.deterministic
+    threads, filled = torch.get_num_threads(), fills.fill_uninitialized_memory  # type: ignore[attr-defined]
+    flags = torch.backends.cudnn.benchmark, torch.backends.cudnn.allow_tf32
+    products = torch.backends.cuda.matmul.allow_tf32
+    yield
+    torch.set_num_threads(threads)
+    fills.fill_uninitialized_memory = filled  # type: ignore[attr-defined]
+    torch.backends.cudnn.benchmark, torch.backends.cudnn.allow_tf32 = flags
+    torch.backends.cuda.matmul.allow_tf32 = products
+    torch.set_deterministic_debug_mode("default")

@@ -8,11 +8,11 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812 -- its name everywhere
-from torch import Tensor
+from torch import Tensor, nn
 
 from mnist import batch_last
 from mnist.batch_last import BatchLastCNN
-from mnist.model import SimpleCNN
+from mnist.model import MLP, SimpleCNN
 
 
 @pytest.fixture(autouse=True)
@@ -61,6 +61,21 @@ def test_the_parameters_are_the_networks_own() -> None:
     assert [id(parameter) for parameter in same.parameters()] == [
         id(parameter) for parameter in network.parameters()
     ]
+
+
+@pytest.mark.parametrize(
+    ("network", "suits"),
+    [
+        (SimpleCNN(784, 6, 10), True),
+        (SimpleCNN(784, 12, 10), True),
+        (SimpleCNN(784, 16, 10), False),  # oneDNN is as fast
+        (SimpleCNN(26 * 26, 6, 10), False),  # its pooled images have odd sides
+        (MLP(784, 8, 10), False),
+    ],
+    ids=["6 channels", "12", "16", "26 pixels", "no CNN"],
+)
+def test_it_is_taken_where_it_is_faster_and_right(network: nn.Module, suits: bool) -> None:
+    assert BatchLastCNN.suits(network) is suits
 
 
 def test_no_image_is_allowed() -> None:

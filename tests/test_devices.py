@@ -1,7 +1,6 @@
 """Choosing a device, and making it repeatable."""
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -9,20 +8,17 @@ import torch
 
 from mnist import devices, processor
 from mnist.errors import InputError
-from mnist.params import Machine
+from mnist.params import Machine, Precision
 
 GPU = torch.cuda.is_available()
 
 
+pytestmark = pytest.mark.usefixtures("torch_as_before")
+
+
 @pytest.fixture(autouse=True)
-def _as_before(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """What `prepare` sets holds for the whole process: set it back."""
+def _no_setting_of_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
-    threads, benchmark = torch.get_num_threads(), torch.backends.cudnn.benchmark
-    yield
-    torch.set_num_threads(threads)
-    torch.backends.cudnn.benchmark = benchmark
-    torch.set_deterministic_debug_mode("default")
 
 
 @pytest.mark.skipif(GPU, reason="there is a GPU")
@@ -100,9 +96,25 @@ def test_determinism_is_a_choice() -> None:
 
 
 def test_new_tensors_are_not_filled() -> None:
-    """It would cost 7 % of an epoch, and float32 is not quietly made TF32."""
+    """It would cost 7 % of an epoch."""
     devices.prepare(Machine(device="cpu", num_threads=1))
 
     assert not torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
-    assert torch.backends.cudnn.conv.fp32_precision == "ieee"  # type: ignore[attr-defined]
-    assert torch.backends.cuda.matmul.fp32_precision == "ieee"
+
+
+@pytest.mark.parametrize(("precision", "short"), [("float32", False), ("tf32", True), ("bfloat16", False)])
+def test_a_gpu_rounds_to_tf32_where_it_is_asked_to(precision: Precision, short: bool) -> None:
+    devices.set_precision(precision)
+
+    assert torch.backends.cudnn.allow_tf32 is short
+    assert torch.backends.cuda.matmul.allow_tf32 is short
+    with torch.backends.cudnn.flags():  # it raises where torch's old and new settings contradict
+        pass
+
+
+def test_a_card_that_no_driver_can_use_is_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with a driver that is too old: NVML counts the card, the runtime cannot start."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+    assert devices.prepare(Machine(device="auto", num_threads=1)) == torch.device("cpu")

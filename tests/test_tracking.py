@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import sqlalchemy
 from mlflow.entities import Run
+from mlflow.tracking import MlflowClient
 
 from mnist import journal, paths, tracking
 from mnist.errors import AwayError, InputError
@@ -91,6 +92,22 @@ def test_a_store_whose_making_broke_off_is_not_there(
     store = tracking.connect()
     assert runs(store) == []
     assert sorted(path.name for path in store_folder.iterdir()) == [".cache", "mlflow.db"]
+
+
+def test_a_store_that_another_checkout_made_meanwhile_stays(
+    store_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Checkouts that share a store have locks of their own."""
+    file, plain = store_folder / "mlflow.db", tracking.MlflowClient
+
+    def late(tracking_uri: str, **more: str) -> MlflowClient:
+        if not file.exists():
+            plain(tracking_uri=f"sqlite:///{file}").create_experiment("theirs")
+        return plain(tracking_uri=tracking_uri, **more)
+
+    monkeypatch.setattr(tracking, "MlflowClient", late)
+
+    assert tracking.connect().client.get_experiment_by_name("theirs") is not None
 
 
 def test_a_store_in_use_waits_for_the_disk() -> None:

@@ -15,15 +15,17 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812 -- its name everywhere
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from mnist import model, params, paths, training
+from mnist import cuda_graph, model, params, paths, training
 from mnist.batch_last import BatchLastCNN
 from mnist.dataset import Images, Selection, cut
 from mnist.errors import InputError
 from mnist.history import Epoch, Window
 from mnist.model import Classifier
 from mnist.params import Architecture, Recipe
+from mnist.team import ALONE
 from tests.conftest import digits
 
 ROOT = Path(__file__).parents[1]
@@ -281,6 +283,78 @@ def test_images_move_anew_in_each_epoch() -> None:
     # 1 in 9 stays where it was, another 1 in 9 comes to the same place again.
     assert 50 < len(images[0] & there) < 200
     assert 50 < len(images[0] & images[1]) < 200
+
+
+def test_each_image_moves_by_its_own_offset_in_every_window() -> None:
+    of = recipe(batch_size=5, shift=1, lr=STILL)
+    generator = torch.Generator().manual_seed(0)
+    order_N = torch.randperm(1000, generator=generator)
+    offsets_2N = training.random_offsets(1000, 1, generator)
+    _, still_windows, _ = fit(of)
+
+    moved_NHW = raw(torch.cat(batches_of(of)))
+
+    assert len(still_windows) == 2
+    for place in (0, 499, 500, 777, 999):  # of both windows
+        image = int(order_N[place])
+        down, right = offsets_2N[:, image].tolist()
+        expected_HW = slowly_shifted(torch.from_numpy(TRAIN.images_NHW[image].copy()), down, right)
+        assert torch.equal(moved_NHW[place], expected_HW)
+
+
+def test_much_is_not_gathered_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whole batches, as many as fit into the limit; what is trained is the same."""
+    of = recipe(batch_size=64, shift=1)
+    expected = weights(fit(of)[0])
+    taken: list[int] = []
+    take = Images.take
+
+    def told(self: Images, index_M: NDArray[np.int64]) -> Images:
+        taken.append(len(index_M))
+        return take(self, index_M)
+
+    monkeypatch.setattr(Images, "take", told)
+    monkeypatch.setattr(training, "GATHERED", 200)
+
+    assert torch.equal(weights(fit(of)[0]), expected)
+    assert set(taken) == {192, 40}
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "nesterov", "adam"])
+def test_a_graph_is_of_whole_batches_and_of_all_state(
+    optimizer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a CPU, with a stand-in for the graph that steps, and takes its warm-up back as the graph does."""
+    captures: list[int] = []
+
+    def captured(
+        step: cuda_graph.Step, state: list[Tensor], arguments: tuple[Tensor, Tensor, Tensor]
+    ) -> cuda_graph.Step:
+        before = [tensor.clone() for tensor in state]
+        for _ in range(3):
+            step(*arguments)
+        for tensor, value in zip(state, before, strict=True):
+            tensor.copy_(value)
+        captures.append(len(arguments[0]))
+        return step
+
+    monkeypatch.setattr(cuda_graph, "captured", captured)
+    networks = [classifier().network for _ in range(2)]
+    of = recipe(optimizer=optimizer, batch_size=4)
+    generator = torch.Generator().manual_seed(0)
+    plain, graph = (
+        training.stepper(network, of, device=torch.device(kind), precision="float32", team=ALONE)
+        for network, kind in zip(networks, ("cpu", "cuda"), strict=True)
+    )
+    for num_images in (4, 4, 3, 4):
+        x_BCHW = torch.randn(num_images, 1, 28, 28, generator=generator)
+        labels_B = torch.arange(num_images)
+        for step in (plain, graph):
+            step(x_BCHW, labels_B, torch.tensor(0.01), num_images=num_images)
+
+    assert captures == [4]
+    first, second = (torch.cat([each.detach().flatten() for each in net.parameters()]) for net in networks)
+    torch.testing.assert_close(first, second, rtol=1e-4, atol=1e-5)
 
 
 def save_some(folder: Path) -> None:

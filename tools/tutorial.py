@@ -3,7 +3,7 @@
 A network of two convolutions on the MNIST of torchvision, whose images pass one by one through
 transforms and a `DataLoader`; nothing is cached, checked, logged or saved.
 
-    python -m tools.tutorial --data FOLDER [--seed 0] [--workers 0]
+    python -m tools.tutorial --data FOLDER [--seed 0] [--workers 0] [--device cpu]
 
 Shape suffixes: B images of a batch, C channels, H rows, W columns, K classes.
 """
@@ -80,10 +80,15 @@ def main() -> None:
     parser.add_argument(
         "--workers", type=int, default=0, help="processes that prepare the images (default: none)"
     )
+    parser.add_argument(
+        "--device",
+        default="cuda" if torch.cuda.is_available() else "cpu",
+        help="(default: a GPU where there is one)",
+    )
     options = parser.parse_args()
 
     torch.manual_seed(options.seed)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(options.device)
     train_batches = loader(options.data, train=True, num_workers=options.workers)
     test_batches = loader(options.data, train=False)
     network = SimpleCNN().to(device)

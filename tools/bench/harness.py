@@ -144,10 +144,10 @@ class Bench:
             environment["DVC_SITE_CACHE_DIR"] = str(Path(name) / "dvc")
             yield Checkout(folder=folder, environment=environment)
 
-    def tutorial(self, seed: int = 0, *, num_workers: int = 0) -> Outcome:
+    def tutorial(self, seed: int = 0, *options: str) -> Outcome:
         """Run the tutorial's script."""
-        options = ("--data", str(self.data), "--seed", str(seed), "--workers", str(num_workers))
-        return self.source.python("-m", "tools.tutorial", *options)
+        command = ("-m", "tools.tutorial", "--data", str(self.data), "--seed", str(seed), *options)
+        return self.source.python(*command)
 
 
 def child_environment(variables: Mapping[str, str], folder: Path) -> dict[str, str]:

@@ -154,7 +154,8 @@ def measure(bench: Bench, num_rounds: int) -> dict[str, list[float]]:
 def _images_a_second(bench: Bench, clone: Checkout, contestant: Contestant) -> float:
     with _busy(contestant.num_busy):
         if contestant.num_threads is None:
-            numbers = bench.tutorial(num_workers=contestant.num_workers).numbers
+            options = ("--workers", str(contestant.num_workers), "--device", "cpu")
+            numbers = bench.tutorial(0, *options).numbers
             return NUM_IMAGES / numbers["epoch_seconds"]
         numbers = trained(clone, epochs=1, device="cpu", num_threads=contestant.num_threads)
         return numbers["num_images"] / numbers["seconds"]

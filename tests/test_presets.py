@@ -26,6 +26,7 @@ KNOWN = presets.load(ROOT / presets.PRESETS)
 BROKEN = {
     "no-mapping": ("- 1", "presets.yaml: found list"),
     "no-yaml": ("a: [", "presets.yaml: found no YAML"),
+    "no-day": ("a: 2024-13-45", "presets.yaml: found no YAML"),
     "no-preset": ("bad: 3", "presets.yaml: bad: found int"),
     "range": ("lr: 0.018|lr: -1.0", "presets.yaml: bad: params.lr: found -1.0, expected greater than 0"),
     "type": ("epochs: 1|epochs: one", "presets.yaml: bad: params.epochs: found 'one'"),
@@ -50,6 +51,7 @@ def test_a_preset_sets_every_param_that_its_accuracy_depends_on(settings: Params
 
     for one in KNOWN.values():
         assert set(one.overrides) == wanted <= set(settings.model_dump())
+        assert one.overrides["permute_pixels"] == "false"  # as in params.yaml, not as in Python
 
 
 @pytest.mark.parametrize("name", KNOWN)

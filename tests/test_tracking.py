@@ -98,7 +98,7 @@ def test_a_store_that_another_checkout_made_meanwhile_stays(
     store_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Checkouts that share a store have locks of their own."""
-    file, plain = store_folder / "mlflow.db", tracking.MlflowClient
+    file, plain = store_folder / "mlflow.db", MlflowClient
 
     def late(tracking_uri: str, **more: str) -> MlflowClient:
         if not file.exists():

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -178,8 +179,9 @@ def test_what_is_kept_can_be_shown(
     everything.main(["--show"])
 
     shown = capsys.readouterr().out
+    kept = json.loads((ROOT / everything.RESULTS).read_text())
     assert [line[4:] for line in shown.splitlines() if line.startswith("### ")] == [
-        part.TITLE for part in everything.PARTS.values()
+        part.TITLE for name, part in everything.PARTS.items() if name in kept
     ]
 
 
@@ -349,3 +351,10 @@ def test_the_tutorials_network_is_ours() -> None:
     x_BCHW = torch.randn(5, 1, 28, 28, generator=torch.Generator().manual_seed(0))
 
     assert torch.equal(ours(x_BCHW), theirs(x_BCHW))
+
+
+def test_the_readme_shows_what_was_measured_last() -> None:
+    kept = json.loads((ROOT / everything.RESULTS).read_text())
+    _, shown, _ = re.split(r"<!-- /?bench -->\n", (ROOT / "README.md").read_text())
+
+    assert shown.strip() == everything.headline(kept), "put what `headline` gives between the marks"

@@ -69,10 +69,12 @@ def test_the_parameters_are_the_networks_own() -> None:
         (SimpleCNN(784, 6, 10), True),
         (SimpleCNN(784, 12, 10), True),
         (SimpleCNN(784, 16, 10), False),  # oneDNN is as fast
+        (SimpleCNN(784, 28, 10), True),
+        (SimpleCNN(784, 29, 10), False),
         (SimpleCNN(26 * 26, 6, 10), False),  # its pooled images have odd sides
         (MLP(784, 8, 10), False),
     ],
-    ids=["6 channels", "12", "16", "26 pixels", "no CNN"],
+    ids=["6 channels", "12", "16", "28", "29", "26 pixels", "no CNN"],
 )
 def test_it_is_taken_where_it_is_faster_and_right(network: nn.Module, suits: bool) -> None:
     assert BatchLastCNN.suits(network) is suits

@@ -2,4 +2,5 @@
 
 Please start nothing more that uses a core, and write your final report at once.
 """
+
 raise SystemExit(__doc__)

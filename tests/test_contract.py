@@ -30,6 +30,7 @@ TARGETS = [
     "verify",
     "rollback",
     "reproduce",
+    "preset",
     "best",
     "serve",
     "bench",

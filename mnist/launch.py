@@ -35,7 +35,7 @@ ERROR_FILE = "TORCHELASTIC_ERROR_FILE"  # where torchrun wants to be told why a 
 INTERRUPTED = 130  # as shells count
 # What a process that does not lead waits after a request to stop: until then it takes part, so that the
 # leader's step comes to its end, and the leader to its closing lines.
-GRACE_SECONDS = 5
+GRACE_SECONDS = 10
 SHUTDOWN_SECONDS = 20  # until torchrun kills what does not stop
 WATCH_SECONDS = 1  # between two looks whether the launcher still lives
 

@@ -194,7 +194,7 @@ def test_an_interrupt_leaves_nothing(clone: Clone, request_to_stop: signal.Signa
     process = start(clone)
     if request_to_stop == signal.SIGTERM:  # as a batch system sends it: to all of them, in any order
         rank(1, process.pid).terminate()
-        time.sleep(1)
+        time.sleep(4)
     process.send_signal(request_to_stop)
 
     assert ended(process) == "interrupted\n"

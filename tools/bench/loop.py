@@ -56,9 +56,6 @@ CONTESTANTS = (
     Contestant(key="threads_2", label="`train`, 2 threads", num_threads=2),
     Contestant(key="busy_1", label="`train`, 1 thread, beside a busy process", num_threads=1, num_busy=1),
     Contestant(key="busy_2", label="`train`, 1 thread, beside two", num_threads=1, num_busy=2),
-    Contestant(
-        key="threads_2_busy_1", label="`train`, 2 threads, beside a busy process", num_threads=2, num_busy=1
-    ),
 )
 
 

@@ -95,7 +95,7 @@ def restore(root: Path, revision: Revision, folder: Path, *, kept: Path) -> None
         return
     tracked = DVCFileSystem(str(root), rev=revision.commit)
     # What DVC does not keep either, as the out of `register`, is nowhere, and nobody needs it.
-    for path in missing.keys() & _cached(tracked):
+    for path in sorted(missing.keys() & _cached(tracked)):
         copy = kept / missing[path]
         _fetch(tracked, path, copy)
         (folder / path).parent.mkdir(parents=True, exist_ok=True)

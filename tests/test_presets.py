@@ -176,7 +176,7 @@ def test_a_name_of_the_users_own_stays(options: list[str]) -> None:
 
 def made(accuracy: float, seconds: float) -> dict[str, list[float]]:
     return {
-        "train_seconds": [seconds, 2 * seconds, seconds],
+        "seconds": [seconds, 2 * seconds, seconds],
         "val_accuracy": [0.97, 0.98, 0.99],
         "test_accuracy": [accuracy - 0.001, accuracy, accuracy + 0.001],
         "num_parameters": [1000.0] * 3,

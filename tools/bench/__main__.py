@@ -67,9 +67,10 @@ def _provenance(result: Mapping[str, Any]) -> str:
     """On what, when, and how often it was measured."""
     facts = result["machine"]
     versions = ", ".join(f"{name} {facts[name]}" for name in ("python", *harness.LIBRARIES))
+    num_rounds = f"{result['num_rounds']} round{'s' if result['num_rounds'] > 1 else ''}"
     return (
         f"{facts['cpu']}, {facts['num_cores']} cores, {facts['memory_gib']:g} GiB; {versions};"
-        f" commit {result['commit']}, {result['date']}; {result['num_rounds']} rounds"
+        f" commit {result['commit']}, {result['date']}; {num_rounds}"
     )
 
 

@@ -63,10 +63,11 @@ def time_training() -> None:
     """Train as `train` does, and print what it took; runs in a process of its own.
 
     Its argument is a JSON object of params that differ from params.yaml. What is printed: seconds
-    and images of the whole training, of the epochs after the first, and the validation accuracy.
+    and images of the whole training and of the epochs after the first, what it came to, on the
+    test images too, and the size of the network.
     """
     with stage.heavy_imports():
-        from mnist import dataset, devices, model, normalization, training
+        from mnist import dataset, devices, model, normalization, scoring, training
         from mnist.history import Epoch
 
     values = {**params.load(paths.PARAMS).model_dump(), **json.loads(sys.argv[1])}
@@ -90,7 +91,11 @@ def time_training() -> None:
     print(f"num_images {settings.epochs * len(train)}")
     print(f"later_seconds {ends[-1][0] - ends[0][0]:.3f}")
     print(f"later_images {(settings.epochs - 1) * len(train)}")
-    print(f"val_accuracy {ends[-1][1]:.4f}")
+    print(f"val_accuracy {ends[-1][1]:.6f}")
+    test = dataset.load(paths.DATASET, "test")
+    log_probs_NK = model.log_probabilities(classifier, test, device).cpu().numpy()
+    print(f"test_accuracy {scoring.score(log_probs_NK, test.labels_N).accuracy:.6f}")
+    print(f"num_parameters {model.num_parameters(classifier)}")
 
 
 def trained(clone: Checkout, **values: object) -> dict[str, float]:

@@ -5,72 +5,36 @@ test images are scored after. Time in seconds says something on an idle machine 
 accuracies are the same on a busy one.
 """
 
-import sys
-import time
 from collections.abc import Mapping, Sequence
 from statistics import mean, median, stdev
 from typing import Any
 
-from mnist import params, paths, presets, stage
+from mnist import presets
 from mnist.presets import Preset
-from tools.bench import harness
+from tools.bench import harness, loop
 from tools.bench.harness import Bench, Checkout, tell
 
 TITLE = "Presets"
 NUM_SEEDS = 5
-MEASURED = ("train_seconds", "val_accuracy", "test_accuracy", "num_parameters")
+MEASURED = ("seconds", "val_accuracy", "test_accuracy", "num_parameters")
 EPOCH = "of the tutorial's epoch"
-TRAIN = "from tools.bench import presets; presets.train_one()"
-
-
-def train_one() -> None:
-    """Train the preset `argv[1]` by the seed `argv[2]` and print numbers; runs in a process of its own."""
-    with stage.heavy_imports():
-        from mnist import dataset, devices, model, normalization, scoring, training
-        from mnist.history import Epoch
-
-    name, seed = sys.argv[1], int(sys.argv[2])
-    preset = presets.named(presets.load(presets.PRESETS), name)
-    settings = params.load(paths.PARAMS).model_copy(update=preset.params.model_dump())
-    measured = normalization.read(paths.STATS)
-    train, val = dataset.cut(dataset.load(paths.DATASET, "train"), val_size=settings.val_size, seed=seed)
-    device = devices.prepare(settings, precision=settings.precision, deterministic=settings.deterministic)
-    classifier = model.build(settings, seed=seed, mean=measured.mean, std=measured.std)
-    start = time.perf_counter()
-    *_, last = training.fit(
-        classifier,
-        train=train,
-        val=val,
-        recipe=settings,
-        seed=seed,
-        device=device,
-        precision=settings.precision,
-    )
-    seconds = time.perf_counter() - start
-    assert isinstance(last, Epoch)
-    test = dataset.load(paths.DATASET, "test")
-    log_probs_NK = model.log_probabilities(classifier, test, device).cpu().numpy()
-    print(f"train_seconds {seconds:.3f}")
-    print(f"val_accuracy {last.val_accuracy:.6f}")
-    print(f"test_accuracy {scoring.score(log_probs_NK, test.labels_N).accuracy:.6f}")
-    print(f"num_parameters {model.num_parameters(classifier)}")
 
 
 def measure(
-    setup: Bench, clone: Checkout, names: Sequence[str], num_seeds: int
+    setup: Bench, clone: Checkout, known: Mapping[str, Preset], num_seeds: int
 ) -> dict[str, dict[str, list[float]]]:
     """The tutorial's epoch and each preset once a seed, from 0, in turns: lists of numbers, by name."""
     measured: dict[str, dict[str, list[float]]] = {"tutorial": {"epoch_seconds": []}}
-    measured |= {name: {key: [] for key in MEASURED} for name in names}
+    measured |= {name: {key: [] for key in MEASURED} for name in known}
     for seed in range(num_seeds):
         epoch_seconds = setup.tutorial(seed).numbers["epoch_seconds"]
         measured["tutorial"]["epoch_seconds"].append(epoch_seconds)
         tell(f"seed {seed}: the tutorial's epoch {epoch_seconds:.1f} s")
-        for name in names:
-            numbers = clone.python("-c", TRAIN, name, str(seed)).numbers
+        for name, preset in known.items():
+            numbers = loop.trained(clone, seed=seed, **preset.params.model_dump())
             for key in MEASURED:
                 measured[name][key].append(numbers[key])
-            tell(f"  {name}: {numbers['train_seconds']:.1f} s, test accuracy {numbers['test_accuracy']:.2%}")
+            tell(f"  {name}: {numbers['seconds']:.1f} s, test accuracy {numbers['test_accuracy']:.2%}")
     return measured
 
 
@@ -92,7 +56,7 @@ def summary(
 
 
 def _preset(preset: Preset, values: Mapping[str, Sequence[float]], epoch_seconds: float) -> dict[str, Any]:
-    spread, test = harness.spread(values["train_seconds"]), _accuracy(values["test_accuracy"])
+    spread, test = harness.spread(values["seconds"]), _accuracy(values["test_accuracy"])
     seconds = spread["median"]
     ratio = seconds / epoch_seconds
     in_time = seconds <= preset.max_seconds if preset.max_seconds else ratio <= (preset.max_ratio or 0)
@@ -150,5 +114,5 @@ def measure_all(
         known = presets.load(clone.folder / presets.PRESETS)
         chosen = {name: presets.named(known, name) for name in only} or known
         clone.dvc("repro", "stats", expected=("download", "validate", "stats"))
-        measured = measure(bench, clone, list(chosen), num_seeds)
-    return summary(measured, chosen)
+        measured = measure(bench, clone, chosen, num_seeds)
+    return {"num_rounds": num_seeds, **summary(measured, chosen)}

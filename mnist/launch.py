@@ -239,13 +239,13 @@ def _reporting_to_launcher(here: Place) -> Iterator[None]:
     except KeyboardInterrupt:
         if ERROR_FILE not in os.environ:
             raise
-        sys.exit(INTERRUPTED)  # the launcher says it
+        stage.leave(INTERRUPTED)  # the launcher says it
     except Exception as error:
         _ignore_signals()
         if ERROR_FILE not in os.environ:
             raise
         _tell(Path(os.environ[ERROR_FILE]), error, here)
-        sys.exit(1)
+        stage.leave(1)  # gloo's threads still run: Python's own end may be an abort, with C++'s last words
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

@@ -87,7 +87,9 @@ def restore(root: Path, revision: Revision, folder: Path, *, kept: Path) -> None
         InputError: a file is neither in DVC's cache nor on its remote, or DVC cannot read `dvc.yaml`.
     """
     with tarfile.open(fileobj=io.BytesIO(git.output("archive", revision.commit, folder=root))) as archive:
-        archive.extractall(folder, filter="data")
+        # As an attribute, since Python 3.11.2, which is Debian 12's, knows no argument `filter`.
+        archive.extraction_filter = getattr(tarfile, "data_filter", None)
+        archive.extractall(folder)  # noqa: S202, with that filter; and it is what git packed
     made = staleness.locked(folder).values()
     outs = {path: digest for entry in made for path, digest in staleness.digests(entry, "outs").items()}
     missing = {path: digest for path, digest in outs.items() if not (folder / path).exists()}

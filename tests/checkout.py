@@ -51,17 +51,22 @@ class Clone:
     environment: dict[str, str]
     store: str = "mlflow.db"
 
-    def run(self, *command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-        """Run in the clone; a command that fails shows what it printed."""
-        done = subprocess.run(
+    def start(self, *command: str, **environment: str) -> subprocess.Popen[str]:
+        """Start a command in the clone; its output is one stream."""
+        return subprocess.Popen(
             command,
             cwd=self.folder,
-            env=self.environment,
+            env={**self.environment, **environment},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            check=False,
         )
+
+    def run(self, *command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        """Run in the clone; a command that fails shows what it printed."""
+        with self.start(*command) as process:
+            output, _ = process.communicate()
+        done = subprocess.CompletedProcess(command, process.returncode, output)
         assert done.returncode == 0 or not check, f"{command}:\n{done.stdout}"
         return done
 
@@ -94,6 +99,14 @@ class Clone:
     def read(self, name: str) -> str:
         """A file of the clone."""
         return (self.folder / name).read_text()
+
+
+def clone_with_data(folder: Path, small_data: SmallData) -> Clone:
+    """A checkout in which all is there that `train` reads, committed; it has no store yet."""
+    made = clone(folder, small_data)
+    made.dvc("repro", "stats")
+    made.commit("Data")
+    return made
 
 
 def clone(folder: Path, small_data: SmallData) -> Clone:

@@ -454,10 +454,7 @@ GRID = [f"grid-{number}" for number in range(1, 5)]
 def clone(small_data: SmallData, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Clone]:
     """A checkout of this file's own with data, without a trained network and without a store."""
     folder = tmp_path_factory.mktemp("clone") / "pipeline"
-    made = checkout.clone(folder, small_data)
-    made.dvc("repro", "stats")
-    made.commit("Data")
-    yield made
+    yield checkout.clone_with_data(folder, small_data)
     checkout.stop_workers(folder)
     shutil.rmtree(folder)
 

@@ -250,14 +250,7 @@ def machines(clone: Clone, other_folder: Path) -> list[Clone]:
 @contextlib.contextmanager
 def running(clone: Clone, *command: str) -> Iterator[subprocess.Popen[str]]:
     """A command that goes on meanwhile; its output is one stream."""
-    process = subprocess.Popen(
-        command,
-        cwd=clone.folder,
-        env=clone.environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    process = clone.start(*command)
     try:
         yield process
     finally:

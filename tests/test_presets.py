@@ -220,10 +220,7 @@ SMALL = ["-S", "epochs=2", "-S", "batch_size=16", "-S", "num_threads=1"]  # whic
 def clone(small_data: SmallData, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Clone]:
     """A checkout of this file's own, committed, in which the data are ready."""
     folder = tmp_path_factory.mktemp("clone") / "pipeline"
-    made = checkout.clone(folder, small_data)
-    made.dvc("repro", "stats")
-    made.commit("Data")
-    yield made
+    yield checkout.clone_with_data(folder, small_data)
     shutil.rmtree(folder)
 
 

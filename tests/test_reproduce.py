@@ -48,15 +48,11 @@ class Desk:
 
     def start(self, model: str, **environment: str) -> subprocess.Popen[str]:
         # torch makes a folder for its compiler's cache, one for all of a user's processes, which stays.
-        cache = {"TORCHINDUCTOR_CACHE_DIR": str(self.temporary.with_name("torchinductor"))}
-        return subprocess.Popen(
-            [sys.executable, "-m", "tools.reproduce", model],
-            cwd=self.clone.folder,
-            env={**self.clone.environment, "TMPDIR": str(self.temporary), **cache, **environment},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
+        folders = {
+            "TMPDIR": str(self.temporary),
+            "TORCHINDUCTOR_CACHE_DIR": str(self.temporary.with_name("torchinductor")),
+        }
+        return self.clone.start(sys.executable, "-m", "tools.reproduce", model, **folders, **environment)
 
     def workspace(self) -> dict[str, Any]:
         """All that a reproduction must leave as it is."""

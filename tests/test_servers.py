@@ -345,14 +345,7 @@ def test_training_takes_no_harm_from_a_server_that(
 def held_in_the_middle(site: Site) -> Iterator[list[str]]:
     """Train, standing still from the first epoch's end to the block's; yields the lines that it prints."""
     lines: list[str] = []
-    with subprocess.Popen(
-        TRAIN,
-        cwd=site.folder,
-        env=site.clone.environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    ) as training:
+    with site.clone.start(*TRAIN) as training:
         assert training.stdout
         try:
             for line in training.stdout:

@@ -61,14 +61,16 @@ promote: setup ## Make the challenger the champion if it is not worse (DRY_RUN=1
 rollback: setup ## Give the alias champion back to the champion before (DRY_RUN=1 only says so)
 	@python -m tools.promote --rollback $(if $(DRY_RUN),--dry-run)
 
+reproduce: export MODEL := $(MODEL)
 reproduce: setup ## Make MODEL again from its record and compare (default: the champion)
-	@python -m tools.reproduce $(MODEL)
+	@python -m tools.reproduce $(if $(MODEL),"$$MODEL")
 
 verify: setup ## Say whether the committed results are what the committed code makes
 	@python -m tools.verify
 
+preset: export NAME := $(NAME)
 preset: setup ## List the presets, params that show what SimpleCNN can do, or run one: NAME=quick
-	@python -m tools.preset $(NAME) $(ARGS)
+	@python -m tools.preset $(if $(NAME),"$$NAME") $(ARGS)
 
 best: setup ## Rank the experiments by validation accuracy, and say how to apply the best one
 	@python -m tools.best $(ARGS)

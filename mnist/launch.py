@@ -9,11 +9,14 @@ one it is. Where one process ends with an error, all end, and the launcher says 
 it was, and why. Docs: docs/cluster.md.
 """
 
+import contextlib
+import io
 import json
 import logging
 import os
 import shutil
 import signal
+import socket
 import sys
 import tempfile
 import threading
@@ -26,7 +29,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, TypeVar
 
-from mnist import params, paths, stage
+from mnist import params, paths, processor, stage
 from mnist.errors import InputError
 
 P = TypeVar("P", bound=params.Section)
@@ -38,6 +41,7 @@ INTERRUPTED = 130  # as shells count
 GRACE_SECONDS = 10
 SHUTDOWN_SECONDS = 20  # until torchrun kills what does not stop
 WATCH_SECONDS = 1  # between two looks whether the launcher still lives
+MOST_A_CORE = 4  # processes: more are a mistake, and would not leave the machine room to say so
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,11 +63,16 @@ def place() -> Place | None:
     """This process's place; None where no launcher started it.
 
     Batch systems set some of these variables for whatever they run; torchrun sets all three.
+
+    Raises:
+        InputError: it has no place among so many.
     """
     values = [os.environ.get(name, "") for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")]
     if not all(value.isdecimal() for value in values):
         return None
     rank, size, local_rank = map(int, values)
+    if rank >= size:
+        raise InputError("RANK", found=f"{rank} of {size} (WORLD_SIZE)", expected=f"less than {size}")
     return Place(rank=rank, size=size, local_rank=local_rank)
 
 
@@ -117,6 +126,7 @@ def _start(module: str, settings: params.Params, num_nodes: int) -> None:
             found=os.environ["PET_RDZV_BACKEND"],
             expected="static: machine 0 (PET_NODE_RANK) must be the one whose files are written",
         )
+    _check_network()
     # Otherwise torchrun sets 1, and says so in a box of stars. The stage sets its threads itself.
     os.environ.setdefault("OMP_NUM_THREADS", str(settings.num_threads))
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")  # what fails is told by an exception, too
@@ -130,13 +140,15 @@ def _start(module: str, settings: params.Params, num_nodes: int) -> None:
     with tempfile.TemporaryDirectory(prefix="mnist-team-") as folder, _interruptible(folder):
         arguments = ["--max-restarts=0", f"--shutdown-timeout={SHUTDOWN_SECONDS}", f"--log-dir={folder}"]
         if "PET_NPROC_PER_NODE" not in os.environ:
-            arguments.append(f"--nproc-per-node={settings.processes // num_nodes}")
+            arguments.append(f"--nproc-per-node={_num_here(settings.processes // num_nodes)}")
         if num_nodes == 1:
             arguments += ["--standalone", "--local-addr=127.0.0.1"]
         try:
-            torchrun.run(torchrun.parse_args([*arguments, "-m", module]))
+            torchrun.run(_options(torchrun.parse_args, [*arguments, "-m", module]))
         except SignalException:
             raise KeyboardInterrupt from None
+        except ValueError as error:
+            raise error if isinstance(error, InputError) else _refused(str(error)) from None
         except ChildFailedError as error:
             raise _reason(error.failures, settings.processes) from None
         except (dist.DistError, ConnectionError) as error:
@@ -145,6 +157,41 @@ def _start(module: str, settings: params.Params, num_nodes: int) -> None:
                 found=_first_line(error),
                 expected="this stage on each of them, and machine 0 at PET_MASTER_ADDR",
             ) from None
+
+
+def _num_here(wanted: int) -> int:
+    """The number of this machine's processes."""
+    most = MOST_A_CORE * processor.num_cores()
+    if wanted > most:
+        raise InputError(
+            "params.yaml: processes",
+            found=f"{wanted} on this machine",
+            expected=f"at most {most}, {MOST_A_CORE} for each of its cores",
+        )
+    return wanted
+
+
+def _check_network() -> None:
+    """Raises `InputError` for a network that gloo would not find: it says so as of a process that is gone."""
+    known = [name for _, name in socket.if_nameindex()]
+    for name in filter(None, os.environ.get("GLOO_SOCKET_IFNAME", "").split(",")):
+        if name not in known:
+            raise InputError("GLOO_SOCKET_IFNAME", found=name, expected=f"one of {', '.join(known)}")
+
+
+def _options(parse: Callable[[list[str]], Any], arguments: list[str]) -> Any:
+    """What torchrun makes of its arguments, and of the variables that stand for others."""
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            return parse(arguments)
+    except SystemExit:
+        raise _refused(complaint.getvalue().rpartition("error: ")[2]) from None
+
+
+def _refused(complaint: str) -> InputError:
+    """An error of the variables that torchrun reads; all its other arguments are ours."""
+    return InputError("PET_...", found=" ".join(complaint.split()), expected="what torchrun takes")
 
 
 @contextmanager
@@ -186,7 +233,7 @@ def _reason(failures: dict[int, Any], size: int) -> InputError:
         told = _told(failure)
         if told:
             return 3 if told["lost"] else 0, told["time_ns"]
-        stopped = failure.exitcode in (INTERRUPTED, -signal.SIGTERM)
+        stopped = failure.exitcode in (INTERRUPTED, -signal.SIGTERM, -signal.SIGINT)
         return 2 if stopped else 1, failure.timestamp * 10**9
 
     rank, failure = min(failures.items(), key=order)
@@ -196,7 +243,7 @@ def _reason(failures: dict[int, Any], size: int) -> InputError:
     if told:
         print(told["py_callstack"], file=sys.stderr, end="")
         found = told["fault"]
-    elif failure.exitcode == INTERRUPTED:
+    elif failure.exitcode in (INTERRUPTED, -signal.SIGINT):
         found = "an interrupt"
     elif failure.exitcode < 0:
         memory = ": out of memory, perhaps" if failure.exitcode == -signal.SIGKILL else ""
@@ -230,8 +277,9 @@ def _first_line(error: BaseException) -> str:
 @contextmanager
 def _reporting_to_launcher(here: Place) -> Iterator[None]:
     """Be ended as the launcher and the user want it, and tell the launcher of an error, not the user."""
+    # Until all have joined nothing is begun, and torch waits for them where no handler gets its turn.
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _interrupt if here.rank == 0 else _leave_soon)
+        signal.signal(number, signal.SIG_DFL)
     if ERROR_FILE in os.environ:
         threading.Thread(target=_leave_with, args=[os.getppid()], daemon=True).start()
     try:
@@ -246,6 +294,12 @@ def _reporting_to_launcher(here: Place) -> Iterator[None]:
             raise
         _tell(Path(os.environ[ERROR_FILE]), error, here)
         stage.leave(1)  # gloo's threads still run: Python's own end may be an abort, with C++'s last words
+
+
+def close_properly(here: Place) -> None:
+    """From now on a request to stop is not the end at once: the training is to be closed."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _interrupt if here.rank == 0 else _leave_soon)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

@@ -18,6 +18,7 @@ from mnist.errors import InputError
 S = TypeVar("S", bound="Section")
 
 Count = Annotated[int, Field(ge=1)]
+Threads = Annotated[int, Field(ge=1, le=1024)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Precision = Literal["float32", "tf32", "bfloat16"]
 Digest = Annotated[str, Field(pattern="^[0-9a-f]+$")]
@@ -66,7 +67,7 @@ class Machine(Section):
     """What it runs on."""
 
     device: Literal["auto", "cpu", "cuda"]
-    num_threads: Annotated[int, Field(ge=1, le=1024)]  # of each process
+    num_threads: Threads  # of each process
 
 
 class Execution(Section):

@@ -1,6 +1,7 @@
 """What `presets.yaml` may hold: named params for stage `train`, and what they claim."""
 
 import difflib
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,15 +11,16 @@ from ruamel.yaml.error import YAMLError
 
 from mnist import identity, params
 from mnist.errors import InputError
-from mnist.params import Architecture, Count, Fraction, Recipe, Section
+from mnist.params import Architecture, Fraction, Recipe, Section, Threads
 
 PRESETS = Path("presets.yaml")
+NAME = r"[A-Za-z0-9][A-Za-z0-9_-]*"  # one that DVC takes for an experiment, and a shell for a word
 
 
 class Settings(Recipe, Architecture):
-    """The params of a preset: all that its accuracy depends on but the seed, and its threads."""
+    """The params of a preset: the network and how it learns, and the threads for the claimed time."""
 
-    num_threads: Count
+    num_threads: Threads
 
 
 class Preset(Section):
@@ -57,7 +59,10 @@ def load(path: Path) -> dict[str, Preset]:
         raise InputError(str(path), found=f"no YAML ({reason})", expected=expected) from None
     if not isinstance(values, dict):
         raise InputError(str(path), found=type(values).__name__, expected=expected)
-    presets = {str(name): params.check(Preset, value, f"{path}: {name}") for name, value in values.items()}
+    for name in values:
+        if not isinstance(name, str) or not re.fullmatch(NAME, name):
+            raise InputError(f"{path}: {name}", found="this name", expected="letters, digits, - and _")
+    presets = {name: params.check(Preset, value, f"{path}: {name}") for name, value in values.items()}
     for name, preset in presets.items():
         limits = [preset.max_ratio, preset.max_seconds]
         if limits.count(None) != 1:

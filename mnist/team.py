@@ -93,7 +93,7 @@ def joined(processes: int) -> Iterator[Team]:
         processes: that the team must have.
 
     Raises:
-        InputError: the launcher started another number.
+        InputError: the launcher started another number, or did not say how to find the others.
     """
     place = launch.place()
     size = place.size if place else 1
@@ -111,6 +111,11 @@ def joined(processes: int) -> Iterator[Team]:
         import torch.distributed as dist
     # Gloo carries what is on CPUs, NCCL what is on GPUs.
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    dist.init_process_group(backend, timeout=TIMEOUT)
+    try:
+        dist.init_process_group(backend, timeout=TIMEOUT)
+    except ValueError as error:  # of a variable that torchrun would have set
+        found, expected = str(error).splitlines()[0], "those that torchrun sets, or none"
+        raise InputError("RANK, WORLD_SIZE, LOCAL_RANK", found=found, expected=expected) from None
+    launch.close_properly(place)
     yield Team(rank=place.rank, size=size, local_rank=place.local_rank)
     dist.destroy_process_group()  # not after an error: it would wait for those that are gone

@@ -186,10 +186,9 @@ def shifted(images_NHW: Tensor, shift: int, offsets_2N: Tensor) -> Tensor:
         return images_NHW
     num_images, height, width = images_NHW.shape
     padded_NHW = F.pad(images_NHW, (shift, shift, shift, shift))
-    rows_NH = shift - offsets_2N[0, :, None] + torch.arange(height, device=images_NHW.device)
-    columns_NW = shift - offsets_2N[1, :, None] + torch.arange(width, device=images_NHW.device)
+    every_shift = padded_NHW.unfold(1, height, 1).unfold(2, width, 1)  # a view, (N, 2 s + 1, 2 s + 1, H, W)
     image_N = torch.arange(num_images, device=images_NHW.device)
-    return padded_NHW[image_N[:, None, None], rows_NH[:, :, None], columns_NW[:, None, :]]
+    return every_shift[image_N, shift - offsets_2N[0], shift - offsets_2N[1]]
 
 
 def learning_rates(recipe: Recipe, num_steps: int) -> Tensor:

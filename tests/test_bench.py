@@ -114,12 +114,8 @@ def speeds(**values: float) -> dict[str, list[float]]:
 
 
 @pytest.mark.parametrize(("speed", "verdict"), [(35_000, "yes"), (34_999, "NO")])
-def test_speed_is_held_against_the_tutorials(
-    speed: float, verdict: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(ROOT)
-
-    table = loop.tables(loop.summary(speeds(threads_1=speed, peak=100.0))).splitlines()
+def test_speed_is_held_against_the_tutorials(speed: float, verdict: str) -> None:
+    table = loop.tables(loop.summary(speeds(threads_1=speed, peak=100.0), n_features=6)).splitlines()
 
     (row,) = [line for line in table if "(default)" in line]
     assert row.endswith(f"| at least 3.5 x | {verdict} |")
@@ -157,7 +153,8 @@ def test_a_gpu_is_held_against_fifty_times_the_tutorial() -> None:
 
 def test_a_part_replaces_its_result_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     results = tmp_path / "bench.json"
-    results.write_text('{"loop": {"old": 1}, "tracking": {"old": 2}}')
+    tracking = {"old": 2, "machine": {}}
+    results.write_text(json.dumps({"loop": {"old": 1, "machine": {}}, "tracking": tracking}))
     place = harness.Checkout(folder=tmp_path, environment={})
     bench = harness.Bench(source=place, data=tmp_path, commit="abc")
     monkeypatch.setattr(harness, "prepared", lambda: contextlib.nullcontext(bench))
@@ -166,7 +163,7 @@ def test_a_part_replaces_its_result_alone(tmp_path: Path, monkeypatch: pytest.Mo
     everything.measure(["loop"], 5, results)
 
     kept = json.loads(results.read_text())
-    assert kept["tracking"] == {"old": 2}
+    assert kept["tracking"] == tracking
     assert (kept["loop"]["new"], kept["loop"]["num_rounds"], kept["loop"]["commit"]) == (5, 5, "abc")
     assert "old" not in kept["loop"]
 
@@ -177,12 +174,49 @@ def test_what_is_kept_can_be_shown(
     monkeypatch.chdir(ROOT)
 
     everything.main(["--show"])
-
     shown = capsys.readouterr().out
+    everything.main(["--show", "--only", "pipeline", "loop"])
+    of_two = capsys.readouterr().out
+
     kept = json.loads((ROOT / everything.RESULTS).read_text())
     assert [line[4:] for line in shown.splitlines() if line.startswith("### ")] == [
         part.TITLE for name, part in everything.PARTS.items() if name in kept
     ]
+    assert [line[4:] for line in of_two.splitlines() if line.startswith("### ")] == [
+        loop.TITLE,
+        pipeline.TITLE,
+    ]
+
+
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        ("{", "found no JSON"),
+        ("[]", "found list,"),
+        ('{"gpu": {}}', "found 'gpu',"),
+        ('{"a": 1}', "found 'a',"),
+    ],
+)
+def test_a_file_of_something_else_is_told_before_anything_is_measured(
+    checkout: Path, content: str, found: str
+) -> None:
+    results = checkout / "other.json"
+    results.write_text(content)
+
+    for options in ([], ["--show"]):
+        with pytest.raises(SystemExit) as caught:
+            everything.main(["--output", str(results), *options])
+
+        assert str(caught.value.code).startswith(f"ERROR: {results}: {found}")
+    assert results.read_text() == content
+
+
+def test_a_place_that_cannot_be_written_is_told_before_anything_is_measured(checkout: Path) -> None:
+    with pytest.raises(SystemExit) as caught:
+        everything.main(["--output", str(checkout / "missing" / "bench.json")])
+
+    assert "missing/bench.json: found no folder to write to" in str(caught.value.code)
+    assert not (checkout / "missing").exists()
 
 
 def test_a_command_is_measured(here: harness.Checkout) -> None:
@@ -276,7 +310,7 @@ def checkout(tmp_path: Path, small_data: SmallData, monkeypatch: pytest.MonkeyPa
     for variable in ("DVC_ROOT", "MNIST_MIRROR", "PYTHONPATH"):
         monkeypatch.delenv(variable, raising=False)
     folder = tmp_path / "checkout"
-    folder.mkdir()
+    (folder / "metrics").mkdir(parents=True)
     (tmp_path / "tmp").mkdir()
     monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
     monkeypatch.setattr("tempfile.tempdir", None)

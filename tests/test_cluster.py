@@ -5,7 +5,6 @@ A machine is a launcher with a checkout of its own. The tests of this file run i
 
 import contextlib
 import dataclasses
-import os
 import re
 import shutil
 import signal
@@ -20,8 +19,11 @@ import psutil  # type: ignore[import-untyped]
 import pytest
 import yaml
 
-from mnist import history, model
+from mnist import devices, history, launch, model, params, processor, team
+from mnist.errors import InputError
 from mnist.history import Epoch
+from mnist.team import Team
+from stages import train
 from tests import checkout, teammate
 from tests.checkout import Clone
 from tests.conftest import SmallData
@@ -30,6 +32,7 @@ DOCS = (checkout.ROOT / "docs/cluster.md").read_text()
 TRAIN = [sys.executable, "-m", "stages.train"]
 OUTS = ("models/model.safetensors", "metrics/train.json", "metrics/history.csv", "metrics/steps.csv")
 PATIENCE_SECONDS = 120  # of a busy machine
+NETWORKS = [name for _, name in socket.if_nameindex()]
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +89,11 @@ def rank(number: int, launcher: int) -> psutil.Process:
         if process.environ().get("RANK") == str(number):
             return process
     raise AssertionError(number)
+
+
+def has_torch(process: psutil.Process) -> bool:
+    """Whether it has begun to import it."""
+    return any("libtorch" in map_.path for map_ in process.memory_maps())
 
 
 def ended(process: subprocess.Popen[str]) -> str:
@@ -205,6 +213,26 @@ def test_an_interrupt_leaves_nothing(clone: Clone, request_to_stop: signal.Signa
     clone.reset()
 
 
+def test_an_interrupt_before_they_have_met_is_the_end_at_once(clone: Clone) -> None:
+    before, runs = outs(clone), len(clone.client.search_runs(["1"]))
+    with running(clone, *TRAIN) as process:
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        # The second is on its way to meet the first.
+        while len(started := psutil.Process(process.pid).children()) < 2 or not has_torch(started[1]):
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        asked = time.monotonic()
+        for each in (*started, process):  # as a terminal does
+            each.send_signal(signal.SIGINT)
+        output = process.communicate(timeout=PATIENCE_SECONDS)[0]
+
+    assert (process.returncode, output) == (130, "interrupted\n")
+    assert time.monotonic() - asked < launch.GRACE_SECONDS / 2
+    expect_nobody(clone)
+    assert outs(clone) == before
+    assert len(clone.client.search_runs(["1"])) == runs
+
+
 def test_no_process_outlives_its_launcher(clone: Clone) -> None:
     before, runs = outs(clone), len(clone.runs("KILLED"))
     process = start(clone)
@@ -291,9 +319,9 @@ def test_a_machine_with_other_params_ends_the_job(machines: list[Clone]) -> None
 
 def test_a_machine_that_waits_can_be_interrupted(machines: list[Clone]) -> None:
     with running(machines[1], *TRAIN) as process:
-        started, deadline = psutil.Process(process.pid), time.monotonic() + PATIENCE_SECONDS
+        deadline = time.monotonic() + PATIENCE_SECONDS
         # It imports torch, and then knocks at machine 0, which is not there.
-        while not any("libtorch" in map_.path for map_ in started.memory_maps()):
+        while not has_torch(psutil.Process(process.pid)):
             assert time.monotonic() < deadline
             time.sleep(0.2)
         time.sleep(5)
@@ -327,6 +355,33 @@ def test_a_machine_that_waits_can_be_interrupted(machines: list[Clone]) -> None:
             ),
         ),
         (
+            {"RANK": "2", "WORLD_SIZE": "2", "LOCAL_RANK": "0"},
+            "RANK: found 2 of 2 (WORLD_SIZE), expected less than 2",
+        ),
+        (
+            {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"},
+            (
+                "RANK, WORLD_SIZE, LOCAL_RANK: found Error initializing torch.distributed using env://"
+                " rendezvous: environment variable MASTER_ADDR expected, but not set,"
+                " expected those that torchrun sets, or none"
+            ),
+        ),
+        (
+            {"PET_NPROC_PER_NODE": "many"},
+            "PET_...: found Unsupported nproc_per_node value: many, expected what torchrun takes",
+        ),
+        (
+            {"PET_MASTER_PORT": "abc"},
+            (
+                "PET_...: found argument --master-port/--master_port: invalid int value: 'abc',"
+                " expected what torchrun takes"
+            ),
+        ),
+        (
+            {"GLOO_SOCKET_IFNAME": "nonsense"},
+            f"GLOO_SOCKET_IFNAME: found nonsense, expected one of {', '.join(NETWORKS)}",
+        ),
+        (
             {"PET_NPROC_PER_NODE": "3"},
             (
                 "params.yaml: processes: found 2, with 3 started (WORLD_SIZE),"
@@ -341,6 +396,34 @@ def test_numbers_that_do_not_fit_are_told(clone: Clone, variables: dict[str, str
     done = asked.run(*TRAIN, check=False)
     assert done.returncode == 1
     assert done.stdout == f"ERROR: {complaint}\n"
+
+
+def test_more_processes_than_a_machine_can_hold_are_refused(clone: Clone) -> None:
+    most = launch.MOST_A_CORE * processor.num_cores()
+    set_params(clone, processes=most + 1)
+    done = clone.run(*TRAIN, check=False)
+    assert done.returncode == 1
+    assert done.stdout == (
+        f"ERROR: params.yaml: processes: found {most + 1} on this machine,"
+        f" expected at most {most}, 4 for each of its cores\n"
+    )
+    clone.reset()
+
+
+def test_each_process_takes_the_gpu_of_its_place(clone: Clone, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That is, the stage says which one it is; there may be no GPU here."""
+    asked: list[int] = []
+
+    def prepare(*_: object, local_rank: int, **__: object) -> None:
+        asked.append(local_rank)
+        raise InputError("the device", found="enough", expected="this")
+
+    monkeypatch.chdir(clone.folder)
+    monkeypatch.setattr(team, "joined", lambda _: contextlib.nullcontext(Team(rank=0, size=1, local_rank=3)))
+    monkeypatch.setattr(devices, "prepare", prepare)
+    with pytest.raises(InputError, match="the device"):
+        train.run(params=params.load(Path("params.yaml")).only(train.Params))
+    assert asked == [3]
 
 
 # ---- Slurm
@@ -368,7 +451,8 @@ def test_the_slurm_script_trains_on_two_machines_that_share_a_folder(clone: Clon
     (clone.folder / ".venv/bin").mkdir(parents=True)
     (clone.folder / ".venv/bin/activate").touch()
     slurm = {"SLURM_JOB_NUM_NODES": "2", "SLURM_JOB_NODELIST": "here-[0-1]", "WORLD_SIZE": "2"}
-    slurm |= {"SLURM_JOB_ID": str(free_port() - 20000), "PATH": f"{tmp_path}:{clone.environment['PATH']}"}
+    port = next(port for port in iter(free_port, None) if 20_000 <= port < 40_000)  # as the script makes them
+    slurm |= {"SLURM_JOB_ID": str(port - 20_000), "PATH": f"{tmp_path}:{clone.environment['PATH']}"}
     job = dataclasses.replace(clone, environment={**clone.environment, **slurm})
 
     done = job.run("bash", "-c", script)
@@ -384,4 +468,3 @@ def test_the_slurm_script_trains_on_two_machines_that_share_a_folder(clone: Clon
     assert (
         yaml.safe_load(clone.read("dvc.lock"))["stages"]["train"]["params"]["params.yaml"]["processes"] == 2
     )
-    assert os.environ["PATH"] not in DOCS

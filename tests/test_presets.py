@@ -27,6 +27,10 @@ BROKEN = {
     "no-mapping": ("- 1", "presets.yaml: found list"),
     "no-yaml": ("a: [", "presets.yaml: found no YAML"),
     "no-day": ("a: 2024-13-45", "presets.yaml: found no YAML"),
+    "no-word": ("a/b c: 3", "presets.yaml: a/b c: found this name, expected letters, digits, - and _"),
+    "an-option": ("--queue: 3", "presets.yaml: --queue: found this name"),
+    "no-text": ("1: 3", "presets.yaml: 1: found this name"),
+    "threads": ("num_threads: 2|num_threads: 5000", "params.num_threads: found 5000, expected"),
     "no-preset": ("bad: 3", "presets.yaml: bad: found int"),
     "range": ("lr: 0.018|lr: -1.0", "presets.yaml: bad: params.lr: found -1.0, expected greater than 0"),
     "type": ("epochs: 1|epochs: one", "presets.yaml: bad: params.epochs: found 'one'"),
@@ -131,6 +135,16 @@ def test_an_unknown_name_is_one_line_with_the_closest(
 
     assert caught.value.code == f"ERROR: presets.yaml: found no preset {name!r}, expected {expected}"
     assert capsys.readouterr().out == ""
+
+
+def test_options_before_a_name_are_told(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        preset.main(["--queue", "quick"])
+
+    assert caught.value.code == 2
+    assert capsys.readouterr().err.endswith(
+        "error: --queue: expected the name of a preset, and options after it\n"
+    )
 
 
 def test_the_listing_has_claims_and_what_differs(

@@ -25,7 +25,7 @@ from mnist.errors import InputError
 from mnist.history import Epoch, Window
 from mnist.model import Classifier
 from mnist.params import Architecture, Recipe
-from mnist.team import ALONE
+from mnist.team import ALONE, Team
 from tests.conftest import digits
 
 ROOT = Path(__file__).parents[1]
@@ -355,6 +355,18 @@ def test_a_graph_is_of_whole_batches_and_of_all_state(
     assert captures == [4]
     first, second = (torch.cat([each.detach().flatten() for each in net.parameters()]) for net in networks)
     torch.testing.assert_close(first, second, rtol=1e-4, atol=1e-5)
+
+
+def test_a_team_has_no_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gradients are averaged in the middle of a step, by whoever else is there."""
+    monkeypatch.setattr(cuda_graph, "captured", pytest.fail)
+    monkeypatch.setattr(Team, "wrapped", lambda _, network: network)
+    of, cuda = recipe(batch_size=4), torch.device("cuda")
+    step = training.stepper(
+        classifier().network, of, device=cuda, precision="float32", team=Team(rank=0, size=2)
+    )
+
+    step(torch.zeros(4, 1, 28, 28), torch.arange(4), torch.tensor(0.01), num_images=4)
 
 
 def save_some(folder: Path) -> None:

@@ -107,7 +107,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "options", nargs=argparse.REMAINDER, help="of `dvc exp run`: --queue, --temp, -S seed=3"
     )
-    parsed = parser.parse_args(arguments)
+    parsed, before = parser.parse_known_args(arguments)
+    if before:
+        parser.error(f"{before[0]}: expected the name of a preset, and options after it")
     with stage.reported():
         if parsed.name is not None:
             sys.exit(run(parsed.name, parsed.options))

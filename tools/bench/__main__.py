@@ -3,12 +3,14 @@
     python -m tools.bench [--only loop pipeline ...] [--rounds 3] [--show]
 
 What is committed is measured, in fresh clones under a temporary folder; the checkout stays as it
-is. Within a part, what is compared takes turns; the first round warms up and does not count. A part
-replaces what the file has of it, with its commit, machine and time, and leaves the others.
+is. Within a part, what is compared takes turns; the first round warms up and does not count (presets
+have none: five seeds are their rounds). A part replaces what the file has of it, with its commit,
+machine and time, and leaves the others.
 Progress goes to stderr, the tables go to stdout as Markdown.
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -37,9 +39,13 @@ def measure(names: Sequence[str], num_rounds: int, results: Path) -> None:
     """Measure these parts, and put each one's result into the file as soon as it is there.
 
     Raises:
-        InputError: there is no data set to be had.
+        InputError: there is no data set to be had, or the file is one of something else.
         FailedError: something that was to be measured failed.
     """
+    # Told now, and not after minutes of measuring.
+    if not os.access(results.parent, os.W_OK):
+        raise InputError(str(results), found="no folder to write to", expected="one that is there")
+    kept = read(results) if results.exists() else {}
     with harness.prepared() as bench:
         for name in names:
             tell(f"{PARTS[name].TITLE}:")
@@ -50,8 +56,26 @@ def measure(names: Sequence[str], num_rounds: int, results: Path) -> None:
                 "num_rounds": num_rounds,
                 **PARTS[name].measure_all(bench, num_rounds=num_rounds),
             }
-            kept = files.read_json(results) if results.exists() else {}
-            files.write_json(results, {**kept, name: result})
+            kept[name] = result
+            files.write_json(results, kept)
+
+
+def read(path: Path) -> dict[str, Any]:
+    """What was measured before, by part.
+
+    Raises:
+        InputError: there is no such file, or it holds something else.
+    """
+    expected = "what `make bench` writes: a result for each part"
+    if not path.exists():
+        raise InputError(str(path), found="no such file", expected="a bench before: make bench")
+    results = files.read_json(path)
+    if not isinstance(results, dict):
+        raise InputError(str(path), found=type(results).__name__, expected=expected)
+    for name, result in results.items():
+        if name not in PARTS or not isinstance(result, dict) or "machine" not in result:
+            raise InputError(str(path), found=f"{name!r}", expected=expected)
+    return results
 
 
 def tables(results: Mapping[str, Any]) -> str:
@@ -118,7 +142,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     parser = argparse.ArgumentParser(prog="python -m tools.bench", description="Measure, side by side.")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), help="parts (default: all)")
-    parser.add_argument("--rounds", type=int, default=3, help="that count (default: 3)")
+    parser.add_argument("--rounds", type=int, default=3, help="that count (default: 3; presets: 5 seeds)")
     parser.add_argument("--show", action="store_true", help="print what was measured before")
     parser.add_argument("--output", type=Path, default=RESULTS, help=f"(default: {RESULTS})")
     options = parser.parse_args(arguments)
@@ -128,12 +152,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with stage.reported():
         if not options.show:
             try:
-                measure(options.only, options.rounds, options.output)
+                measure(list(dict.fromkeys(options.only)), options.rounds, options.output)
             except FailedError as error:
                 sys.exit(f"ERROR: {error}")
-        if not options.output.exists():
-            raise InputError(str(options.output), found="no such file", expected="a bench before: make bench")
-        print(tables(files.read_json(options.output)))
+        results = read(options.output)
+        print(tables({name: results[name] for name in options.only if name in results}))
 
 
 if __name__ == "__main__":

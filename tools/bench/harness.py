@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -26,6 +26,7 @@ from mnist.errors import InputError
 STAGES = ("download", "validate", "stats", "train", "evaluate", "register")
 LIBRARIES = ("torch", "dvc", "mlflow")
 NUM_LAST_LINES = 15  # of a command that failed
+PATIENCE_SECONDS = 10  # until what does not end is killed
 
 Measurements = Mapping[str, Sequence[float]]  # one number a round, by name
 
@@ -90,8 +91,7 @@ class Checkout:
             try:
                 _, status, usage = os.wait4(process.pid, 0)
             except BaseException:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
+                _end(process)
                 raise
             seconds = time.perf_counter() - start
             process.returncode = os.waitstatus_to_exitcode(status)
@@ -117,6 +117,18 @@ class Checkout:
     def python(self, *arguments: str) -> Outcome:
         """Run our own Python, as `run` does."""
         return self.run(sys.executable, *arguments)
+
+
+def _end(process: "subprocess.Popen[bytes]") -> None:
+    """End a process and all that it started: torchrun's, in sessions of their own, are for it to end."""
+    try:
+        os.killpg(process.pid, signal.SIGTERM)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(PATIENCE_SECONDS)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,16 +223,11 @@ def fetch() -> None:
         (raw / name).with_suffix("").write_bytes(gzip.decompress(archive.path.read_bytes()))
 
 
-def num_cores() -> int:
-    """That this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def machine() -> dict[str, str | int | float]:
     """What it was measured on."""
     return {
         "cpu": processor.name(),
-        "num_cores": num_cores(),
+        "num_cores": processor.num_cores(),
         "memory_gib": round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30, 1),
         "python": platform.python_version(),
         **{name: version(name) for name in LIBRARIES},

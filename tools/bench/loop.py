@@ -175,7 +175,7 @@ def _busy(num_processes: int) -> Iterator[None]:
             process.wait()
 
 
-def summary(measured: Mapping[str, Sequence[float]]) -> dict[str, Any]:
+def summary(measured: Mapping[str, Sequence[float]], n_features: int) -> dict[str, Any]:
     """Plain numbers by contestant, in images a second, and how far from the peak the default is."""
     base = median(measured["tutorial"])
     contestants = {}
@@ -185,7 +185,7 @@ def summary(measured: Mapping[str, Sequence[float]]) -> dict[str, Any]:
         held = {} if contestant.min_speedup is None else {"holds": ratio >= contestant.min_speedup}
         contestants[contestant.key] = {**harness.spread(speeds), "ratio": ratio, **held}
     peak_gflops = median(measured["peak"])
-    flop = arithmetic(params.load(paths.PARAMS).n_features)
+    flop = arithmetic(n_features)
     return {
         "images_a_second": contestants,
         "roofline": {
@@ -225,4 +225,5 @@ def measure_all(bench: Bench, *, num_rounds: int) -> dict[str, Any]:
     Raises:
         FailedError: something that was to be measured failed.
     """
-    return summary(measure(bench, num_rounds))
+    defaults = params.load(bench.source.folder / paths.PARAMS)
+    return summary(measure(bench, num_rounds), defaults.n_features)

@@ -27,11 +27,11 @@ def measure(
     measured: dict[str, dict[str, list[float]]] = {"tutorial": {"epoch_seconds": []}}
     measured |= {name: {key: [] for key in MEASURED} for name in known}
     for seed in range(num_seeds):
-        epoch_seconds = setup.tutorial(seed).numbers["epoch_seconds"]
+        epoch_seconds = setup.tutorial(seed, "--device", "cpu").numbers["epoch_seconds"]
         measured["tutorial"]["epoch_seconds"].append(epoch_seconds)
         tell(f"seed {seed}: the tutorial's epoch {epoch_seconds:.1f} s")
         for name, preset in known.items():
-            numbers = loop.trained(clone, seed=seed, **preset.params.model_dump())
+            numbers = loop.trained(clone, seed=seed, device="cpu", **preset.params.model_dump())
             for key in MEASURED:
                 measured[name][key].append(numbers[key])
             tell(f"  {name}: {numbers['seconds']:.1f} s, test accuracy {numbers['test_accuracy']:.2%}")

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from statistics import median
 from typing import Any
 
-from mnist import params, paths, stage
+from mnist import params, paths, processor, stage
 from tools.bench import harness
 from tools.bench.harness import Bench, Checkout, tell
 
@@ -122,18 +122,19 @@ def measure_all(bench: Bench, *, num_rounds: int) -> dict[str, Any]:
     environment = {"OMP_NUM_THREADS": "1", **bench.source.environment}
     here = Checkout(folder=bench.source.folder, environment=environment)
     num_gpus = count_gpus(here)
-    measured = [(size, team) for size in SIZES for team in teams(harness.num_cores(), num_gpus)]
+    measured = [(size, team) for size in SIZES for team in teams(processor.num_cores(), num_gpus)]
     rates: dict[tuple[Size, Team], list[float]] = {which: [] for which in measured}
-    for number in range(num_rounds):
-        tell(f"round {number + 1} of {num_rounds}")
+    for number in range(num_rounds + 1):
+        tell(f"round {number} of {num_rounds}" if number else "warming up")
         for which in measured:
             rates[which].append(measure(here, *which))
+    counted = {which: values[1:] for which, values in rates.items()}
     rows = [
         {
             **asdict(size),
             **asdict(team),
-            **harness.spread(rates[size, team]),
-            "speedup": median(rates[size, team]) / median(rates[size, Team(processes=1, num_threads=1)]),
+            **harness.spread(counted[size, team]),
+            "speedup": median(counted[size, team]) / median(counted[size, Team(processes=1, num_threads=1)]),
         }
         for size, team in measured
     ]

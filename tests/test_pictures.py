@@ -45,7 +45,7 @@ def test_it_is_a_picture_of_a_size_to_look_at(tmp_path: Path, num_images: int, n
 
     picture = imread(path)
     assert path.read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
-    assert picture.shape[:2] == (50 + 205 * num_rows, 800)
+    assert picture.shape[:2] == (34 + 192 * num_rows, 800)
     assert path.stat().st_size < 100_000
     assert [path.name for path in tmp_path.iterdir()] == ["gallery.png"]
 
@@ -78,9 +78,9 @@ def test_every_pixel_of_an_image_is_on_it(tmp_path: Path) -> None:
     gray = imread(tmp_path / "gallery.png")[:, :, 0]
     middle_of = {value: np.argwhere(np.abs(gray - value / 255) < 0.005) for value in (0, 127)}
     black, half = middle_of[0], middle_of[127]
-    assert len(half) == pytest.approx(76**2, rel=0.05)
+    assert len(half) == (14 * 5) ** 2  # each pixel is five by five, no row or column of them wider
     assert len(black) == pytest.approx(len(half), rel=0.05)
-    assert (half.mean(0) - black.mean(0)).tolist() == pytest.approx([76, 76], abs=3)  # down and right
+    assert (half.mean(0) - black.mean(0)).tolist() == pytest.approx([70, 70], abs=3)  # down and right
 
 
 def test_all_images_are_on_it_each_in_its_place(tmp_path: Path) -> None:
@@ -89,7 +89,7 @@ def test_all_images_are_on_it_each_in_its_place(tmp_path: Path) -> None:
 
     for row in (0, 1):
         for column in range(5):
-            cell = np.s_[65 + 215 * row : 205 + 215 * row, 160 * column : 160 * column + 160]
+            cell = np.s_[64 + 192 * row : 204 + 192 * row, 160 * column : 160 * column + 160]
             assert np.mean(drawn[cell] < 0.5) > 0.02
             assert bool(np.mean(seven[cell] < 0.5) > 0.02) is (5 * row + column < 7)
 

@@ -11,7 +11,6 @@ it was, and why. Docs: docs/cluster.md.
 
 import contextlib
 import io
-import json
 import logging
 import os
 import shutil
@@ -20,60 +19,17 @@ import socket
 import sys
 import tempfile
 import threading
-import time
-import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
-from types import FrameType
 from typing import Any, TypeVar
 
-from mnist import params, paths, processor, stage
+from mnist import launched, params, paths, processor, stage
 from mnist.errors import InputError
 
 P = TypeVar("P", bound=params.Section)
 
-ERROR_FILE = "TORCHELASTIC_ERROR_FILE"  # where torchrun wants to be told why a process failed
-INTERRUPTED = 130  # as shells count
-# What a process that does not lead waits after a request to stop: until then it takes part, so that the
-# leader's step comes to its end, and the leader to its closing lines.
-GRACE_SECONDS = 10
 SHUTDOWN_SECONDS = 20  # until torchrun kills what does not stop
-WATCH_SECONDS = 1  # between two looks whether the launcher still lives
 MOST_A_CORE = 4  # processes: more are a mistake, and would not leave the machine room to say so
-
-
-@dataclass(frozen=True, kw_only=True)
-class Place:
-    """Of a process among those that a launcher started.
-
-    Attributes:
-        rank: over all machines, from 0.
-        size: how many they are, on all machines.
-        local_rank: on this machine, from 0.
-    """
-
-    rank: int
-    size: int
-    local_rank: int
-
-
-def place() -> Place | None:
-    """This process's place; None where no launcher started it.
-
-    Batch systems set some of these variables for whatever they run; torchrun sets all three.
-
-    Raises:
-        InputError: it has no place among so many.
-    """
-    values = [os.environ.get(name, "") for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")]
-    if not all(value.isdecimal() for value in values):
-        return None
-    rank, size, local_rank = map(int, values)
-    if rank >= size:
-        raise InputError("RANK", found=f"{rank} of {size} (WORLD_SIZE)", expected=f"less than {size}")
-    return Place(rank=rank, size=size, local_rank=local_rank)
 
 
 def main(run: Callable[..., None], wanted: type[P], module: str) -> None:
@@ -85,8 +41,8 @@ def main(run: Callable[..., None], wanted: type[P], module: str) -> None:
         module: its name, to start it by.
     """
     with stage.reported():
-        if here := place():
-            with _reporting_to_launcher(here):
+        if here := launched.place():
+            with launched.reporting_to_launcher(here):
                 run(params=params.load(paths.PARAMS).only(wanted))
             return
         settings = params.load(paths.PARAMS)
@@ -95,9 +51,6 @@ def main(run: Callable[..., None], wanted: type[P], module: str) -> None:
             stage.perform(run, settings.only(wanted))
         else:
             _start(module, settings, num_nodes)
-
-
-# ---- the launcher
 
 
 def _num_nodes() -> int:
@@ -154,7 +107,7 @@ def _start(module: str, settings: params.Params, num_nodes: int) -> None:
         except (dist.DistError, ConnectionError) as error:
             raise InputError(
                 f"{num_nodes} machines (PET_NNODES)",
-                found=_first_line(error),
+                found=launched.first_line(error),
                 expected="this stage on each of them, and machine 0 at PET_MASTER_ADDR",
             ) from None
 
@@ -209,7 +162,7 @@ def _interruptible(folder: str) -> Iterator[None]:
             if signal.getsignal(signal.SIGTERM) is signal.default_int_handler:
                 shutil.rmtree(folder, ignore_errors=True)
                 print("interrupted", file=sys.stderr)
-                os._exit(INTERRUPTED)
+                os._exit(launched.INTERRUPTED)
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler)
@@ -233,7 +186,7 @@ def _reason(failures: dict[int, Any], size: int) -> InputError:
         told = _told(failure)
         if told:
             return 3 if told["lost"] else 0, told["time_ns"]
-        stopped = failure.exitcode in (INTERRUPTED, -signal.SIGTERM, -signal.SIGINT)
+        stopped = failure.exitcode in (launched.INTERRUPTED, -signal.SIGTERM, -signal.SIGINT)
         return 2 if stopped else 1, failure.timestamp * 10**9
 
     rank, failure = min(failures.items(), key=order)
@@ -243,7 +196,7 @@ def _reason(failures: dict[int, Any], size: int) -> InputError:
     if told:
         print(told["py_callstack"], file=sys.stderr, end="")
         found = told["fault"]
-    elif failure.exitcode in (INTERRUPTED, -signal.SIGINT):
+    elif failure.exitcode in (launched.INTERRUPTED, -signal.SIGINT):
         found = "an interrupt"
     elif failure.exitcode < 0:
         memory = ": out of memory, perhaps" if failure.exitcode == -signal.SIGKILL else ""
@@ -265,101 +218,3 @@ def _told(failure: Any) -> dict[str, Any] | None:
     message = failure.error_file_data.get("message")
     extra = message.get("extraInfo", {}) if isinstance(message, dict) else {}
     return extra if "time_ns" in extra else None
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
-
-
-# ---- the launched
-
-
-@contextmanager
-def _reporting_to_launcher(here: Place) -> Iterator[None]:
-    """Be ended as the launcher and the user want it, and tell the launcher of an error, not the user."""
-    # Until all have joined nothing is begun, and torch waits for them where no handler gets its turn.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_DFL)
-    if ERROR_FILE in os.environ:
-        threading.Thread(target=_leave_with, args=[os.getppid()], daemon=True).start()
-    try:
-        yield
-    except KeyboardInterrupt:
-        if ERROR_FILE not in os.environ:
-            raise
-        stage.leave(INTERRUPTED)  # the launcher says it
-    except Exception as error:
-        _ignore_signals()
-        if ERROR_FILE not in os.environ:
-            raise
-        _tell(Path(os.environ[ERROR_FILE]), error, here)
-        stage.leave(1)  # gloo's threads still run: Python's own end may be an abort, with C++'s last words
-
-
-def close_properly(here: Place) -> None:
-    """From now on a request to stop is not the end at once: the training is to be closed."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _interrupt if here.rank == 0 else _leave_soon)
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    """Break off, once: launcher and batch system may both ask."""
-    del number, frame
-    _ignore_signals()
-    raise KeyboardInterrupt
-
-
-def _leave_soon(number: int, frame: FrameType | None) -> None:
-    """Leave when the leader has had the time to, if it did not end this process before."""
-    del number, frame
-    _ignore_signals()
-    timer = threading.Timer(GRACE_SECONDS, os._exit, [INTERRUPTED])
-    timer.daemon = True
-    timer.start()
-
-
-def _ignore_signals() -> None:
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
-
-
-def _leave_with(launcher: int) -> None:
-    """End this process where its launcher ends without a word: nobody would wait for it, or end it."""
-    while os.getppid() == launcher:
-        time.sleep(WATCH_SECONDS)
-    os.kill(os.getpid(), signal.SIGTERM)
-    time.sleep(2 * GRACE_SECONDS)
-    os._exit(INTERRUPTED)
-
-
-def _tell(path: Path, error: Exception, here: Place) -> None:
-    """Write why this process failed, as torchrun reads it; the keys beside its own are for `_reason`."""
-    lost = _is_loss(error)
-    message, callstack = "", "".join(traceback.format_exception(error))
-    if lost:
-        message = str(
-            InputError(
-                f"process {here.rank} of {here.size}",
-                found=f"another one gone or silent ({_first_line(error)})",
-                expected="all of them to the end: where it ran it is told why",
-            )
-        )
-    elif isinstance(error, (InputError, OSError)):
-        message = str(error)
-    now_ns = time.time_ns()
-    extra = {
-        "py_callstack": message or callstack,
-        "timestamp": str(now_ns // 10**9),
-        "time_ns": now_ns,
-        "lost": lost,
-        "message": message,
-        "fault": f"{type(error).__name__}: {_first_line(error)}",
-    }
-    path.write_text(json.dumps({"message": {"message": message or str(error), "extraInfo": extra}}))
-
-
-def _is_loss(error: Exception) -> bool:
-    """Whether it says no more than that another process does not answer."""
-    import torch.distributed as dist
-
-    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from mnist import launch, stage
+from mnist import launched, stage
 from mnist.errors import InputError
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ def joined(processes: int) -> Iterator[Team]:
     Raises:
         InputError: the launcher started another number, or did not say how to find the others.
     """
-    place = launch.place()
+    place = launched.place()
     size = place.size if place else 1
     if size != processes:
         raise InputError(
@@ -116,6 +116,6 @@ def joined(processes: int) -> Iterator[Team]:
     except ValueError as error:  # of a variable that torchrun would have set
         found, expected = str(error).splitlines()[0], "those that torchrun sets, or none"
         raise InputError("RANK, WORLD_SIZE, LOCAL_RANK", found=found, expected=expected) from None
-    launch.close_properly(place)
+    launched.close_properly(place)
     yield Team(rank=place.rank, size=size, local_rank=place.local_rank)
     dist.destroy_process_group()  # not after an error: it would wait for those that are gone

@@ -19,7 +19,7 @@ import psutil  # type: ignore[import-untyped]
 import pytest
 import yaml
 
-from mnist import devices, history, launch, model, params, processor, team
+from mnist import devices, history, launch, launched, model, params, processor, team
 from mnist.errors import InputError
 from mnist.history import Epoch
 from mnist.team import Team
@@ -227,7 +227,7 @@ def test_an_interrupt_before_they_have_met_is_the_end_at_once(clone: Clone) -> N
         output = process.communicate(timeout=PATIENCE_SECONDS)[0]
 
     assert (process.returncode, output) == (130, "interrupted\n")
-    assert time.monotonic() - asked < launch.GRACE_SECONDS / 2
+    assert time.monotonic() - asked < launched.GRACE_SECONDS / 2
     expect_nobody(clone)
     assert outs(clone) == before
     assert len(clone.client.search_runs(["1"])) == runs
@@ -450,7 +450,12 @@ def test_the_slurm_script_trains_on_two_machines_that_share_a_folder(clone: Clon
         (tmp_path / name).chmod(0o755)
     (clone.folder / ".venv/bin").mkdir(parents=True)
     (clone.folder / ".venv/bin/activate").touch()
-    slurm = {"SLURM_JOB_NUM_NODES": "2", "SLURM_JOB_NODELIST": "here-[0-1]", "WORLD_SIZE": "2"}
+    slurm = {
+        "SLURM_CPUS_PER_TASK": "16",
+        "SLURM_JOB_NUM_NODES": "2",
+        "SLURM_JOB_NODELIST": "here-[0-1]",
+        "WORLD_SIZE": "2",
+    }
     port = next(port for port in iter(free_port, None) if 20_000 <= port < 40_000)  # as the script makes them
     slurm |= {"SLURM_JOB_ID": str(port - 20_000), "PATH": f"{tmp_path}:{clone.environment['PATH']}"}
     job = dataclasses.replace(clone, environment={**clone.environment, **slurm})

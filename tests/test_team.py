@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from mnist import launch, team
+from mnist import launched, team
 from mnist.errors import InputError
 from mnist.team import ALONE, Team
 from tests import teammate
@@ -101,7 +101,7 @@ def test_variables_of_a_batch_system_make_no_team(
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
 
-    assert launch.place() is None
+    assert launched.place() is None
     with team.joined(1) as us:
         assert us == ALONE
 
@@ -110,7 +110,7 @@ def test_another_number_of_processes_is_refused(monkeypatch: pytest.MonkeyPatch)
     for name, value in {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}.items():
         monkeypatch.setenv(name, value)
 
-    assert launch.place() == launch.Place(rank=5, size=8, local_rank=1)
+    assert launched.place() == launched.Place(rank=5, size=8, local_rank=1)
     with pytest.raises(InputError) as caught, team.joined(4):
         pass
 

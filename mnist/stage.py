@@ -1,11 +1,13 @@
 """How a stage or a tool starts and ends: a user's mistake is one line."""
 
 import gc
+import importlib
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import NoReturn, TypeVar
 
 from mnist import params, paths
@@ -64,6 +66,26 @@ def reported(*, failure: int = 1) -> Iterator[None]:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
+
+
+@contextmanager
+def importing(name: str) -> Iterator[None]:
+    """Import a module in a thread while the block computes without Python's lock, as torch does.
+
+    Where that fails, importing it after the block fails again, and says why.
+    """
+
+    def load() -> None:
+        with suppress(Exception):
+            importlib.import_module(name)
+
+    thread = threading.Thread(target=load)
+    with heavy_imports():
+        thread.start()
+        try:
+            yield
+        finally:
+            thread.join()
 
 
 @contextmanager

@@ -125,3 +125,21 @@ def test_the_garbage_collector_rests_during_an_import(fails: bool) -> None:
 
     assert gc.isenabled()
     assert gc.get_freeze_count() > frozen_before
+
+
+def test_a_module_is_imported_while_the_block_computes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "slow_to_import.py").write_text("import time\ntime.sleep(0.3)\nDONE = True\n")
+    (tmp_path / "broken_to_import.py").write_text("raise RuntimeError('broken')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+
+    with stage.importing("slow_to_import"):
+        assert not hasattr(sys.modules.get("slow_to_import"), "DONE")
+    with stage.importing("broken_to_import"):
+        pass
+
+    assert sys.modules["slow_to_import"].DONE
+    assert gc.isenabled()
+    with pytest.raises(RuntimeError, match="broken"):
+        importlib.import_module("broken_to_import")

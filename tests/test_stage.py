@@ -5,6 +5,7 @@ import gc
 import importlib
 import shutil
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 

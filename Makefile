@@ -10,7 +10,7 @@ BIN := .venv/bin
 # DVC runs the stages with the `python` that it finds first.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help setup repro test lint ui reconcile promote rollback reproduce verify preset best serve bench diff lock clean
+.PHONY: help setup repro test lint ui reconcile promote rollback reproduce verify preset best spread experiments serve bench diff lock clean
 
 help: ## List these targets
 	@sed -nE 's/^([a-z]+):.*## (.*)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r name text; do printf '  make %-9s %s\n' "$$name" "$$text"; done
@@ -74,6 +74,12 @@ preset: setup ## List the presets, params that show what SimpleCNN can do, or ru
 
 best: setup ## Rank the experiments by validation accuracy, and say how to apply the best one
 	@python -m tools.best $(ARGS)
+
+spread: setup ## Mean, deviation and interval of the test accuracy over seeds, of each recipe
+	@python -m tools.spread $(ARGS)
+
+experiments: setup ## The tutorial's: train both networks on pixels in place and shuffled, print and draw
+	@python -m tools.shuffled_pixels $(ARGS)
 
 serve: PORT ?= 5001
 serve: setup ## Answer with the champion over HTTP, on this machine alone (PORT=5001)

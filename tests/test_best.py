@@ -20,11 +20,12 @@ from ruamel.yaml import YAML
 from mnist import tracking
 from mnist.errors import InputError
 from mnist.params import Split
+from mnist.sweep import Revision
 from tests import checkout
 from tests.checkout import Clone
 from tests.conftest import SmallData
 from tools import best
-from tools.best import Candidate, Revision
+from tools.best import Candidate
 
 HEAD, ELSEWHERE = "a" * 40, "b" * 40
 DEADLINE_SECONDS = 900  # for five experiments; on two cores that others use too they took 180

@@ -11,47 +11,21 @@ a rank.
 """
 
 import argparse
-import hashlib
-import io
-import json
 import math
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
-from ruamel.yaml.error import YAMLError
-
-from mnist import identity, params, paths, stage
+from mnist import params, paths, stage, sweep
 from mnist.errors import InputError
 from mnist.params import Split
+from mnist.sweep import Contents, Revision
 
 ACCURACY, LOSS = "val_accuracy", "val_loss"
-MAX_LOSS = sys.float_info.max  # any but infinity
-MADE = "what stage train wrote: `dvc repro`"
+FILES = paths.TRAINING_METRICS, paths.LOCK  # that are read of each revision
 UI = "http://127.0.0.1:5000"  # of `make ui`
-
-Contents: TypeAlias = tuple[bytes | None, bytes | None]  # metrics/train.json, dvc.lock; None: no such file
-
-
-@dataclass(frozen=True, kw_only=True)
-class Revision:
-    """Where a result may be.
-
-    Attributes:
-        kind: an experiment of DVC, a commit that experiments started from, or the workspace.
-        name: of the experiment; for a commit, what the user calls it, or its short hash.
-        commit: full hash; empty for the workspace.
-        baseline: full hash of the commit that an experiment started from; empty otherwise.
-    """
-
-    kind: Literal["experiment", "commit", "workspace"]
-    name: str
-    commit: str = ""
-    baseline: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,69 +114,36 @@ def read(revision: Revision, contents: Contents) -> Candidate:
     """
     metrics, lock = contents
     if metrics is None:
-        raise InputError(str(paths.TRAINING_METRICS), found="no such file", expected=MADE)
-    if lock is None:
-        raise InputError(str(paths.LOCK), found="no such file", expected=MADE)
-    val_accuracy, val_loss = _number(metrics, ACCURACY, most=1), _number(metrics, LOSS, most=MAX_LOSS)
-    try:
-        train = identity.read_yaml(lock.decode())["stages"]["train"]
-        md5s = {entry["path"]: entry["md5"] for entry in [*train["deps"], *train["outs"]]}
-        values = dict(train["params"][str(paths.PARAMS)])
-        dataset_md5, metrics_md5 = (md5s[str(path)] for path in (paths.DATASET, paths.TRAINING_METRICS))
-    except (YAMLError, UnicodeDecodeError, LookupError, TypeError, ValueError) as error:
-        found = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        raise InputError(str(paths.LOCK), found=found, expected=MADE) from None
-    if hashlib.md5(metrics, usedforsecurity=False).hexdigest() != metrics_md5:
-        raise InputError(str(paths.TRAINING_METRICS), found="not the file that dvc.lock knows", expected=MADE)
-    split = {key: value for key, value in values.items() if key in Split.model_fields}
+        raise InputError(str(paths.TRAINING_METRICS), found="no such file", expected=sweep.MADE)
+    val_accuracy = sweep.number(paths.TRAINING_METRICS, metrics, ACCURACY, most=1)
+    val_loss = sweep.number(paths.TRAINING_METRICS, metrics, LOSS, most=sweep.MAX_LOSS)
+    locked = sweep.locked(lock)
+    locked.expect(paths.TRAINING_METRICS, metrics)
+    split = {key: value for key, value in locked.params.items() if key in Split.model_fields}
     return Candidate(
         revision=revision,
         val_accuracy=val_accuracy,
         val_loss=val_loss,
-        params=values,
-        dataset_md5=dataset_md5,
+        params=locked.params,
+        dataset_md5=locked.dataset_md5,
         split=params.check(Split, split, f"{paths.LOCK}: train"),
     )
-
-
-def _number(metrics: bytes, key: str, *, most: float) -> float:
-    try:
-        values = json.loads(metrics)
-    except ValueError as error:
-        raise InputError(str(paths.TRAINING_METRICS), found=f"no JSON ({error})", expected=MADE) from None
-    value = values.get(key) if isinstance(values, dict) else None
-    # To Python, true is a number; NaN is in no range.
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= most:
-        found = "nothing" if value is None else repr(value)
-        raise InputError(f"{paths.TRAINING_METRICS}: {key}", found=found, expected=f"0 to {most:g}")
-    return float(value)
 
 
 def table(ranking: Ranking, top: int | None = None) -> list[str]:
     """Rank, name, accuracy and its standard error, loss, and the params that are not all alike, in lines."""
     everyone = [*ranking.ranked, *ranking.others]
-    keys = dict.fromkeys(key for one in everyone for key in one.params)
-    differing = [key for key in keys if len({_shown(one.params.get(key)) for one in everyone}) > 1]
+    differing = sweep.differing([one.params for one in everyone])
     rows = [["", "experiment", ACCURACY, "", LOSS, *differing]]
     marked = [(str(number), one) for number, one in enumerate(ranking.ranked, 1)][:top]
     for mark, one in [*marked, *[("*", one) for one in ranking.others][:top]]:
         figures = [f"{one.val_accuracy:.4f}", f"± {one.standard_error:.4f}", f"{one.val_loss:.4f}"]
-        rows.append([mark, one.revision.name, *figures, *(_shown(one.params.get(key)) for key in differing)])
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = []
-    for row in rows:
-        cells = [cell.rjust(width) for cell, width in zip(row, widths, strict=True)]
-        cells[1] = row[1].ljust(widths[1])
-        lines.append("  ".join(cells).rstrip())
+        rows.append(
+            [mark, one.revision.name, *figures, *(sweep.shown(one.params.get(key)) for key in differing)]
+        )
+    lines = sweep.aligned(rows, left=1)
     num_left = 1 + len(everyone) - len(rows)
     return [*lines, f"... and {num_left} more"] if num_left else lines
-
-
-def _shown(value: Any) -> str:
-    """A param as it is typed after `-S key=`."""
-    if value is None:
-        return "-"
-    return value if isinstance(value, str) else json.dumps(value)
 
 
 def advice(ranking: Ranking, head: str) -> list[str]:
@@ -267,112 +208,15 @@ def mlflow_run(best: Candidate) -> str:
     return "no run of this name (make reconcile)"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Sweep:
-    """What the repository knows.
-
-    Attributes:
-        head: full hash of HEAD.
-        revisions: the commits, their experiments, and the workspace where HEAD is one of the commits.
-        failed: names of the experiments that the queue ran without success.
-        num_queued: experiments that wait in the queue.
-        num_running: experiments that the queue runs.
-    """
-
-    head: str
-    revisions: tuple[Revision, ...]
-    failed: tuple[str, ...]
-    num_queued: int
-    num_running: int
-
-
-def look(root: Path, revs: Sequence[str] | None) -> Sweep:
-    """Find the experiments that started from the commits `revs`; None: from any commit.
-
-    Raises:
-        InputError: the folder `root` is no checkout with git and DVC, or has no such commit.
-    """
-    with stage.heavy_imports():
-        from dvc.exceptions import DvcException
-        from dvc.repo import Repo
-        from dvc.repo.experiments.utils import exp_refs_by_baseline
-
-    head = _commit(root, "HEAD")
-    commits = {_commit(root, rev): rev for rev in (["HEAD"] if revs is None else revs)}
-    try:
-        with Repo(str(root)) as repo:
-            # Not `repo.experiments.ls`, which fails while `dvc repro` holds the lock.
-            experiments = [
-                Revision(kind="experiment", name=ref.name, commit=repo.scm.get_ref(str(ref)), baseline=start)
-                for start, refs in exp_refs_by_baseline(
-                    repo.scm, None if revs is None else set(commits)
-                ).items()
-                for ref in refs
-            ]
-            queue = repo.experiments.celery_queue
-            queued, running = list(queue.iter_queued()), list(queue.iter_active())
-            failed = [done.entry for done in queue.iter_failed()]
-    except DvcException as error:
-        raise InputError(str(root), found=str(error), expected="a checkout with git and DVC") from None
-    if revs is None:
-        starts = sorted({one.baseline for one in experiments} - set(commits))
-        commits |= {start: start[:7] for start in starts}
-    else:
-        queued, running, failed = (
-            [entry for entry in entries if entry.baseline_rev in commits]
-            for entries in (queued, running, failed)
-        )
-    revisions = [Revision(kind="commit", name=name, commit=commit) for commit, name in commits.items()]
-    revisions += experiments
-    if head in commits:
-        revisions.append(Revision(kind="workspace", name="workspace"))
-    finished = {one.name for one in experiments}
-    return Sweep(
-        head=head,
-        revisions=tuple(revisions),
-        failed=tuple(sorted({entry.name or entry.stash_rev[:7] for entry in failed} - finished)),
-        num_queued=len(queued),
-        num_running=len(running),
-    )
-
-
-def _commit(root: Path, rev: str) -> str:
-    """The full hash of what a user calls a commit."""
-    command = ["git", "rev-parse", "--verify", "--quiet", "--end-of-options", f"{rev}^{{commit}}"]
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise InputError(f"{rev} in {root}", found="no such commit", expected="one of a git checkout")
-    return done.stdout.strip()
-
-
-def contents(root: Path, revisions: Sequence[Revision]) -> list[Contents]:
-    """The two files of each revision, by one git process for all of them."""
-    files = paths.TRAINING_METRICS, paths.LOCK
-    names = [f"{one.commit}:./{file.as_posix()}" for one in revisions if one.commit for file in files]
-    command = ["git", "cat-file", "--batch"]
-    done = subprocess.run(command, cwd=root, input="\n".join(names).encode(), capture_output=True, check=True)
-    stream, found = io.BytesIO(done.stdout), []
-    for one in revisions:
-        pair = []
-        for file in files:
-            if one.commit:
-                *_, size = stream.readline().split()  # "<hash> blob <size>", or "<name> missing"
-                pair.append(None if size == b"missing" else stream.read(int(size) + 1)[:-1])
-            else:
-                pair.append((root / file).read_bytes() if (root / file).is_file() else None)
-        found.append((pair[0], pair[1]))
-    return found
-
-
 def report(root: Path, revs: Sequence[str] | None, top: int | None) -> list[str]:
     """All that there is to say, in lines.
 
     Raises:
         InputError: as `look`.
     """
-    sweep = look(root, revs)
+    found = sweep.look(root, revs)
     candidates, left_out, seen = [], [], set[Contents]()
-    for revision, files in zip(sweep.revisions, contents(root, sweep.revisions), strict=True):
+    for revision, files in zip(found.revisions, sweep.contents(root, found.revisions, FILES), strict=True):
         if revision.kind == "workspace" and files in seen:
             continue  # as committed, or as applied
         seen.add(files)
@@ -380,26 +224,22 @@ def report(root: Path, revs: Sequence[str] | None, top: int | None) -> list[str]
             candidates.append(read(revision, files))
         except InputError as error:
             left_out.append(f"left out: {revision.name}: {error}")
-    left_out += [f"left out: {name}: it failed, `dvc queue logs {name}` says why" for name in sweep.failed]
+    left_out += sweep.failures(found)
     lines = []
-    if not any(revision.kind == "experiment" for revision in sweep.revisions):
+    if not any(revision.kind == "experiment" for revision in found.revisions):
         start = " ".join(revs) if revs else "HEAD"
         lines.append(
             f"best: no experiment of {start} has finished: dvc exp run --queue -S 'lr=0.01,0.05,0.1'"
         )
     elif candidates:
         ranking = rank(candidates)
-        lines += [*table(ranking, top), "", *advice(ranking, sweep.head)]
+        lines += [*table(ranking, top), "", *advice(ranking, found.head)]
         if ranking.best and ranking.best.revision.kind == "experiment":
             lines.append(f"  MLflow  {mlflow_run(ranking.best)}")
     else:
         lines.append("best: none has a result")
     lines += left_out
-    if sweep.num_running:
-        lines.append(f"{sweep.num_running} still running: dvc queue status")
-    if sweep.num_queued:
-        lines.append(f"{sweep.num_queued} still queued: dvc queue start -j 2")
-    return lines
+    return [*lines, *sweep.waiting(found)]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -408,16 +248,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         prog="python -m tools.best", description="Rank experiments by validation accuracy."
     )
     parser.add_argument("--top", type=int, metavar="N", help="show that many (default: all)")
-    where = parser.add_mutually_exclusive_group()
-    where.add_argument(
-        "--rev", nargs="+", default=["HEAD"], help="started from these commits (default: HEAD)"
-    )
-    where.add_argument("--all-commits", action="store_true", help="started from any commit")
+    sweep.add_options(parser)
     options = parser.parse_args(arguments)
     if options.top is not None and options.top < 1:
         parser.error("--top: at least 1")
     with stage.reported():
-        print("\n".join(report(paths.checkout(), None if options.all_commits else options.rev, options.top)))
+        print("\n".join(report(paths.checkout(), sweep.revs(options), options.top)))
 
 
 if __name__ == "__main__":

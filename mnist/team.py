@@ -104,6 +104,8 @@ def joined(processes: int) -> Iterator[Team]:
             expected=f"{size}, as many as are started on all machines together",
         )
     if not place or size == 1:
+        if place:
+            launched.close_properly(place)
         yield ALONE
         return
     with stage.heavy_imports():

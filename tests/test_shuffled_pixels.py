@@ -146,6 +146,8 @@ def test_a_training_that_fails_ends_it_with_a_line(clone: Clone) -> None:
 
 
 def test_the_queue_trains_each_case_and_what_is_there_stays(clone: Clone) -> None:
+    # Broken off before, with some in the queue: they are not queued again.
+    clone.run("dvc", "exp", "run", "--queue", "-S", "model=mlp", "-S", "seed=0,1")
     done = clone.run("python", "-m", "tools.shuffled_pixels", "--seeds", "2")
 
     assert "shuffled: 0 of 8 trainings are done" in done.stdout
@@ -162,6 +164,8 @@ def test_the_queue_trains_each_case_and_what_is_there_stays(clone: Clone) -> Non
 
     assert again.stdout.splitlines()[0] == "shuffled: 8 of 8 trainings are done"
     assert len(clone.runs()) == len(runs) == 8
+    experiments = clone.run("git", "for-each-ref", "--format=%(refname)", "refs/exps").stdout.split()
+    assert len([ref for ref in experiments if ref.count("/") == 4]) == 8
 
 
 def test_their_spread_is_told(clone: Clone) -> None:

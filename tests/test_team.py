@@ -5,6 +5,7 @@ Shape suffixes: B images of a batch, P parameters.
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from typing import Any
@@ -104,6 +105,23 @@ def test_variables_of_a_batch_system_make_no_team(
     assert launched.place() is None
     with team.joined(1) as us:
         assert us == ALONE
+
+
+def test_a_team_of_one_closes_properly_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`torchrun --nproc-per-node 1`: a request to stop is no end without a word."""
+    for name, value in {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}.items():
+        monkeypatch.setenv(name, value)
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        for number in before:
+            signal.signal(number, signal.SIG_IGN)
+        with team.joined(1) as us:
+            assert us == ALONE
+            with pytest.raises(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGTERM)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def test_another_number_of_processes_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

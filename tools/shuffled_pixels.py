@@ -4,8 +4,8 @@
 
 Both networks, on images as they are and with their pixels shuffled by one fixed permutation, over
 seeds: 12 trainings in DVC's queue, each with its MLflow run. Those that are there already, of this
-commit and these params, are not run again, so that a run that was broken off goes on. The result is
-a table, metrics/shuffled-pixels.json and metrics/shuffled-pixels.png.
+commit and these params, are not run again, and what waits in the queue runs first, so that a run that
+was broken off goes on. The result is a table, metrics/shuffled-pixels.json and metrics/shuffled-pixels.png.
 """
 
 import argparse
@@ -26,6 +26,7 @@ NUMBERS, PICTURE = Path("metrics/shuffled-pixels.json"), Path("metrics/shuffled-
 LABELS = {"simple_cnn": "convolutional", "mlp": "fully connected"}  # by `model`
 MIN_SEEDS = 2  # one has no interval
 LOOK_SECONDS = 3  # between two looks at the queue
+ENOUGH_LOOKS = 2  # one after the other, at an empty queue
 # Without an experiment that runs: a worker of DVC's queue may die (docs/sweeps.md), and takes some to start.
 IDLE_SECONDS = 30
 
@@ -85,13 +86,13 @@ def queue(case: Case, left: Sequence[int], taken: set[str]) -> None:
         raise InputError("dvc exp run --queue", found=last, expected="a queue that takes it")
 
 
-def run_queue(root: Path, current: Mapping[str, Any], num_seeds: int, jobs: int) -> dict[Case, Recipe]:
-    """Have DVC run what is queued, and wait for all cases.
+def trained(root: Path, current: Mapping[str, Any], num_seeds: int, jobs: int) -> dict[Case, Recipe]:
+    """Have DVC run what waits in its queue, and then what is missing; return all cases.
 
     Raises:
-        InputError: some of them failed.
+        InputError: some of them failed, or DVC refuses.
     """
-    said, idle_since = -1, None
+    said, idle_since, num_empty, is_queued = -1, None, 0, False
     total = len(CASES) * num_seeds
     while True:
         known, recipes, _ = seeds.recipes(root, ["HEAD"])
@@ -103,12 +104,21 @@ def run_queue(root: Path, current: Mapping[str, Any], num_seeds: int, jobs: int)
         if not left:
             return cases
         now = time.monotonic()
+        # Between the queue and its worker a training may be in neither for a moment: one look says little.
+        num_empty = 0 if known.num_running or known.num_queued else num_empty + 1
         if known.num_running:
             idle_since = None
-        elif not known.num_queued:
-            failed = f"{left} of {total} trainings ended without a result"
-            expected = "all of them; `dvc queue status` and `dvc queue logs NAME` say why"
-            raise InputError("dvc queue", found=failed, expected=expected)
+        elif num_empty:
+            if num_empty >= ENOUGH_LOOKS and is_queued:
+                failed = f"{left} of {total} trainings ended without a result"
+                expected = "all of them; `dvc queue status` and `dvc queue logs NAME` say why"
+                raise InputError("dvc queue", found=failed, expected=expected)
+            if num_empty >= ENOUGH_LOOKS:
+                taken = preset.taken_names(root)
+                for case, numbers in missing(cases, num_seeds).items():
+                    queue(case, numbers, taken)
+                is_queued, num_empty = True, 0
+                continue
         elif idle_since is None or now - idle_since > IDLE_SECONDS:
             # The workers keep the output open that they were started with.
             nowhere = subprocess.DEVNULL
@@ -209,11 +219,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with stage.reported():
         root = paths.checkout()
         current = params.load(paths.PARAMS).model_dump()
-        _, recipes, _ = seeds.recipes(root, ["HEAD"])
-        taken = preset.taken_names(root)
-        for case, left in missing(known_cases(recipes, current), options.seeds).items():
-            queue(case, left, taken)
-        cases = run_queue(root, current, options.seeds, options.jobs)
+        cases = trained(root, current, options.seeds, options.jobs)
         result = summary(cases, options.seeds)
         files.write_json(NUMBERS, result)
         draw(PICTURE, result)

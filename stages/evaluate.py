@@ -32,16 +32,19 @@ def run(
 ) -> None:
     """Score all test images, and draw the first ten and the ten most confident mistakes."""
     gate.check(validation, dataset)
+    classes = data.describe(dataset).classes
     test = data.load(dataset, "test")
     with stage.heavy_imports():
         from mnist import devices, model
 
     device = devices.prepare(params)
     with stage.importing("mnist.pictures"):  # matplotlib: 0.1 s less in all
-        log_probs_NK = model.log_probabilities(model.load(weights), test, device).cpu().numpy()
+        log_probs_NK = (
+            model.log_probabilities(model.load(weights, classes=classes), test, device).cpu().numpy()
+        )
     from mnist import pictures
 
-    scores = scoring.score(log_probs_NK, test.labels_N)
+    scores = scoring.score(log_probs_NK, test.labels_N, classes=classes)
     predicted_N = log_probs_NK.argmax(1)
     confidence_N = np.exp(log_probs_NK.max(1).astype(np.float64))
 
@@ -55,12 +58,13 @@ def run(
             predicted_N=predicted_N[index_M],
             confidence_N=confidence_N[index_M],
             index_N=index_M,
+            classes=classes,
         )
 
     wrong_M = np.flatnonzero(predicted_N != test.labels_N)
     surest_M = wrong_M[np.argsort(-confidence_N[wrong_M], kind="stable")]
     files.write_json(test_metrics, scores.model_dump())
-    scoring.write_predictions(predictions, labels_N=test.labels_N, predicted_N=predicted_N)
+    scoring.write_predictions(predictions, labels_N=test.labels_N, predicted_N=predicted_N, classes=classes)
     draw(gallery, "The first test images, as predicted", np.arange(min(NUM_PICTURES, len(test))))
     draw(errors_gallery, "The most confident mistakes", surest_M[:NUM_PICTURES])
     print(

@@ -69,7 +69,6 @@ def gallery(
             ha="center",
             va="center",
             fontsize=11,
-            linespacing=1,
             color=RIGHT if right else WRONG,
         )
         _fit(caption, said, renderer)
@@ -97,4 +96,4 @@ def _fit(caption: Text, lines: Sequence[str], renderer: RendererBase) -> None:
     for size in SMALLER:
         if caption.get_window_extent(renderer).width <= CAPTION_WIDTH:
             return
-        caption.set(text="\n".join(lines), fontsize=size)
+        caption.set(text="\n".join(lines), fontsize=size, linespacing=1)

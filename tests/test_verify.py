@@ -567,6 +567,14 @@ PICTURES = "metrics/plots/predictions.png", "metrics/plots/errors.png"
         ({ACCURACY: "close", PREDICTED: "close"}, None),
         ({ACCURACY: "close", PREDICTED: "close", PICTURES[0]: "equal", PICTURES[1]: "equal"}, PREDICTED),
         ({ACCURACY: "close", PREDICTED: "close", PICTURES[0]: "equal", PICTURES[1]: "other bytes"}, None),
+        (
+            {
+                PREDICTED: "close",
+                **dict.fromkeys(PICTURES, "equal"),
+                "metrics/plots/filters.png": "other bytes",
+            },
+            PREDICTED,
+        ),
         ({ACCURACY: "close", "metrics/predictions.csv": "equal", PICTURES[0]: "equal"}, None),
     ],
 )

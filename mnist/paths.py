@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 PARAMS = Path("params.yaml")
+DATASETS = Path("datasets.yaml")
 PIPELINE = Path("dvc.yaml")
 LOCK = Path("dvc.lock")
 

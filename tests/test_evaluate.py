@@ -19,7 +19,7 @@ from mnist.dataset import Images
 from mnist.errors import InputError
 from mnist.params import Architecture
 from stages import evaluate
-from tests.conftest import SmallData
+from tests.conftest import DIGITS, SmallData
 from tests.test_stats import verdict_on
 
 ROOT = Path(__file__).parents[1]
@@ -38,7 +38,7 @@ OUTPUTS = [
 def checkout(small_data: SmallData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with everything that the stage reads, which is also the current one."""
     monkeypatch.chdir(tmp_path)
-    dataset.write(paths.DATASET, train=small_data.train, test=small_data.test)
+    dataset.write(paths.DATASET, train=small_data.train, test=small_data.test, description=DIGITS)
     paths.VALIDATION.parent.mkdir()
     verdict_on(paths.DATASET.resolve()).rename(paths.VALIDATION)
     architecture = Architecture(model="simple_cnn", n_features=4, permute_pixels=True)
@@ -177,6 +177,7 @@ def test_few_images_without_a_mistake_make_all_files(small_data: SmallData) -> N
         paths.DATASET,
         train=small_data.train,
         test=Images(images_NHW=three.images_NHW, labels_N=predicted_N),
+        description=DIGITS,
     )
     verdict_on(paths.DATASET.resolve()).rename(paths.VALIDATION)
 
@@ -192,7 +193,9 @@ def test_few_images_without_a_mistake_make_all_files(small_data: SmallData) -> N
 def test_training_images_do_not_count(small_data: SmallData) -> None:
     run()
     before = {path: path.read_bytes() for path in OUTPUTS}
-    dataset.write(paths.DATASET, train=small_data.train.take(np.arange(7)), test=small_data.test)
+    dataset.write(
+        paths.DATASET, train=small_data.train.take(np.arange(7)), test=small_data.test, description=DIGITS
+    )
     verdict_on(paths.DATASET.resolve()).rename(paths.VALIDATION)
 
     run()

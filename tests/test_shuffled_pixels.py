@@ -11,7 +11,7 @@ import pytest
 import torch
 from matplotlib.image import imread
 
-from mnist import dataset, mirrors, model, params, paths, scoring, seeds, training
+from mnist import catalog, dataset, mirrors, model, params, paths, scoring, seeds, training
 from mnist.errors import InputError
 from mnist.params import Params
 from mnist.seeds import Recipe
@@ -89,14 +89,13 @@ def test_what_is_committed_says_what_the_readme_says() -> None:
     assert mlp["interval"][0] < 0 < mlp["interval"][1]
 
 
-@pytest.mark.skipif(
-    not Path(ROOT / params.load(ROOT / paths.PARAMS).data.mirrors[0]).is_dir(), reason="no copy of MNIST here"
-)
+MIRROR = ROOT / params.load(ROOT / paths.PARAMS).data.mirrors_of("mnist")[0]
+
+
+@pytest.mark.skipif(not MIRROR.is_dir(), reason="no copy of MNIST here")
 def test_on_real_images_the_cnn_needs_neighbours_and_the_mlp_does_not(tmp_path: Path) -> None:
     settings = params.load(ROOT / paths.PARAMS)
-    fetched = mirrors.fetch(
-        settings.data.model_copy(update={"mirrors": [str(ROOT / settings.data.mirrors[0])]}), tmp_path
-    )
+    fetched = mirrors.fetch(catalog.load(ROOT / paths.DATASETS, "mnist"), tmp_path, ahead=[str(MIRROR)])
     images, test = mirrors.read(fetched.archives)
     torch.set_num_threads(1)
 

@@ -12,6 +12,7 @@ LOCK = Path("dvc.lock")
 DATASET = Path("data/mnist.safetensors")
 STATS = Path("data/stats.json")
 VALIDATION_PAGE = Path("data/validation.html")
+LOG_PROBS = Path("data/log_probs.safetensors")
 
 WEIGHTS = Path("models/model.safetensors")
 REGISTERED = Path("models/registered.json")
@@ -24,6 +25,8 @@ TEST_METRICS = Path("metrics/test.json")
 PREDICTIONS = Path("metrics/predictions.csv")
 GALLERY = Path("metrics/plots/predictions.png")
 ERRORS_GALLERY = Path("metrics/plots/errors.png")
+FILTERS = Path("metrics/plots/filters.png")
+FEATURE_MAPS = Path("metrics/plots/feature_maps.png")
 
 # What an MLflow run keeps, beside its model: where a result came from, and how good it is.
 ARTIFACTS = (
@@ -39,8 +42,11 @@ ARTIFACTS = (
     STEPS,
     TEST_METRICS,
     PREDICTIONS,
+    LOG_PROBS,
     GALLERY,
     ERRORS_GALLERY,
+    FILTERS,
+    FEATURE_MAPS,
 )
 
 

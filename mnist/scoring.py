@@ -7,12 +7,16 @@ import csv
 import io
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
 
 from mnist import files, params
 from mnist.dataset import Bytes
+from mnist.errors import InputError
 from mnist.params import Fraction, Section
 
 NUM_BINS = 15  # of the reliability diagram in Guo et al. 2017
@@ -42,7 +46,6 @@ def score(log_probs_NK: NDArray[np.float32], labels_N: Bytes, *, classes: Sequen
     """Score log-probabilities, float32 (N, K), against labels, uint8 (N,), of K classes; to six decimals."""
     log_probs_NK = log_probs_NK.astype(np.float64)
     right_N = log_probs_NK.argmax(1) == labels_N
-    confidence_N = np.exp(log_probs_NK.max(1))
     recall = {
         name: round(float(right_N[labels_N == label].mean()), 6) if (labels_N == label).any() else None
         for label, name in enumerate(classes)
@@ -52,9 +55,21 @@ def score(log_probs_NK: NDArray[np.float32], labels_N: Bytes, *, classes: Sequen
         loss=round(float(-log_probs_NK[np.arange(len(labels_N)), labels_N].mean()), 6),
         num_wrong=int((~right_N).sum()),
         num_images=len(labels_N),
-        expected_calibration_error=round(calibration_error(confidence_N, right_N), 6),
+        expected_calibration_error=round(calibration_error(confidence(log_probs_NK), right_N), 6),
         recall=recall,
     )
+
+
+def confidence(log_probs_NK: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
+    """The probability of what is predicted, float64 (N,), from log-probabilities (N, K)."""
+    probability_N: NDArray[np.float64] = np.exp(log_probs_NK.max(1).astype(np.float64))
+    return probability_N
+
+
+def surest_mistakes(log_probs_NK: NDArray[np.float32], labels_N: Bytes) -> NDArray[np.int64]:
+    """Positions of the wrong predictions, int64 (M,), the most confident first."""
+    wrong_M = np.flatnonzero(log_probs_NK.argmax(1) != labels_N)
+    return wrong_M[np.argsort(-confidence(log_probs_NK)[wrong_M], kind="stable")]
 
 
 def calibration_error(confidence_N: NDArray[np.float64], right_N: NDArray[np.bool_]) -> float:
@@ -89,3 +104,27 @@ def write_predictions(
     labels, predicted = names_K[labels_N].tolist(), names_K[predicted_N].tolist()
     table.writerows(zip(range(len(labels_N)), labels, predicted, strict=True))
     files.write_text(path, text.getvalue())
+
+
+def write_log_probs(path: Path, log_probs_NK: NDArray[np.float32]) -> None:
+    """Write the log-probabilities of all test images, float32 (N, K), in their order."""
+    with files.replacing(path) as part:
+        save_file({"log_probs": log_probs_NK}, part)
+
+
+def read_log_probs(path: Path) -> NDArray[np.float32]:
+    """Read them back.
+
+    Raises:
+        InputError: the file is missing, or holds something else.
+    """
+    try:
+        log_probs_NK = load_file(path)["log_probs"]
+    except FileNotFoundError:
+        raise files.missing(path) from None
+    except (SafetensorError, KeyError) as error:
+        raise InputError(str(path), found=f"{error}", expected="what `evaluate` writes") from None
+    if log_probs_NK.dtype != np.float32 or log_probs_NK.ndim != 2:  # noqa: PLR2004 -- images, classes
+        found = f"{log_probs_NK.dtype} {log_probs_NK.shape}"
+        raise InputError(str(path), found=found, expected="float32 (N, K)")
+    return log_probs_NK

@@ -14,7 +14,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from mnist import dataset, model, params, paths, pictures
+from mnist import dataset, insight, model, params, paths, pictures, scoring
 from mnist.dataset import Images
 from mnist.errors import InputError
 from mnist.params import Architecture
@@ -23,7 +23,15 @@ from tests.conftest import DIGITS, SmallData
 from tests.test_stats import verdict_on
 
 ROOT = Path(__file__).parents[1]
-OUTPUTS = [paths.TEST_METRICS, paths.PREDICTIONS, paths.GALLERY, paths.ERRORS_GALLERY]
+OUTPUTS = [
+    paths.TEST_METRICS,
+    paths.PREDICTIONS,
+    paths.LOG_PROBS,
+    paths.GALLERY,
+    paths.ERRORS_GALLERY,
+    paths.FILTERS,
+    paths.FEATURE_MAPS,
+]
 
 
 @pytest.fixture
@@ -112,14 +120,32 @@ def test_the_galleries_show_the_first_images_and_the_surest_mistakes(
         pictures.gallery(
             checkout / "expected.png",
             title=title,
-            images_NHW=small_data.test.images_NHW[index_M],
-            labels_N=small_data.test.labels_N[index_M],
+            images=small_data.test.take(index_M),
             predicted_N=predicted_N[index_M],
             confidence_N=np.exp(sureness_N[index_M]),
             index_N=index_M,
             classes=DIGITS.classes,
         )
         assert path.read_bytes() == (checkout / "expected.png").read_bytes()
+
+
+def test_what_is_kept_for_others_is_what_the_network_says_of_every_image(
+    checkout: Path, small_data: SmallData
+) -> None:
+    """Log-probabilities; and pictures of its filters, and of the first image of each class."""
+    run()
+
+    log_probs_NK = scoring.read_log_probs(paths.LOG_PROBS)
+    assert log_probs_NK.dtype == np.float32
+    assert np.allclose(np.exp(log_probs_NK), np.exp(log_probabilities(small_data.test)), atol=1e-6)
+
+    classifier = model.load(paths.WEIGHTS)
+    pictures.filters(checkout / "expected.png", insight.filters(classifier))
+    assert paths.FILTERS.read_bytes() == (checkout / "expected.png").read_bytes()
+    first = [small_data.test.labels_N.tolist().index(label) for label in range(10)]
+    inputs_NHW, layers = insight.layers(classifier, small_data.test.images_NHW[first])
+    pictures.feature_maps(checkout / "expected.png", inputs_NHW, list("0123456789"), layers)
+    assert paths.FEATURE_MAPS.read_bytes() == (checkout / "expected.png").read_bytes()
 
 
 def test_the_bytes_are_the_same_in_another_process(checkout: Path) -> None:

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from safetensors.numpy import save_file
 
 from mnist import comparison, scoring
 from mnist.errors import InputError
@@ -222,3 +223,40 @@ def test_scores_that_evaluate_did_not_write_are_one_line(tmp_path: Path, text: s
     with pytest.raises(InputError, match=r"test\.json: ") as caught:
         scoring.read(path)
     assert "\n" not in str(caught.value)
+
+
+def test_log_probabilities_come_back_as_they_were(tmp_path: Path) -> None:
+    predictions = log_probs([[0.7, 0.2, 0.1], [0.0, 1.0, 0.0]])
+    path = tmp_path / "log_probs.safetensors"
+
+    scoring.write_log_probs(path, predictions)
+
+    assert np.array_equal(scoring.read_log_probs(path), predictions)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "said"),
+    [
+        (None, "found no such file"),
+        ({}, "'log_probs'"),
+        ({"log_probs": np.zeros((2, 3))}, r"found float64 \(2, 3\), expected float32 \(N, K\)"),
+        ({"log_probs": np.zeros(3, np.float32)}, r"found float32 \(3,\)"),
+    ],
+    ids=["none", "another tensor", "another dtype", "another shape"],
+)
+def test_what_is_no_file_of_log_probabilities_is_refused(
+    tmp_path: Path, tensors: dict[str, NDArray[np.float32]] | None, said: str
+) -> None:
+    path = tmp_path / "log_probs.safetensors"
+    if tensors is not None:
+        save_file(tensors, path)
+
+    with pytest.raises(InputError, match=said):
+        scoring.read_log_probs(path)
+
+
+def test_mistakes_come_by_their_confidence() -> None:
+    predictions = log_probs([[0.6, 0.4], [0.9, 0.1], [0.8, 0.2], [0.2, 0.8]])
+
+    assert scoring.surest_mistakes(predictions, np.array([1, 1, 0, 0], np.uint8)).tolist() == [1, 3, 0]
+    assert scoring.surest_mistakes(predictions, np.array([0, 0, 0, 1], np.uint8)).tolist() == []

@@ -274,7 +274,7 @@ def test_a_forgery_within_all_tolerances_is_found_by_what_was_not_forged(done: D
     assert said["metrics/test.json: accuracy"] == "within 1 point"
     assert {what: answer for what, answer in said.items() if answer.startswith("NO")} == {
         "models/model.safetensors": "NO, though metrics/history.csv and metrics/steps.csv did not change",
-        "metrics/predictions.csv: predicted": "NO, though no picture changed",
+        "metrics/predictions.csv: predicted": "NO, though no gallery changed",
     }
     last = "does not hold: the committed code makes other models/model.safetensors, metrics/predictions.csv; "
     assert output.splitlines()[-1] == f"{last}{verify.REMEDY}"
@@ -569,6 +569,14 @@ PICTURES = "metrics/plots/predictions.png", "metrics/plots/errors.png"
         ({ACCURACY: "close", PREDICTED: "close"}, None),
         ({ACCURACY: "close", PREDICTED: "close", PICTURES[0]: "equal", PICTURES[1]: "equal"}, PREDICTED),
         ({ACCURACY: "close", PREDICTED: "close", PICTURES[0]: "equal", PICTURES[1]: "other bytes"}, None),
+        (
+            {
+                PREDICTED: "close",
+                **dict.fromkeys(PICTURES, "equal"),
+                "metrics/plots/filters.png": "other bytes",
+            },
+            PREDICTED,
+        ),
         ({ACCURACY: "close", "metrics/predictions.csv": "equal", PICTURES[0]: "equal"}, None),
     ],
 )

@@ -252,8 +252,8 @@ def test_a_fork_whose_base_is_another_branch_that_moved_on(pull_request: PullReq
     pull_request.base = "release"
     author = pull_request.author
     # Meanwhile on the base: not to be charged to this pull request.
-    edit(author, "params.yaml", 'model_name: "{dataset}-simplecnn"', "model_name: other")
-    edit(author, "dvc.lock", f"registry.model_name: {checkout.NAME}", "registry.model_name: other")
+    edit(author, "params.yaml", "model_name: '{dataset}-simplecnn'", "model_name: other")
+    edit(author, "dvc.lock", "registry.model_name: '{dataset}-simplecnn'", "registry.model_name: other")
     author.commit("On the base")
     pull_request.git("push", "-q", str(pull_request.origin), "HEAD:release")
     pull_request.git("reset", "-q", "--hard", "HEAD~")

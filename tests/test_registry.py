@@ -14,6 +14,7 @@ from tests.test_tracking import ensure
 
 ROOT = Path(__file__).parents[1]
 NAME = "mnist-simplecnn"
+CARD = f"---\nlibrary_name: pytorch\n---\n\n# A card\n\nLoad `models:/{NAME}/VERSION`.\n"
 
 
 @pytest.fixture
@@ -35,7 +36,7 @@ def test_equal_weights_are_one_version_and_a_broken_attempt_leaves_no_second_mod
 ) -> None:
     run = ensure(store)
     store.client.create_logged_model(store.experiment_id, "model", run.info.run_id)  # and then it was cut off
-    asked = {"name": NAME, "weights_sha256": "w" * 64, "accuracy": 0.95}
+    asked = {"name": NAME, "weights_sha256": "w" * 64, "accuracy": 0.95, "card": CARD}
     version, is_new = registry.ensure(store, run, classifier, **asked)  # type: ignore[arg-type]
     again, is_new_again = registry.ensure(store, run, classifier, **asked)  # type: ignore[arg-type]
     assert (is_new, is_new_again) == (True, False)
@@ -51,7 +52,7 @@ def test_a_version_that_lost_its_files_gets_them_back(
     store: tracking.Store, classifier: Classifier, tmp_path: Path
 ) -> None:
     run = ensure(store)
-    asked = {"name": NAME, "weights_sha256": "w" * 64, "accuracy": 0.95}
+    asked = {"name": NAME, "weights_sha256": "w" * 64, "accuracy": 0.95, "card": CARD}
     version, _ = registry.ensure(store, run, classifier, **asked)  # type: ignore[arg-type]
     assert registry.has_files(store, version)
     shutil.rmtree(tmp_path / "mlartifacts")
@@ -71,8 +72,12 @@ def test_an_older_result_does_not_take_the_challengers_place(
     store: tracking.Store, classifier: Classifier
 ) -> None:
     run = ensure(store)
-    old, _ = registry.ensure(store, run, classifier, name=NAME, weights_sha256="a" * 64, accuracy=0.9)
-    new, _ = registry.ensure(store, run, classifier, name=NAME, weights_sha256="b" * 64, accuracy=0.9)
+    old, _ = registry.ensure(
+        store, run, classifier, name=NAME, weights_sha256="a" * 64, accuracy=0.9, card=CARD
+    )
+    new, _ = registry.ensure(
+        store, run, classifier, name=NAME, weights_sha256="b" * 64, accuracy=0.9, card=CARD
+    )
     for version, time_ms, challenger in ((new, 2000, new), (old, 1000, new), (old, 3000, old)):
         registry.set_challenger(store, version, time_ms=time_ms)
         assert store.client.get_model_version_by_alias(NAME, "challenger").version == challenger.version

@@ -101,7 +101,8 @@ def of_version(card: str, name: str, version: str) -> str:
 
 def description(card: str) -> str:
     """What MLflow shows of the card beside a version: the body, as far as there is room for its sections."""
-    body = re.sub(r"\A---\n.*?\n---\n\s*", "", card, flags=re.DOTALL)
+    # Neither front matter nor title: a list of versions shows how the description begins.
+    body = re.sub(r"\A---\n.*?\n---\n\s*(# [^\n]*\n\s*)?", "", card, flags=re.DOTALL)
     if len(body) <= MAX_DESCRIPTION:
         return body
     kept, room = "", MAX_DESCRIPTION - len(MORE)

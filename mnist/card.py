@@ -21,7 +21,7 @@ TEMPLATE = Path(__file__).with_suffix(".md.jinja")
 README = "README.md"  # beside the model
 VERSION = "VERSION"  # stands for the number in the registry, until the model has one
 # Of the data sets that are on the Hub under the name of who made them.
-HUB = {"mnist": "ylecun/mnist", "fashion-mnist": "zalando-datasets/fashion_mnist"}
+HUB = {"mnist": "ylecun/mnist", "fashion_mnist": "zalando-datasets/fashion_mnist"}
 # What MLflow keeps of a description (mlflow.store.model_registry.dbmodels.models.SqlModelVersion):
 # SQLite takes more, PostgreSQL refuses it.
 MAX_DESCRIPTION = 5000

@@ -21,6 +21,7 @@ from mnist.scoring import Bin, Scores
 from mnist.verdict import Verdict
 
 CONFIDENCE = 0.95  # of all intervals
+MNIST = Description(name="mnist", title="MNIST", classes=tuple("0123456789"))
 SURE = 0.9  # confidence, above which a mistake is worth a warning
 Z = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
 
@@ -112,7 +113,7 @@ class Summary:
         mix_ups: all of them, the commonest first.
         bins: of the reliability diagram; empty without log-probabilities.
         test: the test images.
-        predicted_N: uint8, what was predicted.
+        predicted_N: int64, what was predicted.
         log_probs_NK: float32; None in results of before they were kept.
         num_parameters: of the network; None where its training did not count them.
         num_trained_on: training images without those that validate; None where the params do not tell.
@@ -131,7 +132,7 @@ class Summary:
     mix_ups: tuple[MixUp, ...]
     bins: tuple[Bin, ...]
     test: Images
-    predicted_N: NDArray[np.uint8]
+    predicted_N: NDArray[np.int64]
     log_probs_NK: NDArray[np.float32] | None
     num_parameters: int | None
     num_trained_on: int | None
@@ -165,16 +166,17 @@ def gather(folder: Path, *, data: Path, params: Mapping[str, Any]) -> Summary:
     Raises:
         InputError: a file is missing or broken, or is not of the same result as the others.
     """
-    about, test = dataset.describe(data), dataset.load(data, "test")
+    about, test = _about(data), dataset.load(data, "test")
     said = comparison.read(folder / paths.PREDICTIONS)
-    if not np.array_equal(said.labels_N, test.labels_N):
+    labels_N, predicted_N = (_labels(names_N, about) for names_N in (said.labels_N, said.predicted_N))
+    if not np.array_equal(labels_N, test.labels_N):
         raise _other(paths.PREDICTIONS, "labels", paths.DATASET)
     log_probs_NK = None
     if (folder / paths.LOG_PROBS).is_file():
         log_probs_NK = scoring.read_log_probs(folder / paths.LOG_PROBS)
-        if not np.array_equal(log_probs_NK.argmax(1), said.predicted_N):
+        if not np.array_equal(log_probs_NK.argmax(1), predicted_N):
             raise _other(paths.LOG_PROBS, "predictions", paths.PREDICTIONS)
-    confusion_KK = confusion(said.labels_N, said.predicted_N, num_classes=len(about.classes))
+    confusion_KK = confusion(labels_N, predicted_N, num_classes=len(about.classes))
     trained, checked = (
         files.read_json(folder / paths.TRAINING_METRICS),
         verdict.read(folder / paths.VALIDATION),
@@ -195,7 +197,7 @@ def gather(folder: Path, *, data: Path, params: Mapping[str, Any]) -> Summary:
         if log_probs_NK is None
         else tuple(scoring.bins(scoring.confidence(log_probs_NK), said.right)),
         test=test,
-        predicted_N=said.predicted_N,
+        predicted_N=predicted_N,
         log_probs_NK=log_probs_NK,
         num_parameters=trained.get("num_parameters"),
         num_trained_on=None if val_size is None else checked.num_images["train"] - val_size,
@@ -208,16 +210,34 @@ def gather(folder: Path, *, data: Path, params: Mapping[str, Any]) -> Summary:
     )
 
 
+def _about(data: Path) -> Description:
+    """What the data set of a file is; one that does not say is of before there was another than MNIST."""
+    try:
+        return dataset.describe(data)
+    except InputError:  # a broken one fails to load
+        return MNIST
+
+
+def _labels(names_N: NDArray[Any], about: Description) -> NDArray[np.int64]:
+    """The labels, int64 (N,), of classes by their names."""
+    place = {name: label for label, name in enumerate(about.classes)}
+    labels = [place.get(str(name)) for name in names_N.tolist()]
+    if None in labels:
+        found = f"the class {names_N[labels.index(None)]}"
+        raise InputError(str(paths.PREDICTIONS), found=found, expected=f"one of {', '.join(about.classes)}")
+    return np.array(labels, np.int64)
+
+
 def _other(file: Path, what: str, than: Path) -> InputError:
     return InputError(str(file), found=f"other {what} than in {than}", expected="one result: run `dvc repro`")
 
 
 def confusion(
-    labels_N: NDArray[np.uint8], predicted_N: NDArray[np.uint8], *, num_classes: int
+    labels_N: NDArray[np.int64], predicted_N: NDArray[np.int64], *, num_classes: int
 ) -> NDArray[np.int64]:
     """How many images of each label are taken for what: int64 (K, K), rows labels, columns predicted."""
-    cell_N = labels_N.astype(np.int64) * num_classes + predicted_N
-    return np.bincount(cell_N, minlength=num_classes**2).reshape(num_classes, num_classes)
+    counts = np.bincount(labels_N * num_classes + predicted_N, minlength=num_classes**2)
+    return counts.reshape(num_classes, num_classes)
 
 
 def _loss_interval(log_probs_NK: NDArray[np.float32], test: Images) -> Interval | None:

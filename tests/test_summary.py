@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from statsmodels.stats.proportion import proportion_confint
-from statsmodels.stats.weightstats import DescrStatsW
+from statsmodels.stats.proportion import proportion_confint  # type: ignore[import-untyped]
+from statsmodels.stats.weightstats import DescrStatsW  # type: ignore[import-untyped]
 
 from mnist import paths, scoring
 from mnist.errors import InputError
@@ -20,8 +20,8 @@ def test_the_interval_of_a_share_is_wilsons(counts: tuple[int, int]) -> None:
     hits, num_images = counts
     found = Rate(hits=hits, num_images=num_images).interval
     expected = proportion_confint(hits, num_images, alpha=0.05, method="wilson")
-    np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-12)
     assert found is not None
+    np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-12)
     assert 0 <= found[0] <= hits / num_images <= found[1] <= 1
 
 
@@ -60,7 +60,9 @@ def test_the_interval_of_the_loss_is_that_of_a_mean(tmp_path: Path) -> None:
     made = Made(tmp_path, num_images=200)
     loss_N = -made.log_probs_NK[np.arange(200), made.labels_N].astype(np.float64)
     expected = DescrStatsW(loss_N).zconfint_mean(alpha=0.05)
-    np.testing.assert_allclose(made.summary().loss_interval, expected, rtol=1e-9)
+    found = made.summary().loss_interval
+    assert found is not None
+    np.testing.assert_allclose(found, expected, rtol=1e-9)
 
 
 def test_the_bins_come_to_the_calibration_error_and_hold_all_images(tmp_path: Path) -> None:

@@ -34,6 +34,7 @@ class Made:
         self,
         folder: Path,
         *,
+        name: str = "mnist",
         title: str = "MNIST",
         classes: tuple[str, ...] = DIGITS,
         num_images: int = 60,
@@ -54,7 +55,7 @@ class Made:
         if confidence is None:
             confidence = rng.uniform(0.5, 1, len(labels)).tolist()
         self.folder = folder
-        self.about = Description(name="mnist", title=title, classes=classes)
+        self.about = Description(name=name, title=title, classes=classes)
         self.labels_N = np.array(labels, np.uint8)
         count, rest_N = len(labels), (1 - np.array(confidence)) / (len(classes) - 1)
         probs_NK = np.repeat(rest_N[:, None], len(classes), axis=1)

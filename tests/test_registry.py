@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from mlflow import pyfunc
+from mlflow import artifacts, pyfunc
+from mlflow.entities.model_registry import ModelVersion
 
 from mnist import model, params, registry, tracking
 from mnist.model import Classifier
@@ -31,6 +32,11 @@ def classifier() -> Classifier:
     return model.build(settings, seed=0, mean=0.13, std=0.31).eval()
 
 
+def card_beside(version: ModelVersion) -> str:
+    """The file beside the stored model, as who has the version's name finds it."""
+    return artifacts.load_text(f"models:/{version.name}/{version.version}/README.md")
+
+
 def test_equal_weights_are_one_version_and_a_broken_attempt_leaves_no_second_model(
     store: tracking.Store, classifier: Classifier
 ) -> None:
@@ -43,6 +49,8 @@ def test_equal_weights_are_one_version_and_a_broken_attempt_leaves_no_second_mod
     assert version.version == again.version
     assert version.run_id == run.info.run_id
     assert version.tags["test_accuracy"] == "0.9500"
+    assert version.description == f"Load `models:/{NAME}/1`.\n"
+    assert card_beside(version) == CARD.replace("VERSION", "1")
     (logged,) = store.client.search_logged_models([store.experiment_id])
     assert logged.status == "READY"
     assert len(store.client.search_model_versions()) == 1
@@ -60,12 +68,39 @@ def test_a_version_that_lost_its_files_gets_them_back(
     again, is_new = registry.ensure(store, run, classifier, **asked)  # type: ignore[arg-type]
     assert (again.version, is_new) == (version.version, False)
     assert registry.has_files(store, version)
+    assert card_beside(version) == CARD.replace("VERSION", "1")
     loaded = pyfunc.load_model(f"models:/{NAME}/1")
     images_NHW = np.zeros((3, 28, 28), np.uint8)
     with torch.inference_mode():
         np.testing.assert_allclose(
             loaded.predict(images_NHW), classifier(torch.from_numpy(images_NHW)), atol=1e-6
         )
+
+
+def test_a_version_that_was_cut_off_before_its_card_gets_it(
+    store: tracking.Store, classifier: Classifier
+) -> None:
+    run = ensure(store)
+    asked = {"name": NAME, "weights_sha256": "w" * 64, "accuracy": 0.95}
+    version, _ = registry.ensure(store, run, classifier, **asked, card="")  # type: ignore[arg-type]
+    assert not registry.is_whole(store, version)
+    again, is_new = registry.ensure(store, run, classifier, **asked, card=CARD)  # type: ignore[arg-type]
+    assert (again.version, is_new) == (version.version, False)
+    assert registry.is_whole(store, again)
+    assert card_beside(again) == CARD.replace("VERSION", "1")
+
+
+def test_what_people_wrote_of_a_version_stays(
+    store: tracking.Store, classifier: Classifier, tmp_path: Path
+) -> None:
+    run = ensure(store)
+    asked = {"name": NAME, "weights_sha256": "w" * 64, "accuracy": 0.95, "card": CARD}
+    version, _ = registry.ensure(store, run, classifier, **asked)  # type: ignore[arg-type]
+    store.client.update_model_version(NAME, version.version, "Ours")
+    shutil.rmtree(tmp_path / "mlartifacts")
+    again, _ = registry.ensure(store, run, classifier, **asked)  # type: ignore[arg-type]
+    assert store.client.get_model_version(NAME, again.version).description == "Ours"
+    assert card_beside(again) == CARD.replace("VERSION", "1")
 
 
 def test_an_older_result_does_not_take_the_challengers_place(

@@ -74,6 +74,7 @@ def test_the_run_shows_params_curves_scores_and_files(clone: Clone) -> None:
     for name in (
         "data/validation.html",
         "metrics/plots/errors.png",
+        "metrics/report.html",
         "models/model.safetensors",
         "params.yaml",
     ):

@@ -9,12 +9,15 @@ import shutil
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mnist import files, history, identity, journal, params, paths, scoring, verdict
 from mnist.history import Epoch, Window
 from mnist.identity import Source, Training
 from mnist.params import Registration, Section
+
+if TYPE_CHECKING:
+    from mnist import summary
 
 ENTRY, FILES = "result.json", "files"
 CARD = Path("model-card.md")  # among the files
@@ -114,10 +117,12 @@ def evaluation_sha256(scores: str, predictions: str) -> str:
     return hashlib.sha256(f"{scores}{predictions}".encode()).hexdigest()
 
 
-def write(entry: Path, result: Result, *, artifacts: Iterable[Path], folder: Path = Path()) -> None:
+def write(
+    entry: Path, result: Result, *, artifacts: Iterable[Path], folder: Path = Path()
+) -> "summary.Summary":
     """Set down a result in an empty entry, with its files, which lie in `folder` at the paths `artifacts`.
 
-    Its report and its model card are made of them, and added.
+    Its report and its model card are made of them, and added. Returns what they say, in numbers.
 
     Raises:
         InputError: a file is missing, or its curves are none, or the files are not of one result.
@@ -138,6 +143,7 @@ def write(entry: Path, result: Result, *, artifacts: Iterable[Path], folder: Pat
     files.write_text(entry / FILES / paths.REPORT, page.html(said, result, folder=entry / FILES))
     files.write_text(entry / FILES / CARD, model_card.text(said, result))
     files.write_json(entry / ENTRY, result.model_dump())  # last: with it the entry counts
+    return said
 
 
 def read(entry: Path) -> Result:

@@ -154,6 +154,29 @@ class Summary:
         is_wrong_N = self.predicted_N != self.test.labels_N
         return int((is_wrong_N & (scoring.confidence(self.log_probs_NK) > SURE)).sum())
 
+    @property
+    def headline(self) -> str:
+        """How good it is, in a line."""
+        assert self.accuracy.interval  # of no test images nobody gets here
+        low, high = self.accuracy.interval
+        return (
+            f"accuracy {self.scores.accuracy:.2%} on {self.accuracy.num_images:,} test images of"
+            f" {self.dataset.title}, 95 % interval {low:.2%} to {high:.2%}"
+        )
+
+    @property
+    def details(self) -> str:
+        """What else tells how good it is, in a line."""
+        sure = self.num_sure_mistakes
+        return ", ".join(
+            [
+                f"{self.num_wrong:,} wrong" + (f" ({sure:,} surer than {SURE:.0%})" if sure else ""),
+                f"loss {self.scores.loss:.4f}",
+                f"calibration error {self.scores.expected_calibration_error:.2%}",
+                f"validation accuracy {self.epochs[-1].val_accuracy:.2%}",
+            ]
+        )
+
 
 def gather(folder: Path, *, data: Path, params: Mapping[str, Any]) -> Summary:
     """Read a result.

@@ -10,7 +10,7 @@ result has its run.
 
 from pathlib import Path
 
-from mnist import files, journal, paths, results, stage
+from mnist import files, journal, paths, results, stage, terminal
 from mnist.errors import AwayError
 from mnist.params import Architecture, Execution, Machine, Recipe, Registration, Split, Subject
 
@@ -36,10 +36,10 @@ def run(
     # An experiment in a temporary tree is one of many: it moves no alias.
     result = results.gather(params.registry, challenger=Path.cwd() == paths.checkout())
     with journal.new_entry("result", journal.SENDER_LOCK) as entry:
-        results.write(entry, result, artifacts=artifacts)
+        said = results.write(entry, result, artifacts=artifacts)
         files.write_text(report, results.report(entry))
         files.write_json(registered, result.identity)
-        print(f"register: accuracy {result.accuracy:.2%} on the test images")
+        print(f"register: {terminal.bold(said.headline)}\n  also   {said.details}")
         with stage.heavy_imports():
             from mnist import delivery
         try:
@@ -54,7 +54,8 @@ def run(
     else:
         was = "new" if delivered.is_new else "registered before"
         print(f"  model  models:/{version.name}/{version.version}, {was}")
-    print(f"  files  {report}, {paths.TEST_METRICS}, {paths.GALLERY.parent}/, {paths.VALIDATION_PAGE}")
+    print(f"  page   {report}: all numbers, curves, mistakes, what the network sees")
+    print(f"  files  {paths.TEST_METRICS}, {paths.GALLERY.parent}/, {paths.VALIDATION_PAGE}")
     print("  next   make ui | dvc exp run -S lr=0.05 | make diff | dvc plots show")
 
 

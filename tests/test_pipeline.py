@@ -111,11 +111,21 @@ def test_a_second_repro_runs_nothing(clone: Clone) -> None:
 
 def test_a_forced_repro_gives_the_same_bytes_and_no_second_run_or_version(clone: Clone) -> None:
     before = clone.read("dvc.lock")
-    assert clone.dvc("repro", "--force") == STAGES
+    output = clone.run("dvc", "repro", "--force").stdout
+    assert re.findall(r"> python -m stages\.(\w+)", output) == STAGES
     assert clone.read("dvc.lock") == before
     assert clone.run("git", "status", "--porcelain").stdout == ""
     assert len(clone.runs()) == 1
     assert len(clone.client.search_model_versions()) == 1
+    # It ends with a summary, and what is no terminal gets no colours.
+    summary = output.rpartition("> python -m stages.register\n")[2].splitlines()
+    accuracy = json.loads(clone.read("metrics/test.json"))["accuracy"]
+    assert summary[0].startswith(
+        f"register: accuracy {accuracy:.2%} on 300 test images of MNIST, 95 % interval"
+    )
+    assert [line.split()[0] for line in summary[1:7]] == ["also", "run", "model", "page", "files", "next"]
+    assert "\x1b" not in "".join(summary)
+    assert (clone.folder / "metrics/report.html").is_file()
 
 
 @pytest.mark.parametrize("stage", STAGES)

@@ -117,3 +117,21 @@ def test_files_of_two_results_are_refused(tmp_path: Path) -> None:
     table.write_text(table.read_text().replace(f"{index},{label},{predicted}", swapped, 1))
     with pytest.raises(InputError, match=r"predictions.csv: found other labels"):
         made.summary()
+
+
+def test_two_lines_tell_how_good_it_is(tmp_path: Path) -> None:
+    """Of five images one is wrong, and surely so; without the log-probabilities nobody knows how surely."""
+    made = Made(
+        tmp_path, labels=[0, 1, 2, 3, 4], predicted=[0, 1, 2, 3, 9], confidence=[0.6, 0.7, 0.8, 0.9, 0.95]
+    )
+    said = made.summary()
+
+    # Wilson's interval of 4 of 5, as statsmodels has it: proportion_confint(4, 5, method="wilson").
+    assert said.headline == "accuracy 80.00% on 5 test images of MNIST, 95 % interval 37.55% to 96.38%"
+    error = scoring.read(tmp_path / paths.TEST_METRICS).expected_calibration_error
+    loss = scoring.read(tmp_path / paths.TEST_METRICS).loss
+    rest = f"loss {loss:.4f}, calibration error {error:.2%}, validation accuracy 90.50%"
+    assert said.details == f"1 wrong (1 surer than 90%), {rest}"
+
+    (tmp_path / paths.LOG_PROBS).unlink()
+    assert made.summary().details == f"1 wrong, {rest}"

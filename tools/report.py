@@ -37,12 +37,12 @@ def report() -> list[str]:
     result = results.gather(params.load(paths.PARAMS).registry, challenger=False, time_ms=made_ms)
     with tempfile.TemporaryDirectory() as folder:
         entry = Path(folder)
-        results.write(entry, result, artifacts=staleness.kept(here))
+        said = results.write(entry, result, artifacts=staleness.kept(here))
         page = results.report(entry)
     files.write_text(paths.REPORT, page)
     return [
         f"report: {paths.REPORT}, {len(page.encode()) / 1000:,.0f} kB: open it in a browser, or send it",
-        f"  result  accuracy {result.accuracy:.2%} on the test images, {result.origin.source.name}",
+        f"  result  {said.headline}",
         "  in it   numbers with intervals, curves, calibration, confusion, classes, pictures, the network,",
         "          the data's validation, params, lineage, and how to run it again",
     ]

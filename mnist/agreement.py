@@ -54,13 +54,13 @@ TOLERANCES = (
         relative=0,
         text=f"{lineage.TOLERANCE_POINTS} point",
     ),
-    Tolerance(words=("recall",), absolute=0.05, relative=0, text="5 points"),  # a digit has 1,000 images
+    Tolerance(words=("recall",), absolute=0.05, relative=0, text="5 points"),  # a class has 1,000 images
     Tolerance(words=(), absolute=0.01, relative=0.05, text="5 % or 0.01"),
 )
 # Of images, and so of a count of them: as much as of the accuracy.
 WRONG = "num_wrong"
 WRONG_SHARE = lineage.TOLERANCE_POINTS / 100
-# Of rows: what changes from one wrong digit to another moves no accuracy.
+# Of rows: what changes from one wrong class to another moves no accuracy.
 PREDICTED = "predicted"
 PREDICTED_SHARE = 0.03
 

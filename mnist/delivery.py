@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
+import numpy as np
 import torch
 from filelock import FileLock, Timeout
 from mlflow.entities import Run
@@ -196,7 +197,8 @@ def _check_code(entry: Path, result: Result, classifier: Classifier, dataset: Pa
     test = data.load(dataset, "test")
     said = comparison.read(entry / results.FILES / paths.PREDICTIONS)
     log_probs_NK = model.log_probabilities(classifier, test, torch.device("cpu"))
-    num_others = int((log_probs_NK.argmax(1).numpy() != said.predicted_N).sum())
+    sees_N = np.array(classifier.classes)[log_probs_NK.argmax(1).numpy()]
+    num_others = int((sees_N != said.predicted_N).sum())
     if num_others > MAX_OTHERS * len(test):
         commit = result.origin.source.commit[:12] or "then"
         raise InputError(

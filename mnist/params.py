@@ -6,7 +6,7 @@ inheritance, so that a stage's `Params` is the list of the sections that it depe
 
 import difflib
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ruamel.yaml import YAML
@@ -43,10 +43,10 @@ class Subject(Section):
 
 
 class Split(Section):
-    """How the 60,000 training images are cut."""
+    """How the training images are cut."""
 
     seed: Annotated[int, Field(ge=0, lt=2**32)]
-    val_size: Annotated[int, Field(ge=1, lt=60_000)]  # images
+    val_size: Count  # images; fewer than there are to train on
 
 
 class Architecture(Section):
@@ -61,7 +61,7 @@ class Recipe(Section):
     """How the network is trained."""
 
     epochs: Count
-    batch_size: Annotated[int, Field(ge=1, le=60_000)]  # images
+    batch_size: Count  # images
     lr: Annotated[float, Field(gt=0)]
     momentum: Annotated[float, Field(ge=0, lt=1)]  # beta1 of adam
     beta2: Annotated[float, Field(ge=0, lt=1)]  # adam alone
@@ -102,9 +102,9 @@ class Registration(Section):
     model_name: Annotated[str, Field(pattern=r"^(\{dataset\}|[A-Za-z0-9])(\{dataset\}|[A-Za-z0-9 ._-])*$")]
     min_accuracy: Fraction
 
-    def model_of(self, dataset: str) -> str:
-        """The name of the registered model for networks that were trained on this data set."""
-        return self.model_name.replace(DATASET, dataset)
+    def of(self, dataset: str) -> Self:
+        """The same for networks that were trained on this data set, whose name is in that of their model."""
+        return self.model_copy(update={"model_name": self.model_name.replace(DATASET, dataset)})
 
 
 class Registry(Registration):

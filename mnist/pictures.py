@@ -14,6 +14,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from numpy.typing import NDArray
 
 from mnist import files
@@ -27,6 +28,8 @@ TITLE = 34  # all sizes in pixels
 COLUMNS = 5
 CELL, CAPTION = 160, 32
 SIDE, ABOVE = 140, 30
+CAPTION_WIDTH, MAX_NAME = 152, 20  # pixels; characters of a name
+SMALLER = (9, 8, 7, 6, 5, 4)  # points, where a caption in letters of 11 is too wide
 RIGHT, WRONG = "#1a7f37", "#cf222e"  # green and red of equal weight, readable on white
 
 # What a network sees has no ground of its own: it is shown on light pages and on dark ones.
@@ -34,7 +37,7 @@ GRAY = "#717b86"  # as far from white as from the dark ground of GitHub: 4.3 to 
 GAP, MARGIN = 4, 16
 FILTER, FILTERS_A_ROW, MAX_FILTERS = 90, 8, 32
 MAP, MAX_MAPS = 48, 8  # side of a channel's map, and how many of a layer are shown
-LETTER = 8  # width of one in a caption, on the safe side
+LETTER, LARGE_LETTER = 8, 10  # width of one in a caption, and of one in a name, on the safe side
 MIN_WIDTH = 500  # that the title needs
 
 
@@ -46,6 +49,7 @@ def gallery(
     predicted_N: NDArray[np.int64],
     confidence_N: NDArray[np.float64],
     index_N: NDArray[np.int64],
+    classes: Sequence[str],
 ) -> None:
     """Draw N images in rows of five, each with what was predicted, how surely, and whether it is right.
 
@@ -56,6 +60,7 @@ def gallery(
         predicted_N: int64 (N,).
         confidence_N: float64 (N,), the probability of what was predicted.
         index_N: int64 (N,), position in the test split.
+        classes: the names of the classes, by label.
     """
     num_rows = max(1, -(-len(images) // COLUMNS))
     width, height = COLUMNS * CELL, num_rows * (CELL + CAPTION) + TITLE
@@ -68,9 +73,18 @@ def gallery(
         right = predicted == label
         left, top = place % COLUMNS * CELL, TITLE + place // COLUMNS * (CELL + CAPTION)
         middle, below = left + CELL / 2, top + ABOVE + SIDE
-        said = f"{predicted}  ({confidence:.1%})" if right else f"{predicted}  ({confidence:.1%}), is {label}"
-        color = RIGHT if right else WRONG
-        axes.text(middle, top + ABOVE / 2, said, ha="center", va="center", fontsize=11, color=color)
+        seen, true = (_shortened(classes[one]) for one in (predicted, label))
+        said = [f"{seen}  ({confidence:.1%})", *([] if right else [f"is {true}"])]
+        caption = axes.text(
+            middle,
+            top + ABOVE / 2,
+            ", ".join(said),
+            ha="center",
+            va="center",
+            fontsize=11,
+            color=RIGHT if right else WRONG,
+        )
+        _fit(caption, said)
         axes.imshow(
             image_HW,
             cmap="gray_r",
@@ -124,7 +138,8 @@ def feature_maps(path: Path, inputs_NHW: Floats, names: Sequence[str], layers: S
         limits = (0.0, float(layer.maps_NCHW.max()) or 1.0)
         shown.append((f"{layer.name} ({some})", layer.maps_NCHW[:, :MAX_MAPS], "magma", limits))
 
-    top, left = TITLE + CAPTION, 2 * MARGIN + LETTER * max(map(len, names))
+    names = [_shortened(name) for name in names]
+    top, left = TITLE + CAPTION, 2 * MARGIN + LARGE_LETTER * max(map(len, names))
     lefts = []
     for caption, maps_NCHW, _, _ in shown:
         lefts.append(left)
@@ -198,3 +213,15 @@ def _save(path: Path, axes: Axes) -> None:
     assert figure is not None
     with files.replacing(path) as part:
         figure.savefig(part, format="png", metadata={"Software": None})  # no version in the bytes
+
+
+def _shortened(name: str) -> str:
+    return name if len(name) <= MAX_NAME else f"{name[: MAX_NAME - 3]}..."
+
+
+def _fit(caption: Text, lines: Sequence[str]) -> None:
+    """Give a caption that is too wide a line for each part, and letters that are small enough."""
+    for size in SMALLER:
+        if caption.get_window_extent().width <= CAPTION_WIDTH:
+            return
+        caption.set(text="\n".join(lines), fontsize=size, linespacing=1)

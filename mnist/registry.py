@@ -6,6 +6,7 @@ Shape suffixes: N images, H rows, W columns, K classes.
 import contextlib
 import io
 import tempfile
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -28,16 +29,33 @@ from mnist.tracking import Store
 
 LOGGED = "models:/m-"  # how the source of a version begins that is a logged model
 REQUIREMENTS = ("torch", "numpy", "mlflow")
-DESCRIPTION = (
-    "Digits from raw pixels: uint8 (N, 28, 28), 0 black to 255 white, to probabilities, float32 (N, 10). "
-    "Normalization is inside. `register` gives the alias `challenger`, `make promote` gives `champion`."
-)
 CHALLENGER_TIME = "challenger_time_ms"  # tag: when the result of the challenger was made
 TOLERANCE = 1e-6  # of a probability: the exported graph may add in another order
-SIGNATURE = ModelSignature(
-    inputs=Schema([TensorSpec(np.dtype(np.uint8), (-1, 28, 28))]),
-    outputs=Schema([TensorSpec(np.dtype(np.float32), (-1, 10))]),
-)
+
+
+def signature(num_classes: int) -> ModelSignature:
+    """What a model takes and returns."""
+    return ModelSignature(
+        inputs=Schema([TensorSpec(np.dtype(np.uint8), (-1, 28, 28))]),
+        outputs=Schema([TensorSpec(np.dtype(np.float32), (-1, num_classes))]),
+    )
+
+
+def is_ours(other: ModelSignature | None) -> bool:
+    """Whether a model takes and returns what ours do, of however many classes."""
+    try:
+        return bool(other and other == signature(other.outputs.inputs[0].shape[-1]))
+    except (AttributeError, IndexError, TypeError):  # no outputs, or no tensor
+        return False
+
+
+def description(classes: Sequence[str]) -> str:
+    """What a registered model is, for people."""
+    return (
+        f"From raw pixels, uint8 (N, 28, 28), 0 black to 255 white, to the probabilities of "
+        f"{', '.join(classes)}: float32 (N, {len(classes)}). Normalization is inside. "
+        "`register` gives the alias `challenger`, `make promote` gives `champion`."
+    )
 
 
 def find(store: Store, name: str, weights_sha256: str) -> ModelVersion | None:
@@ -78,17 +96,19 @@ def ensure(
         if version is None or not has_files(store, version):
             uri = _log(store, run, classifier, existing)
             _check(uri, classifier)
-            version = existing or _register(store, uri, name, weights_sha256, accuracy)
+            tags = {"test_accuracy": f"{accuracy:.4f}", tracking.WEIGHTS: weights_sha256}
+            version = existing or _register(store, uri, name, tags, classifier.classes)
         return _attach(store, version, card), existing is None
 
 
-def _register(store: Store, uri: str, name: str, weights_sha256: str, accuracy: float) -> ModelVersion:
+def _register(
+    store: Store, uri: str, name: str, tags: dict[str, str], classes: Sequence[str]
+) -> ModelVersion:
     """Make a version of a logged model."""
-    tags = {"test_accuracy": f"{accuracy:.4f}", tracking.WEIGHTS: weights_sha256}
     with contextlib.redirect_stderr(io.StringIO()):  # register_model speaks of each step there
         version = mlflow.register_model(uri, name, tags=tags)
     if int(version.version) == 1:  # later ones leave alone what people wrote
-        store.client.update_registered_model(name, DESCRIPTION)
+        store.client.update_registered_model(name, description(classes))
     return version
 
 
@@ -143,7 +163,7 @@ def _log(store: Store, run: Run, classifier: Classifier, existing: ModelVersion 
         flavor=mlflow.pytorch,
         pytorch_model=classifier,
         serialization_format="pt2",  # a graph and tensors: no pickle, none of our code
-        signature=SIGNATURE,
+        signature=signature(len(classifier.classes)),
         # Two images: the exporter freezes a batch size of 1 into the graph.
         input_example=np.zeros((2, 28, 28), np.uint8),
         pip_requirements=[f"{package}=={version(package)}" for package in REQUIREMENTS],

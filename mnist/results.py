@@ -90,9 +90,10 @@ def gather(
     """
     scores = scoring.read(folder / paths.TEST_METRICS)
     test_sha256 = verdict.read(folder / paths.VALIDATION).test_sha256
+    training = identity.of_training(folder, where=where)
     return Result(
         time_ms=time_ms or journal.now_ms(),
-        training=asdict(identity.of_training(folder, where=where)),
+        training=asdict(training),
         weights_sha256=files.sha256(folder / paths.WEIGHTS),
         evaluation_sha256=evaluation_sha256(
             files.sha256(folder / paths.TEST_METRICS), files.sha256(folder / paths.PREDICTIONS)
@@ -103,7 +104,7 @@ def gather(
             for name, value in scores
             if isinstance(value, int | float) and name != "num_images"  # a property of the data
         },
-        registration=registration.only(Registration),
+        registration=registration.only(Registration).of(identity.dataset_of(training.params)),
         challenger=challenger,
     )
 

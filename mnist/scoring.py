@@ -5,6 +5,7 @@ Shape suffixes: N images, K classes, M bins.
 
 import csv
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ class Scores(Section):
         num_wrong: how many are not right.
         num_images: N.
         expected_calibration_error: see `calibration_error`.
-        recall: share of each class's images that is right, by digit; None for a class without images.
+        recall: share of each class's images that is right, by its name; None for a class without images.
     """
 
     accuracy: Fraction
@@ -61,13 +62,13 @@ class Bin:
     confidence: float | None
 
 
-def score(log_probs_NK: NDArray[np.float32], labels_N: Bytes) -> Scores:
-    """Score log-probabilities, float32 (N, K), against labels, uint8 (N,); to six decimals."""
+def score(log_probs_NK: NDArray[np.float32], labels_N: Bytes, *, classes: Sequence[str]) -> Scores:
+    """Score log-probabilities, float32 (N, K), against labels, uint8 (N,), of K classes; to six decimals."""
     log_probs_NK = log_probs_NK.astype(np.float64)
     right_N = log_probs_NK.argmax(1) == labels_N
     recall = {
-        str(digit): round(float(right_N[labels_N == digit].mean()), 6) if (labels_N == digit).any() else None
-        for digit in range(log_probs_NK.shape[1])
+        name: round(float(right_N[labels_N == label].mean()), 6) if (labels_N == label).any() else None
+        for label, name in enumerate(classes)
     }
     return Scores(
         accuracy=round(float(right_N.mean()), 6),
@@ -135,12 +136,16 @@ def read(path: Path) -> Scores:
     return params.check(Scores, files.read_json(path), str(path))
 
 
-def write_predictions(path: Path, *, labels_N: Bytes, predicted_N: NDArray[np.int64]) -> None:
-    """Write a row an image: its position in the test split, its label, what was predicted."""
+def write_predictions(
+    path: Path, *, labels_N: Bytes, predicted_N: NDArray[np.int64], classes: Sequence[str]
+) -> None:
+    """Write a row an image: its position in the test split, its class and the predicted one, by name."""
+    names_K = np.array(classes)
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
     table.writerow(["index", "label", "predicted"])
-    table.writerows(zip(range(len(labels_N)), labels_N.tolist(), predicted_N.tolist(), strict=True))
+    labels, predicted = names_K[labels_N].tolist(), names_K[predicted_N].tolist()
+    table.writerows(zip(range(len(labels_N)), labels, predicted, strict=True))
     files.write_text(path, text.getvalue())
 
 

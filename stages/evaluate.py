@@ -35,23 +35,23 @@ def run(
 ) -> None:
     """Score all test images; draw the first ten, the ten most confident mistakes, filters, feature maps."""
     gate.check(validation, dataset)
-    test = data.load(dataset, "test")
+    classes, test = data.describe(dataset).classes, data.load(dataset, "test")
     with stage.heavy_imports():
         from mnist import devices, insight, model
 
     device = devices.prepare(params)
     with stage.importing("mnist.pictures"):  # matplotlib: 0.1 s less in all
-        classifier = model.load(weights)
+        classifier = model.load(weights, classes=classes)
         log_probs_NK = model.log_probabilities(classifier, test, device).cpu().numpy()
         first_M = np.unique(test.labels_N, return_index=True)[1][:NUM_PICTURES]  # one of each class
         examples = test.take(first_M)
         inputs_MHW, layers = insight.layers(classifier, examples.images_NHW)
     from mnist import pictures
 
-    scores = scoring.score(log_probs_NK, test.labels_N)
+    scores = scoring.score(log_probs_NK, test.labels_N, classes=classes)
     predicted_N, confidence_N = log_probs_NK.argmax(1), scoring.confidence(log_probs_NK)
     files.write_json(test_metrics, scores.model_dump())
-    scoring.write_predictions(predictions, labels_N=test.labels_N, predicted_N=predicted_N)
+    scoring.write_predictions(predictions, labels_N=test.labels_N, predicted_N=predicted_N, classes=classes)
     scoring.write_log_probs(log_probs, log_probs_NK)
     mistakes_M = scoring.surest_mistakes(log_probs_NK, test.labels_N)
     for path, title, index_M in (
@@ -65,9 +65,10 @@ def run(
             predicted_N=predicted_N[index_M],
             confidence_N=confidence_N[index_M],
             index_N=index_M,
+            classes=classes,
         )
     pictures.filters(filters, insight.filters(classifier))
-    pictures.feature_maps(feature_maps, inputs_MHW, [str(label) for label in examples.labels_N], layers)
+    pictures.feature_maps(feature_maps, inputs_MHW, [classes[label] for label in examples.labels_N], layers)
     print(
         f"evaluate: accuracy {scores.accuracy:.2%} on {scores.num_images:,} test images"
         f" ({scores.num_wrong:,} wrong), loss {scores.loss:.4f}"

@@ -12,10 +12,10 @@ from pathlib import Path
 
 from mnist import files, journal, paths, results, stage
 from mnist.errors import AwayError
-from mnist.params import Architecture, Execution, Machine, Recipe, Registration, Split
+from mnist.params import Architecture, Execution, Machine, Recipe, Registration, Split, Subject
 
 
-class Params(Split, Architecture, Recipe, Machine, Execution):
+class Params(Subject, Split, Architecture, Recipe, Machine, Execution):
     """What determined the weights, and where the model goes."""
 
     registry: Registration

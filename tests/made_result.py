@@ -73,10 +73,13 @@ class Made:
             self.folder / paths.DATASET, train=digits(20, seed=1), test=test, description=self.about
         )
         scoring.write_log_probs(self.folder / paths.LOG_PROBS, self.log_probs_NK)
-        scores = scoring.score(self.log_probs_NK, self.labels_N)
+        scores = scoring.score(self.log_probs_NK, self.labels_N, classes=self.about.classes)
         files.write_json(self.folder / paths.TEST_METRICS, scores.model_dump())
         scoring.write_predictions(
-            self.folder / paths.PREDICTIONS, labels_N=self.labels_N, predicted_N=predicted_N
+            self.folder / paths.PREDICTIONS,
+            labels_N=self.labels_N,
+            predicted_N=predicted_N,
+            classes=self.about.classes,
         )
         events: list[Window | Epoch] = []
         for epoch in range(1, num_epochs + 1):

@@ -42,7 +42,7 @@ def checkout(small_data: SmallData, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     paths.VALIDATION.parent.mkdir()
     verdict_on(paths.DATASET.resolve()).rename(paths.VALIDATION)
     architecture = Architecture(model="simple_cnn", n_features=4, permute_pixels=True)
-    classifier = model.build(architecture, seed=5, mean=0.2, std=0.4)
+    classifier = model.build(architecture, classes=DIGITS.classes, seed=5, mean=0.2, std=0.4)
     for parameter in classifier.parameters():  # fresh weights are sure of nothing
         parameter.data.mul_(3)
     model.save(paths.WEIGHTS, classifier, architecture)
@@ -124,6 +124,7 @@ def test_the_galleries_show_the_first_images_and_the_surest_mistakes(
             predicted_N=predicted_N[index_M],
             confidence_N=np.exp(sureness_N[index_M]),
             index_N=index_M,
+            classes=DIGITS.classes,
         )
         assert path.read_bytes() == (checkout / "expected.png").read_bytes()
 

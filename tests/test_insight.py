@@ -8,14 +8,14 @@ import torch.nn.functional as F  # noqa: N812
 from mnist import insight, model
 from mnist.model import MLP, Classifier, SimpleCNN
 from mnist.params import Architecture
-from tests.conftest import digits
+from tests.conftest import DIGITS, digits
 
 
 def classifier(kind: str, *, permute_pixels: bool = False, n_features: int = 3) -> Classifier:
     architecture = Architecture.model_validate(
         {"model": kind, "n_features": n_features, "permute_pixels": permute_pixels}
     )
-    return model.build(architecture, seed=2, mean=0.2, std=0.4).eval()
+    return model.build(architecture, classes=DIGITS.classes, seed=2, mean=0.2, std=0.4).eval()
 
 
 def test_filters_of_a_cnn_are_its_first_kernels() -> None:

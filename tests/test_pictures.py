@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,19 @@ from numpy.typing import NDArray
 from mnist import pictures
 from mnist.dataset import Images
 from mnist.insight import Layer
-from tests.conftest import digits
+from tests.conftest import DIGITS, digits
 
 ROOT = Path(__file__).parents[1]
 
 
-def draw(path: Path, num_images: int, *, num_wrong: int = 0, title: str = "Some digits") -> Path:
+def draw(
+    path: Path,
+    num_images: int,
+    *,
+    num_wrong: int = 0,
+    title: str = "Some digits",
+    classes: Sequence[str] = DIGITS.classes,
+) -> Path:
     """A gallery in which the first `num_wrong` predictions are wrong."""
     shown = digits(num_images, seed=3)
     wrong_N = np.arange(num_images) < num_wrong
@@ -30,6 +38,7 @@ def draw(path: Path, num_images: int, *, num_wrong: int = 0, title: str = "Some 
         predicted_N=(shown.labels_N.astype(np.int64) + wrong_N) % 10,
         confidence_N=np.linspace(0.5, 1, num_images),
         index_N=np.arange(num_images) * 1111,
+        classes=classes,
     )
     return path
 
@@ -73,6 +82,7 @@ def test_every_pixel_of_an_image_is_on_it(tmp_path: Path) -> None:
         predicted_N=np.array([1]),
         confidence_N=np.array([1.0]),
         index_N=np.array([0]),
+        classes=DIGITS.classes,
     )
 
     gray = imread(tmp_path / "gallery.png")[64:204, 10:150, 0]
@@ -124,6 +134,20 @@ def test_the_bytes_are_the_same_in_another_process(tmp_path: Path) -> None:
     here = draw(tmp_path / "gallery.png", 10, num_wrong=3)
 
     assert here.read_bytes() == (tmp_path / "other name.png").read_bytes()
+
+
+def test_a_caption_of_long_names_stays_in_its_cell_and_off_its_image(tmp_path: Path) -> None:
+    """Wherever names are told by words; the last column would else run over the edge."""
+    longest = [f"mammmmmmalian rrrrrrrrrrrrrrrrr {number}" for number in range(10)]
+    for classes in (longest, ["Ankle boot"] * 5 + ["T-shirt/top"] * 5):
+        drawn = imread(draw(tmp_path / "long.png", 10, num_wrong=10, classes=classes))[:, :, 1]
+        for row in (0, 1):
+            top = 34 + 192 * row
+            for column in range(5):
+                caption = drawn[top : top + 30, 160 * column : 160 * column + 160]
+                assert (caption[:, 5:-5] < 0.5).any()
+                assert (caption[:, [0, 1, -2, -1]] > 0.9).all()
+                assert (caption[[0, -1]] > 0.9).all()
 
 
 def seen(num_images: int, num_channels: int, *, seed: int = 0) -> list[Layer]:

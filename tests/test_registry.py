@@ -11,6 +11,7 @@ from mlflow.entities.model_registry import ModelVersion
 
 from mnist import model, params, registry, tracking
 from mnist.model import Classifier
+from tests.conftest import DIGITS
 from tests.test_tracking import ensure
 
 ROOT = Path(__file__).parents[1]
@@ -29,7 +30,7 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tracking.Store:
 @pytest.fixture
 def classifier() -> Classifier:
     settings = params.load(ROOT / "params.yaml")
-    return model.build(settings, seed=0, mean=0.13, std=0.31).eval()
+    return model.build(settings, classes=DIGITS.classes, seed=0, mean=0.13, std=0.31).eval()
 
 
 def card_beside(version: ModelVersion) -> str:

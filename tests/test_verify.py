@@ -23,7 +23,7 @@ from mnist.agreement import Row, Side
 from mnist.errors import InputError
 from tests import checkout
 from tests.checkout import STAGES, Clone, edit, processes_in
-from tests.conftest import SmallData
+from tests.conftest import DIGITS, SmallData
 from tools import verify
 
 DEADLINE_SECONDS = 120
@@ -177,13 +177,15 @@ def correct(clone: Clone) -> None:
     """Make one wrong prediction right, and the scores those of it."""
     table = clone.folder / paths.PREDICTIONS
     predictions = comparison.read(table)
-    labels_N, predicted_N = predictions.labels_N, predictions.predicted_N.astype(np.int64)
+    labels_N, predicted_N = predictions.labels_N.astype(np.uint8), predictions.predicted_N.astype(np.int64)
     wrong = int(np.flatnonzero(predicted_N != labels_N)[0])
     predicted_N[wrong] = labels_N[wrong]
-    scoring.write_predictions(table, labels_N=labels_N, predicted_N=predicted_N)
+    scoring.write_predictions(table, labels_N=labels_N, predicted_N=predicted_N, classes=DIGITS.classes)
     scores = scoring.read(clone.folder / paths.TEST_METRICS)
     certain_NK = np.eye(10, dtype=np.float32)[predicted_N]
-    counted = scoring.score(certain_NK, labels_N).model_dump(include={"accuracy", "num_wrong", "recall"})
+    counted = scoring.score(certain_NK, labels_N, classes=DIGITS.classes).model_dump(
+        include={"accuracy", "num_wrong", "recall"}
+    )
     files.write_json(clone.folder / paths.TEST_METRICS, {**scores.model_dump(), **counted})
 
 

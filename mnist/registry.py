@@ -6,7 +6,7 @@ Shape suffixes: N images, H rows, W columns, K classes.
 import contextlib
 import io
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -97,16 +97,16 @@ def ensure(
             uri = _log(store, run, classifier, existing)
             _check(uri, classifier)
             tags = {"test_accuracy": f"{accuracy:.4f}", tracking.WEIGHTS: weights_sha256}
-            version = existing or _register(store, uri, name, tags, classifier.classes)
+            version = existing or _register(store, uri, name, classifier.classes, tags)
         return _attach(store, version, card), existing is None
 
 
 def _register(
-    store: Store, uri: str, name: str, tags: dict[str, str], classes: Sequence[str]
+    store: Store, uri: str, name: str, classes: Sequence[str], tags: Mapping[str, str]
 ) -> ModelVersion:
     """Make a version of a logged model."""
     with contextlib.redirect_stderr(io.StringIO()):  # register_model speaks of each step there
-        version = mlflow.register_model(uri, name, tags=tags)
+        version = mlflow.register_model(uri, name, tags=dict(tags))
     if int(version.version) == 1:  # later ones leave alone what people wrote
         store.client.update_registered_model(name, description(classes))
     return version

@@ -199,7 +199,7 @@ def gather(folder: Path, *, data: Path, params: Mapping[str, Any]) -> Summary:
         log_probs_NK = scoring.read_log_probs(folder / paths.LOG_PROBS)
         if not np.array_equal(log_probs_NK.argmax(1), predicted_N):
             raise _other(paths.LOG_PROBS, "predictions", paths.PREDICTIONS)
-    confusion_KK = confusion(labels_N, predicted_N, num_classes=len(about.classes))
+    confusion_KK = comparison.confusion(said, about.classes)
     trained, checked = (
         files.read_json(folder / paths.TRAINING_METRICS),
         verdict.read(folder / paths.VALIDATION),
@@ -241,10 +241,10 @@ def _about(data: Path) -> Description:
         return MNIST
 
 
-def _labels(names_N: NDArray[Any], about: Description) -> NDArray[np.int64]:
+def _labels(names_N: NDArray[np.str_], about: Description) -> NDArray[np.int64]:
     """The labels, int64 (N,), of classes by their names."""
     place = {name: label for label, name in enumerate(about.classes)}
-    labels = [place.get(str(name)) for name in names_N.tolist()]
+    labels = [place.get(name) for name in names_N.tolist()]
     if None in labels:
         found = f"the class {names_N[labels.index(None)]}"
         raise InputError(str(paths.PREDICTIONS), found=found, expected=f"one of {', '.join(about.classes)}")
@@ -253,14 +253,6 @@ def _labels(names_N: NDArray[Any], about: Description) -> NDArray[np.int64]:
 
 def _other(file: Path, what: str, than: Path) -> InputError:
     return InputError(str(file), found=f"other {what} than in {than}", expected="one result: run `dvc repro`")
-
-
-def confusion(
-    labels_N: NDArray[np.int64], predicted_N: NDArray[np.int64], *, num_classes: int
-) -> NDArray[np.int64]:
-    """How many images of each label are taken for what: int64 (K, K), rows labels, columns predicted."""
-    counts = np.bincount(labels_N * num_classes + predicted_N, minlength=num_classes**2)
-    return counts.reshape(num_classes, num_classes)
 
 
 def _loss_interval(log_probs_NK: NDArray[np.float32], test: Images) -> Interval | None:

@@ -95,7 +95,7 @@ def test_the_description_is_the_card_without_front_matter_and_title(tmp_path: Pa
 
 
 def test_a_description_that_is_too_long_for_mlflow_ends_after_a_section(tmp_path: Path) -> None:
-    made = Made(tmp_path, classes=tuple(f"{number}" * 100 for number in range(10)))
+    made = Made(tmp_path, classes=tuple(f"{number}" * 250 for number in range(10)))
     said = card.description(text(made))
     assert len(said) <= card.MAX_DESCRIPTION < len(text(made))
     assert said.endswith("*The rest is in `README.md`, beside the model.*\n")

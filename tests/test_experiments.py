@@ -196,6 +196,7 @@ def test_a_result_that_waited_is_not_registered_with_the_code_of_today(clone: Cl
     output = clone.run("dvc", "exp", "run", "-n", "waiting", "-S", "lr=0.016").stdout
     del clone.environment["MLFLOW_TRACKING_URI"]
     assert output.count("MLflow at http://127.0.0.1:9 does not answer (connection refused)") == 2
+    assert "make reproduce MODEL=waiting" in clone.read("metrics/report.html")
     code = clone.folder / "mnist/model.py"
     text = code.read_text()
     assert "relu" in text

@@ -82,6 +82,28 @@ def test_the_run_shows_params_curves_scores_and_files(clone: Clone) -> None:
         assert kept.read_bytes() == (clone.folder / name).read_bytes()
 
 
+def test_the_report_tells_where_it_was_trained_and_is_made_again(clone: Clone) -> None:
+    by_register = clone.read("metrics/report.html")
+    accuracy = json.loads(clone.read("metrics/test.json"))["accuracy"]
+    shown = f"<strong>{100 * accuracy:.2f}\u00a0%</strong>"
+    assert shown in by_register
+    assert "CPU (" in by_register
+    assert f"torch {torch.__version__}".partition("+")[0] in by_register
+    (clone.folder / "metrics/report.html").unlink()
+    assert "metrics/report.html" in clone.run(sys.executable, "-m", "tools.report").stdout
+    again = clone.read("metrics/report.html")
+    assert shown in again
+    assert "CPU (" in again
+    assert clone.run("git", "rev-parse", "HEAD").stdout.strip() in again  # results included
+    assert clone.run("git", "status", "--porcelain").stdout == ""
+    checkout.edit(clone, "params.yaml", "lr: 0.02", "lr: 0.5")
+    refused = clone.run(sys.executable, "-m", "tools.report", check=False)
+    assert refused.returncode == 1
+    assert refused.stdout.startswith("ERROR: dvc.lock: found stage train: lr is 0.5, was 0.02, expected")
+    assert refused.stdout.count("\n") == 1
+    clone.reset()
+
+
 def test_the_registered_model_takes_raw_pixels_in_any_number(clone: Clone, small_data: SmallData) -> None:
     version = clone.client.get_model_version_by_alias(NAME, "challenger")
     assert str(version.version) == "1"

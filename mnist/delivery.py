@@ -159,6 +159,7 @@ def tell(store: Store, entry: Path, *, dataset: Path | None = paths.DATASET) -> 
                 name=result.registration.model_name,
                 weights_sha256=result.weights_sha256,
                 accuracy=result.accuracy,
+                card=results.card(entry),
             )
             if result.challenger:
                 registry.set_challenger(store, version, time_ms=result.time_ms)
@@ -178,7 +179,7 @@ def is_complete(store: Store, result: Result) -> bool:
         if not result.is_good:
             return True
         version = registry.find(store, result.registration.model_name, result.weights_sha256)
-        return version is not None and registry.has_files(store, version)
+        return version is not None and registry.is_whole(store, version)
 
 
 def _check_code(entry: Path, result: Result, classifier: Classifier, dataset: Path) -> None:

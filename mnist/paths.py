@@ -27,6 +27,7 @@ GALLERY = Path("metrics/plots/predictions.png")
 ERRORS_GALLERY = Path("metrics/plots/errors.png")
 FILTERS = Path("metrics/plots/filters.png")
 FEATURE_MAPS = Path("metrics/plots/feature_maps.png")
+REPORT = Path("metrics/report.html")  # git-ignored, and no out of DVC: it tells commit and time
 
 # What an MLflow run keeps, beside its model: where a result came from, and how good it is.
 ARTIFACTS = (

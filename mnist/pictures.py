@@ -35,7 +35,8 @@ RIGHT, WRONG = "#1a7f37", "#cf222e"  # green and red of equal weight, readable o
 # What a network sees has no ground of its own: it is shown on light pages and on dark ones.
 GRAY = "#717b86"  # as far from white as from the dark ground of GitHub: 4.3 to 1
 GAP, MARGIN = 4, 16
-FILTER, FILTERS_A_ROW, MAX_FILTERS = 90, 8, 32
+FILTER, FILTERS_A_ROW, MAX_FILTERS = 85, 8, 32
+FILTER_GAP = 12  # wide, since a weight of 0 is as white as a light page
 MAP, MAX_MAPS = 48, 8  # side of a channel's map, and how many of a layer are shown
 LETTER, LARGE_LETTER = 8, 10  # width of one in a caption, and of one in a name, on the safe side
 MIN_WIDTH = 500  # that the title needs
@@ -109,14 +110,16 @@ def filters(path: Path, patterns_FHW: Floats) -> None:
     shown_FHW = patterns_FHW[:MAX_FILTERS]
     some = f"{MAX_FILTERS} of {num_filters}" if num_filters > MAX_FILTERS else f"{num_filters}"
     num_rows = -(-len(shown_FHW) // FILTERS_A_ROW)
-    top, width = TITLE + CAPTION, 2 * MARGIN + _extent(FILTERS_A_ROW, FILTER)
-    axes = _axes(width, top + _extent(num_rows, FILTER) + MARGIN)
+    top, width = TITLE + CAPTION, 2 * MARGIN + _extent(FILTERS_A_ROW, FILTER, FILTER_GAP)
+    axes = _axes(width, top + _extent(num_rows, FILTER, FILTER_GAP) + MARGIN)
     _title(axes, f"What the first layer looks for: {some} filters")
     _say(axes, MARGIN, TITLE + CAPTION / 4, "orange: a bright pixel speaks for it; purple: against it")
     empty_FHW = np.full((num_rows * FILTERS_A_ROW - len(shown_FHW), *shown_FHW.shape[1:]), np.nan, np.float32)
     grid = np.concatenate([shown_FHW, empty_FHW]).reshape(num_rows, FILTERS_A_ROW, *shown_FHW.shape[1:])
     limit = float(np.abs(patterns_FHW).max()) or 1.0
-    _grid(axes, grid, left=MARGIN, top=top, side=FILTER, cmap="PuOr_r", limits=(-limit, limit))
+    _grid(
+        axes, grid, left=MARGIN, top=top, side=FILTER, cmap="PuOr_r", limits=(-limit, limit), gap=FILTER_GAP
+    )
     _save(path, axes)
 
 
@@ -173,9 +176,9 @@ def _say(axes: Axes, x: float, y: float, text: str, **look: Any) -> None:
     axes.text(x, y, text, **{"ha": "left", "va": "center", "fontsize": 10, "color": GRAY, **look})
 
 
-def _extent(count: int, side: int) -> int:
+def _extent(count: int, side: int, gap: int = GAP) -> int:
     """Of so many squares with gaps between them."""
-    return count * (side + GAP) - GAP
+    return count * (side + gap) - gap
 
 
 def _grid(
@@ -187,6 +190,7 @@ def _grid(
     side: int,
     cmap: str,
     limits: tuple[float, float],
+    gap: int = GAP,
 ) -> None:
     """Draw rows of columns of maps, float32 (rows, columns, H, W), as squares, each pixel a rectangle.
 
@@ -194,8 +198,8 @@ def _grid(
     """
     num_rows, num_columns, height, width = maps.shape
     squares = maps[:, :, np.arange(side) * height // side][..., np.arange(side) * width // side]
-    with_gaps = np.pad(squares, ((0, 0), (0, 0), (0, GAP), (0, GAP)), constant_values=np.nan)
-    image = with_gaps.transpose(0, 2, 1, 3).reshape(num_rows * (side + GAP), num_columns * (side + GAP))
+    with_gaps = np.pad(squares, ((0, 0), (0, 0), (0, gap), (0, gap)), constant_values=np.nan)
+    image = with_gaps.transpose(0, 2, 1, 3).reshape(num_rows * (side + gap), num_columns * (side + gap))
     bottom, right = top + image.shape[0], left + image.shape[1]
     axes.imshow(
         np.ma.masked_invalid(image),

@@ -6,6 +6,7 @@ Shape suffixes: N images, K classes, M bins.
 import csv
 import io
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,25 @@ class Scores(Section):
     num_images: int
     expected_calibration_error: float
     recall: dict[str, Fraction | None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bin:
+    """Predictions of about one confidence.
+
+    Attributes:
+        low: the interval of their confidence, which it is above.
+        high: the same, which it is at most.
+        num_images: of them.
+        num_right: how many are right.
+        confidence: their mean; None of none.
+    """
+
+    low: float
+    high: float
+    num_images: int
+    num_right: int
+    confidence: float | None
 
 
 def score(log_probs_NK: NDArray[np.float32], labels_N: Bytes, *, classes: Sequence[str]) -> Scores:
@@ -78,10 +98,33 @@ def calibration_error(confidence_N: NDArray[np.float64], right_N: NDArray[np.boo
     The mean, weighted by images, of |accuracy - mean confidence| over `NUM_BINS` equal intervals
     (low, high] of confidence.
     """
-    bin_N = np.clip(np.ceil(confidence_N * NUM_BINS).astype(np.int64) - 1, 0, NUM_BINS - 1)
     # |sum of right - sum of confidence| in a bin is its weight times its gap, times N.
-    gap_M = np.bincount(bin_N, weights=right_N - confidence_N, minlength=NUM_BINS)
+    gap_M = np.bincount(_bin(confidence_N), weights=right_N - confidence_N, minlength=NUM_BINS)
     return float(np.abs(gap_M).sum() / len(right_N))
+
+
+def bins(confidence_N: NDArray[np.float64], right_N: NDArray[np.bool_]) -> list[Bin]:
+    """What `calibration_error` is the mean of: the reliability diagram, from the least sure to the surest."""
+    bin_N = _bin(confidence_N)
+    count_M, right_M, sure_M = (
+        np.bincount(bin_N, weights=weight_N, minlength=NUM_BINS).tolist()
+        for weight_N in (None, right_N, confidence_N)
+    )
+    return [
+        Bin(
+            low=number / NUM_BINS,
+            high=(number + 1) / NUM_BINS,
+            num_images=count,
+            num_right=round(right),
+            confidence=sure / count if count else None,
+        )
+        for number, (count, right, sure) in enumerate(zip(count_M, right_M, sure_M, strict=True))
+    ]
+
+
+def _bin(confidence_N: NDArray[np.float64]) -> NDArray[np.int64]:
+    """The bin of each confidence, 0 to `NUM_BINS` - 1: intervals (low, high]."""
+    return np.clip(np.ceil(confidence_N * NUM_BINS).astype(np.int64) - 1, 0, NUM_BINS - 1)
 
 
 def read(path: Path) -> Scores:

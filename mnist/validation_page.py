@@ -5,17 +5,14 @@ the network and carries times and ids. This one stands alone, is the same bytes 
 verdict, and shows the images that are spoken of.
 """
 
-import base64
-import io
 import itertools
 from pathlib import Path
 
-import jinja2
 import numpy as np
-from PIL import Image
 
+from mnist import page
 from mnist.catalog import Validation
-from mnist.dataset import Bytes, Description, Images, SplitName
+from mnist.dataset import Description, Images, SplitName
 from mnist.verdict import Verdict
 
 TEMPLATE = Path(__file__).with_suffix(".html.jinja")
@@ -26,16 +23,14 @@ def html(
 ) -> str:
     """Render the page; `train` and `test` are the images that the verdict is about."""
     splits: dict[SplitName, Images] = {"train": train, "test": test}
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+    return page.render(
+        TEMPLATE,
         verdict=verdict,
         bounds=bounds,
         title=description.title,
         classes=_classes(verdict, splits, description, widest=max(bounds.class_share.max * 1.25, 0.01)),
         widest=max(bounds.class_share.max * 1.25, 0.01),
-        picture=lambda place: _picture(splits[place.split].images_NHW[place.index]),
+        picture=lambda place: page.picture(splits[place.split].images_NHW[place.index]),
         label=lambda place: description.class_of(int(splits[place.split].labels_N[place.index])),
     )
 
@@ -60,15 +55,8 @@ def _classes(
                     "count": count,
                     "share": share,
                     "width": min(share / widest, 1),
-                    "picture": _picture(images.images_NHW[first[0]]) if count else None,
+                    "picture": page.picture(images.images_NHW[first[0]]) if count else None,
                 }
             )
         rows.append({"name": name, "cells": cells})
     return rows
-
-
-def _picture(image_HW: Bytes) -> str:
-    """A PNG as a data URI."""
-    stream = io.BytesIO()
-    Image.fromarray(image_HW).save(stream, format="png", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode("ascii")

@@ -174,3 +174,12 @@ def stop_workers(folder: Path) -> None:
 def _is_worker(process: str) -> bool:
     shown = subprocess.run(["ps", "-o", "args=", "-p", process], capture_output=True, text=True, check=False)
     return "exp queue-worker" in shown.stdout
+
+
+def set_up(clone: Clone) -> None:
+    """Let `make` in the clone find the environment of these tests, and take it for set up."""
+    environment = clone.folder / ".venv"
+    environment.mkdir()
+    for name in ("bin", "lib", "pyvenv.cfg"):
+        (environment / name).symlink_to(Path(sys.prefix) / name)
+    (environment / "installed").touch()  # newer than requirements.lock, so that nothing is installed

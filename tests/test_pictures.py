@@ -181,18 +181,18 @@ def test_filters_are_in_rows_of_eight_up_to_thirty_two(
     picture = draw_filters(tmp_path / "filters.png", num_filters)
 
     for place in range(32):
-        top, left = 66 + place // 8 * 94, 16 + place % 8 * 94
-        cell = picture[top : top + 90, left : left + 90]
-        is_drawn = len(cell) == 90 and bool((cell[:, :, 3] == 1).all())
+        top, left = 66 + place // 8 * 97, 16 + place % 8 * 97
+        cell = picture[top : top + 85, left : left + 85]
+        is_drawn = len(cell) == 85 and bool((cell[:, :, 3] == 1).all())
         assert is_drawn is (place < num_filters), place
-    assert picture.shape[0] == 66 + num_rows * 94 - 4 + 16
+    assert picture.shape[0] == 66 + num_rows * 97 - 12 + 16
 
 
 @pytest.mark.parametrize("scale", [1.0, 1e-3], ids=["large", "small"])
 def test_a_bright_pixel_that_speaks_for_it_is_orange_whatever_the_scale(tmp_path: Path, scale: float) -> None:
     picture = draw_filters(tmp_path / "filters.png", 1, scale=scale)
 
-    speaks_for, nothing, against = (picture[66 + at, 16 + at, :3] for at in (5, 45, 85))
+    speaks_for, nothing, against = (picture[66 + at, 16 + at, :3] for at in (5, 42, 80))
     assert speaks_for[0] > speaks_for[2] + 0.3  # more red than blue
     assert against[2] > against[0] + 0.1
     assert nothing.min() > 0.95

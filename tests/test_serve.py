@@ -49,7 +49,7 @@ name, weights = sys.argv[1], Path(sys.argv[2])
 store = tracking.connect()
 run = store.client.create_run(store.experiment_id, tags={"rerun": "dvc repro"})
 version, _ = registry.ensure(
-    store, run, model.load(weights), name=name, weights_sha256=files.sha256(weights), accuracy=0.9
+    store, run, model.load(weights), name=name, weights_sha256=files.sha256(weights), accuracy=0.9, card="# A"
 )
 store.client.set_registered_model_alias(name, "champion", version.version)
 """

@@ -333,7 +333,7 @@ def test_the_tutorial_runs_on_what_is_prepared(
         with prepared.checkout() as clone:
             files = sorted(path.name for path in clone.folder.iterdir())
 
-    assert files == [".git", "mnist", "params.yaml", "tools"]
+    assert files == [".git", "datasets.yaml", "mnist", "params.yaml", "tools"]
     assert list(first) == ["accuracy", "epoch_seconds", "test_seconds"]
     assert first["accuracy"] == again["accuracy"]
     assert 0 <= first["accuracy"] * len(small_data.test.labels_N) <= len(small_data.test.labels_N)

@@ -238,9 +238,9 @@ def test_the_numbers_are_those_of_the_files(trained: Clone, told: Told) -> None:
     for counts, side in zip(confusions, (base, head), strict=True):
         np.add.at(counts, tuple(side.T), 1)
     assert images["confusion"] == (confusions[1] - confusions[0]).tolist()
-    assert [one["label"] for one in images["classes"]] == list(range(10))
+    assert [one["label"] for one in images["classes"]] == images["names"] == list("0123456789")
     for one in images["classes"]:
-        recalls = [of["recall"][str(one["label"])] for of in scores]
+        recalls = [of["recall"][one["label"]] for of in scores]
         assert [one["base_recall"], one["head_recall"]] == pytest.approx(recalls, abs=1e-6)
         assert one["is_beyond_noise"] == (one["p"] < 0.05)
     by_name = {metric["name"]: metric for metric in found["metrics"]}
@@ -635,9 +635,9 @@ OBSTACLES: dict[str, tuple[Callable[[Clone], None], str]] = {
     ),
     "broken predictions": (
         lambda clone: write(
-            clone, PREDICTIONS, re.sub("^7,.*$", "7,x,y", clone.read(PREDICTIONS), flags=re.MULTILINE)
+            clone, PREDICTIONS, re.sub("^7,.*$", "7,x", clone.read(PREDICTIONS), flags=re.MULTILINE)
         ),
-        r"no predictions on the test images at other \(.*, line 9: found `'7,x,y'`, expected .*\).",
+        r"no predictions on the test images at other \(.*, line 9: found `'7,x'`, expected .*\).",
     ),
 }
 
@@ -653,7 +653,7 @@ def test_what_cannot_be_compared(
     assert "### Metrics" in done.out
     assert "### Test images" not in done.out
     if change is OBSTACLES["broken predictions"][0]:
-        assert f"`{PREDICTIONS}, line 9: found '7,x,y', expected 7,digit,digit`" in done.out
+        assert f"`{PREDICTIONS}, line 9: found '7,x', expected 7,class,class`" in done.out
 
 
 # What is not to be believed

@@ -64,6 +64,8 @@ class Desk:
         file = self.folder / "predictions.csv"
         scoring.write_predictions(file, labels_N=LABELS, predicted_N=predicted_N, classes=DIGITS.classes)
         store.client.log_artifact(run.info.run_id, str(file), "metrics")
+        accuracy = round(float((predicted_N == LABELS).mean()), 6)
+        store.client.log_metric(run.info.run_id, "test_accuracy", accuracy)
         if finished:
             store.client.set_terminated(run.info.run_id)
         return run
@@ -344,7 +346,7 @@ def test_other_test_data_are_refused_until_the_champion_is_tested_on_them(desk: 
 
 
 @pytest.mark.parametrize("whose", ["1", "2"], ids=["the champion's", "the challenger's"])
-@pytest.mark.parametrize("loss", ["deleted", "purged", "file", "corrupted"])
+@pytest.mark.parametrize("loss", ["deleted", "purged", "file", "corrupted", "altered"])
 def test_a_vanished_run_is_named_with_what_brings_it_back(whose: str, loss: str, desk: Desk) -> None:
     desk.challenger(range(5), weights="first")
     desk.promote()
@@ -362,6 +364,8 @@ def test_a_vanished_run_is_named_with_what_brings_it_back(whose: str, loss: str,
     if loss == "file":
         file.unlink()
     if loss == "corrupted":
+        file.write_text(file.read_text().replace("\n7,7,7\n", "\n7,7\n"))
+    if loss == "altered":
         file.write_text(file.read_text().replace("\n7,7,7\n", "\n7,7,77\n"))
     done = desk.promote()
     assert done.status == 1
@@ -369,7 +373,8 @@ def test_a_vanished_run_is_named_with_what_brings_it_back(whose: str, loss: str,
         "deleted": f"run {run_id} of version {whose} is deleted: `mlflow runs restore --run-id {run_id}` or ",
         "purged": f"run {run_id} of version {whose} is gone: ",
         "file": f"({run_id}) of version {whose} has no metrics/predictions.csv: ",
-        "corrupted": f"({run_id}) of version {whose}, metrics/predictions.csv, line 9: found '7,7,77', ",
+        "corrupted": f"({run_id}) of version {whose}, metrics/predictions.csv, line 9: found '7,7', ",
+        "altered": f"({run_id}) of version {whose}, metrics/predictions.csv: found an accuracy of 0.",
     }[loss]
     assert reason in done.stdout
     assert "`make reconcile` brings it back" in done.stdout

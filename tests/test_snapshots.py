@@ -315,7 +315,7 @@ def test_predictions_are_what_the_confusion_matrix_is_of(made: Made, path: str, 
     for name in (WORKSPACE, commit):
         found = made.read(name)
         assert found.predictions
-        assert found.predictions.labels_N.tolist() == [7, 2]
+        assert found.predictions.labels_N.tolist() == ["7", "2"]
         assert found.predictions.predicted_N.tolist() == [7, 3]
         assert path not in found.problems
         assert found.curves == []
@@ -340,11 +340,11 @@ def test_of_two_confusion_matrices_the_one_of_the_test_images_counts(made: Made)
     [
         (None, "no such file"),
         ("", "metrics/predictions.csv, line 1: found '', expected index,label,predicted"),
-        (PREDICTIONS.replace("1,2,3", "1,2,10"), "line 3: found '1,2,10', expected 1,digit,digit"),
-        (PREDICTIONS.replace("1,2,3", "2,2,3"), "line 3: found '2,2,3', expected 1,digit,digit"),
+        (PREDICTIONS.replace("1,2,3", "1,2"), "line 3: found '1,2', expected 1,class,class"),
+        (PREDICTIONS.replace("1,2,3", "2,2,3"), "line 3: found '2,2,3', expected 1,class,class"),
         (PREDICTIONS.replace("predicted", "probability"), "line 1: found 'index,label,probability'"),
     ],
-    ids=["missing", "empty", "no digit", "a line left out", "other columns"],
+    ids=["missing", "empty", "no class", "a line left out", "other columns"],
 )
 def test_predictions_that_cannot_be_read_are_named(made: Made, text: str | None, reason: str) -> None:
     made.write(of_a_stage("metrics/predictions.csv"))

@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 from mnist import comparison, journal, params, paths, promotion, stage
+from mnist.comparison import Predictions
 from mnist.errors import InputError
 from mnist.params import Registry
 from mnist.promotion import CHALLENGER, CHAMPION, Decision, Model
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 
 RECORD, BEFORE = "promotion", "promoted_over"  # tags of a version
 LOG = "promotions.jsonl"
+PRECISION = 1e-6  # metrics are written with six decimals
 MAX_RUNS = 5  # of the same weights that are looked at, where a version's own run does not serve
 
 T = TypeVar("T")
@@ -180,9 +182,20 @@ def _evidence(store: "Store", version: "ModelVersion", run: "Run | None", weight
     if text is None:
         return Model(**model, problem=f"{where} has no {paths.PREDICTIONS}: `make reconcile` brings it back")
     try:
-        return Model(**model, predictions=comparison.parse(text, f"{where}, {paths.PREDICTIONS}"))
+        predictions = _predictions(run, text, f"{where}, {paths.PREDICTIONS}")
     except InputError as error:
         return Model(**model, problem=f"{error}: `make reconcile` brings it back")
+    return Model(**model, predictions=predictions)
+
+
+def _predictions(run: "Run", text: str, where: str) -> Predictions:
+    """Those of a run, which must have the accuracy that the run tells."""
+    predictions = comparison.parse(text, where)
+    told = float(run.data.metrics.get("test_accuracy", predictions.accuracy))
+    if abs(told - predictions.accuracy) > PRECISION:
+        found = f"an accuracy of {predictions.accuracy:.6f}"
+        raise InputError(where, found=found, expected=f"{told:.6f}, which the run tells")
+    return predictions
 
 
 def _artifact(store: "Store", run_id: str, path: Path) -> str | None:

@@ -29,7 +29,7 @@ from typing import Any
 import psutil  # type: ignore[import-untyped]
 from ruamel.yaml import YAML
 
-from mnist import catalog, files, params, paths
+from mnist import files, params, paths
 from mnist.errors import InputError
 from tools.bench import harness
 from tools.bench.harness import Bench, Checkout, Outcome, tell
@@ -106,6 +106,8 @@ def enlarge() -> None:
     Runs in a process of its own, in the clone; its arguments are the folder of the unpacked
     archives, that of the new ones, and the factor.
     """
+    from mnist import catalog
+
     raw, target, factor = Path(sys.argv[1]), Path(sys.argv[2]), float(sys.argv[3])
     name = params.load(paths.PARAMS).dataset
     known = catalog.load(paths.DATASETS, name).model_dump()

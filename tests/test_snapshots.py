@@ -316,7 +316,7 @@ def test_predictions_are_what_the_confusion_matrix_is_of(made: Made, path: str, 
         found = made.read(name)
         assert found.predictions
         assert found.predictions.labels_N.tolist() == ["7", "2"]
-        assert found.predictions.predicted_N.tolist() == [7, 3]
+        assert found.predictions.predicted_N.tolist() == ["7", "3"]
         assert path not in found.problems
         assert found.curves == []
 

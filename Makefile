@@ -10,7 +10,7 @@ BIN := .venv/bin
 # DVC runs the stages with the `python` that it finds first.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help setup repro test lint ui reconcile promote rollback reproduce verify preset best spread experiments serve bench diff lock clean
+.PHONY: help setup repro test lint ui reconcile promote rollback reproduce verify preset best spread experiments serve bench diff report lock clean
 
 help: ## List these targets
 	@sed -nE 's/^([a-z]+):.*## (.*)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r name text; do printf '  make %-9s %s\n' "$$name" "$$text"; done
@@ -87,6 +87,9 @@ serve: setup ## Answer with the champion over HTTP, on this machine alone (PORT=
 
 bench: setup ## Measure everything side by side (ARGS="--only loop" a part of it; ARGS=--show the last)
 	@python -m tools.bench $(ARGS)
+
+report: setup ## Make metrics/report.html: the result as one page, to read and to send
+	@python -m tools.report
 
 diff: export BASE := $(BASE)
 diff: setup ## Compare with BASE=main, or BASE and HEAD: a verdict, metrics, params, images, curves

@@ -54,18 +54,18 @@ TOLERANCES = (
         relative=0,
         text=f"{lineage.TOLERANCE_POINTS} point",
     ),
-    Tolerance(words=("recall",), absolute=0.05, relative=0, text="5 points"),  # a digit has 1,000 images
+    Tolerance(words=("recall",), absolute=0.05, relative=0, text="5 points"),  # a class has 1,000 images
     Tolerance(words=(), absolute=0.01, relative=0.05, text="5 % or 0.01"),
 )
 # Of images, and so of a count of them: as much as of the accuracy.
 WRONG = "num_wrong"
 WRONG_SHARE = lineage.TOLERANCE_POINTS / 100
-# Of rows: what changes from one wrong digit to another moves no accuracy.
+# Of rows: what changes from one wrong class to another moves no accuracy.
 PREDICTED = "predicted"
 PREDICTED_SHARE = 0.03
 
 CURVES = tuple(map(str, (paths.HISTORY, paths.STEPS)))
-PICTURES = ".png"
+GALLERIES = tuple(map(str, (paths.GALLERY, paths.ERRORS_GALLERY)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,7 +151,7 @@ def settle(rows: Sequence[Row]) -> list[Row]:
 
     Other bytes, as of weights, are refused where no number of the same stage differs, or where a
     training curve does not: a training of a few steps, which shows nothing, has to be made here.
-    Other predictions are refused where no picture differs: those tell how sure each one is.
+    Other predictions are refused where no gallery differs: those tell how sure each one is.
 
     Args:
         rows: of one stage.
@@ -159,14 +159,14 @@ def settle(rows: Sequence[Row]) -> list[Row]:
     equal = [row.what for row in rows if row.answer == "equal"]
     is_close = any(row.answer == "close" for row in rows)
     curves = [what for what in equal if what in CURVES]
-    pictures = [row.what for row in rows if row.what.endswith(PICTURES)]
+    galleries = [row.what for row in rows if row.what in GALLERIES]
     settled = []
     for row in rows:
         if row.answer == "other bytes" and (curves or not is_close):
             reason = f"though {' and '.join(curves)} did not change" if curves else ""
             settled.append(replace(row, answer="NO", reason=reason))
-        elif row.answer == "close" and _is_of_predictions(row) and pictures and set(pictures) <= set(equal):
-            settled.append(replace(row, answer="NO", reason="though no picture changed"))
+        elif row.answer == "close" and _is_of_predictions(row) and galleries and set(galleries) <= set(equal):
+            settled.append(replace(row, answer="NO", reason="though no gallery changed"))
         else:
             settled.append(row)
     return settled

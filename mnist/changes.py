@@ -25,14 +25,14 @@ class ClassChange:
     """The test images of one label.
 
     Attributes:
-        label: the digit.
+        label: the name of the class.
         base_recall: share of them that base gets right, 0 to 1.
         head_recall: the same of head.
         paired: the comparison.
         p: of the exact two-sided McNemar test, adjusted by Holm for looking at all classes.
     """
 
-    label: int
+    label: str
     base_recall: float
     head_recall: float
     paired: Paired
@@ -55,7 +55,8 @@ class Images:
         classes: the same by label.
         fixed: indices of the images that head alone gets right.
         broken: indices of those that base alone gets right.
-        confusion: change of the number of images, int64 (10, 10), rows label, columns predicted.
+        names: of the K classes, in their order.
+        confusion: change of the number of images, int64 (K, K), rows label, columns predicted.
     """
 
     base_accuracy: float
@@ -64,6 +65,7 @@ class Images:
     classes: tuple[ClassChange, ...]
     fixed: tuple[int, ...]
     broken: tuple[int, ...]
+    names: tuple[str, ...]
     confusion: NDArray[np.int64]
 
     @property

@@ -3,9 +3,9 @@
 Shape suffixes: N images, K classes.
 """
 
-import re
+import csv
 from bisect import bisect_left
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from math import sqrt
@@ -23,11 +23,11 @@ from mnist.errors import InputError
 # intervals are of 95 %.
 ALPHA = 0.05
 
-NUM_DIGITS = 10
+MAX_CLASSES = 256  # labels are bytes
 STEPS = 10**12  # of an interval's limits, from no change of accuracy to one from 0 to 1
 
 HEADER = "index,label,predicted"
-ROW = re.compile(r"([0-9]{1,9}),([0-9]),([0-9])")
+COLUMNS = len(HEADER.split(","))
 MAX_SHOWN = 40  # characters of a line that is wrong
 
 Key = TypeVar("Key", bound=Hashable)
@@ -38,12 +38,18 @@ class Predictions:
     """What one classifier says of N test images, N at least 1.
 
     Attributes:
-        labels_N: uint8 (N,), the digit that each image shows.
-        predicted_N: uint8 (N,), the digit that the classifier sees.
+        labels_N: str (N,), the name of the class that each image shows.
+        predicted_N: str (N,), the name of the class that the classifier sees.
     """
 
-    labels_N: NDArray[np.uint8]
-    predicted_N: NDArray[np.uint8]
+    labels_N: NDArray[np.str_]
+    predicted_N: NDArray[np.str_]
+
+    @property
+    def classes(self) -> list[str]:
+        """The names that occur, numbers first and by their size."""
+        names = np.unique(np.concatenate([self.labels_N, self.predicted_N])).tolist()
+        return sorted(names, key=lambda name: (0, int(name), "") if name.isdecimal() else (1, 0, name))
 
     @property
     def right(self) -> NDArray[np.bool_]:
@@ -129,7 +135,7 @@ def compare(base: Predictions, other: Predictions) -> Paired:
     return _counted(base, other, np.full(base.num_images, fill_value=True))
 
 
-def by_class(base: Predictions, other: Predictions) -> dict[int, Paired]:
+def by_class(base: Predictions, other: Predictions) -> dict[str, Paired]:
     """Hold `other` against `base` on the images of each label: what became of each class's recall.
 
     Both must be of the same images in the same order. Labels that do not occur are left out. Whoever
@@ -138,7 +144,9 @@ def by_class(base: Predictions, other: Predictions) -> dict[int, Paired]:
     """
     assert np.array_equal(base.labels_N, other.labels_N)
     return {
-        digit: _counted(base, other, base.labels_N == digit) for digit in np.unique(base.labels_N).tolist()
+        name: _counted(base, other, base.labels_N == name)
+        for name in base.classes
+        if (base.labels_N == name).any()
     }
 
 
@@ -151,10 +159,19 @@ def _counted(base: Predictions, other: Predictions, of_N: NDArray[np.bool_]) -> 
     )
 
 
-def confusion(predictions: Predictions) -> NDArray[np.int64]:
-    """How many images of each label are taken for what: int64 (K, K), rows labels, columns predicted."""
-    counts_KK = np.zeros((NUM_DIGITS, NUM_DIGITS), np.int64)
-    np.add.at(counts_KK, (predictions.labels_N, predictions.predicted_N), 1)
+def confusion(predictions: Predictions, classes: Sequence[str]) -> NDArray[np.int64]:
+    """How many images of each class are taken for what: int64 (K, K), rows labels, columns predicted.
+
+    Args:
+        predictions: of these classes.
+        classes: K names, in the order of rows and columns.
+    """
+    place = {name: index for index, name in enumerate(classes)}
+    counts_KK = np.zeros((len(classes), len(classes)), np.int64)
+    rows, columns = (
+        [place[name] for name in names.tolist()] for names in (predictions.labels_N, predictions.predicted_N)
+    )
+    np.add.at(counts_KK, (rows, columns), 1)
     return counts_KK
 
 
@@ -250,16 +267,28 @@ def parse(text: str, where: str) -> Predictions:
         raise InputError(f"{where}, line 1", found=_shown(header), expected=HEADER)
     if not lines:
         raise InputError(where, found="no predictions", expected="a line for each test image")
-    digits = []
+    names = []
     for index, line in enumerate(lines):
-        row = ROW.fullmatch(line)
-        if row is None or int(row[1]) != index:
+        row = _row(line)
+        if len(row) != COLUMNS or row[0] != str(index) or not all(row):
             raise InputError(
-                f"{where}, line {index + 2}", found=_shown(line), expected=f"{index},digit,digit"
+                f"{where}, line {index + 2}", found=_shown(line), expected=f"{index},class,class"
             )
-        digits.append((int(row[2]), int(row[3])))
-    labels_N, predicted_N = np.array(digits, np.uint8).T
-    return Predictions(labels_N=labels_N, predicted_N=predicted_N)
+        names.append(row[1:])
+    labels_N, predicted_N = np.array(names).T
+    predictions = Predictions(labels_N=labels_N, predicted_N=predicted_N)
+    if len(predictions.classes) > MAX_CLASSES:
+        found = f"{len(predictions.classes):,} names of classes"
+        raise InputError(where, found=found, expected=f"at most {MAX_CLASSES}")
+    return predictions
+
+
+def _row(line: str) -> list[str]:
+    """The cells of a line; none where its quotes do not close."""
+    try:
+        return next(csv.reader([line], strict=True), [])
+    except csv.Error:
+        return []
 
 
 def _shown(line: str) -> str:

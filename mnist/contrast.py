@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from mnist import comparison, paths
+from mnist import comparison, identity, paths
 from mnist.changes import (
     Changes,
     ClassChange,
@@ -73,7 +73,7 @@ def between(
     if not reason:
         assert base.predictions
         assert head.predictions
-        images = _images(base.predictions, head.predictions)
+        images = _images(base.predictions, head.predictions, _classes(base, head))
     params = _params(base.params, head.params)
     doubts = [*_doubts(base), *_doubts(head)]
     return Changes(
@@ -109,6 +109,9 @@ def _obstacle(base: Snapshot, head: Snapshot) -> str:
         return f"no predictions on the test images at {' and '.join(without)}"
     assert base.predictions
     assert head.predictions
+    names = [identity.dataset_of(side.params) for side in (base, head)]
+    if names[0] != names[1]:
+        return f"another data set: {names[0]} at {base.name}, {names[1]} at {head.name}"
     if base.predictions.num_images != head.predictions.num_images:
         found = f"{base.predictions.num_images:,} test images at {base.name}, "
         return f"another split: {found}{head.predictions.num_images:,} at {head.name}"
@@ -119,11 +122,20 @@ def _obstacle(base: Snapshot, head: Snapshot) -> str:
     return f"different test data: {others:,} test images have another label" if others else ""
 
 
-def _images(base: Predictions, head: Predictions) -> Images:
+def _classes(*sides: Snapshot) -> tuple[str, ...]:
+    """The names of the classes: those that the data have, in their order, and then what else occurs."""
+    counted = (side.validation.class_counts["test"] for side in sides if side.validation)
+    known = [name for counts in counted for name in list(counts)[: comparison.MAX_CLASSES]]
+    seen = [name for side in sides if side.predictions for name in side.predictions.classes]
+    return tuple(dict.fromkeys([*known, *seen]))
+
+
+def _images(base: Predictions, head: Predictions, names: tuple[str, ...]) -> Images:
     by_class = comparison.by_class(base, head)
     adjusted = comparison.holm({label: paired.p_two_sided for label, paired in by_class.items()})
     classes = []
-    for label, paired in by_class.items():
+    for label in sorted(by_class, key=names.index):
+        paired = by_class[label]
         of_label = base.labels_N == label
         recalls = [float(side.right[of_label].mean()) for side in (base, head)]
         classes.append(
@@ -142,7 +154,8 @@ def _images(base: Predictions, head: Predictions) -> Images:
         classes=tuple(classes),
         fixed=tuple(np.flatnonzero(head.right & ~base.right).tolist()),
         broken=tuple(np.flatnonzero(base.right & ~head.right).tolist()),
-        confusion=comparison.confusion(head) - comparison.confusion(base),
+        names=names,
+        confusion=comparison.confusion(head, names) - comparison.confusion(base, names),
     )
 
 

@@ -3,18 +3,21 @@
     train_images (60000, 28, 28) uint8    train_labels (60000,) uint8
     test_images  (10000, 28, 28) uint8    test_labels  (10000,) uint8
 
+The numbers of images are MNIST's. Its header says which data set it is, and what its labels stand for.
+
 Shape suffixes: N images, M of them, H rows, W columns.
 """
 
 import json
 import mmap
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
@@ -24,6 +27,26 @@ from mnist.errors import InputError
 Bytes: TypeAlias = NDArray[np.uint8]
 IMAGE_SHAPE = (28, 28)  # rows, columns
 SplitName = Literal["train", "test"]
+DESCRIPTION = "dataset"  # the key in the file's header; one, since safetensors orders several by chance
+
+
+@dataclass(frozen=True, kw_only=True)
+class Description:
+    """Which data set it is.
+
+    Attributes:
+        name: its section of `datasets.yaml`, and `dataset` in `params.yaml`.
+        title: its name for people.
+        classes: the names of the K classes, by label.
+    """
+
+    name: str
+    title: str
+    classes: tuple[str, ...]
+
+    def class_of(self, label: int) -> str:
+        """The name of a label's class; of one that is none, that it is unknown."""
+        return self.classes[label] if label < len(self.classes) else f"unknown {label}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +55,7 @@ class Images:
 
     Attributes:
         images_NHW: (N, 28, 28) uint8, 0 black to 255 white; of a file, memory-mapped and read-only.
-        labels_N: (N,) uint8, the digit 0 to 9.
+        labels_N: (N,) uint8, the class, counted from 0.
     """
 
     images_NHW: Bytes
@@ -70,8 +93,8 @@ class Selection:
         return self.whole.take(self.index_N[index_M])
 
 
-def write(path: Path, *, train: Images, test: Images) -> None:
-    """Write both splits; equal images make equal bytes."""
+def write(path: Path, *, train: Images, test: Images, description: Description) -> None:
+    """Write both splits and what they are; equal ones make equal bytes."""
     tensors = {
         "train_images": train.images_NHW,
         "train_labels": train.labels_N,
@@ -79,7 +102,43 @@ def write(path: Path, *, train: Images, test: Images) -> None:
         "test_labels": test.labels_N,
     }
     with files.replacing(path) as part:
-        save_file({name: np.ascontiguousarray(array) for name, array in tensors.items()}, part)
+        save_file(
+            {name: np.ascontiguousarray(array) for name, array in tensors.items()},
+            part,
+            {DESCRIPTION: json.dumps(asdict(description))},
+        )
+
+
+def describe(path: Path) -> Description:
+    """Which data set the file holds.
+
+    Raises:
+        InputError: the file is missing or broken, or does not say.
+    """
+    try:
+        with safe_open(path, framework="numpy") as tensors:
+            header = tensors.metadata() or {}
+        return TypeAdapter(Description).validate_json(header[DESCRIPTION], strict=True)
+    except FileNotFoundError:
+        raise files.missing(path) from None
+    except (SafetensorError, KeyError, ValidationError) as error:
+        found = (
+            "no word of which data set it is" if isinstance(error, KeyError) else " ".join(f"{error}".split())
+        )
+        raise InputError(str(path), found=found, expected="the file that `download` writes") from None
+
+
+def expect(path: Path, name: str) -> Description:
+    """Which data set the file holds, which must be the one that `dataset` in `params.yaml` names.
+
+    Raises:
+        InputError: it is another one, or as `describe`.
+    """
+    description = describe(path)
+    if description.name != name:
+        expected = f"{name}, as params.yaml has it: run `dvc repro`"
+        raise InputError(str(path), found=f"the data set {description.name}", expected=expected)
+    return description
 
 
 def load(path: Path, split: SplitName) -> Images:

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
+import numpy as np
 import torch
 from filelock import FileLock, Timeout
 from mlflow.entities import Run
@@ -158,6 +159,7 @@ def tell(store: Store, entry: Path, *, dataset: Path | None = paths.DATASET) -> 
                 name=result.registration.model_name,
                 weights_sha256=result.weights_sha256,
                 accuracy=result.accuracy,
+                card=results.card(entry),
             )
             if result.challenger:
                 registry.set_challenger(store, version, time_ms=result.time_ms)
@@ -177,7 +179,7 @@ def is_complete(store: Store, result: Result) -> bool:
         if not result.is_good:
             return True
         version = registry.find(store, result.registration.model_name, result.weights_sha256)
-        return version is not None and registry.has_files(store, version)
+        return version is not None and registry.is_whole(store, version)
 
 
 def _check_code(entry: Path, result: Result, classifier: Classifier, dataset: Path) -> None:
@@ -195,7 +197,8 @@ def _check_code(entry: Path, result: Result, classifier: Classifier, dataset: Pa
     test = data.load(dataset, "test")
     said = comparison.read(entry / results.FILES / paths.PREDICTIONS)
     log_probs_NK = model.log_probabilities(classifier, test, torch.device("cpu"))
-    num_others = int((log_probs_NK.argmax(1).numpy() != said.predicted_N).sum())
+    sees_N = np.array(classifier.classes)[log_probs_NK.argmax(1).numpy()]
+    num_others = int((sees_N != said.predicted_N).sum())
     if num_others > MAX_OTHERS * len(test):
         commit = result.origin.source.commit[:12] or "then"
         raise InputError(

@@ -107,6 +107,11 @@ def of_training(folder: Path = Path(), *, where: Source | None = None) -> Traini
     )
 
 
+def dataset_of(params: Mapping[str, Any]) -> str:
+    """The name of the data set that params name; before there was a choice, it was MNIST."""
+    return str(params.get("dataset", "mnist"))
+
+
 def _listed(keys: Iterable[Any], values: Mapping[str, Any]) -> dict[str, Any]:
     """The params that a stage lists, by dotted keys; a section stands for all that is in it."""
     params: dict[str, Any] = {}

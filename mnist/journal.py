@@ -26,7 +26,7 @@ from typing import IO, Any
 
 from filelock import FileLock
 
-from mnist import paths
+from mnist import files, paths
 from mnist.errors import InputError
 from mnist.history import Epoch, Window
 from mnist.identity import Training
@@ -36,6 +36,7 @@ WRITER_LOCK, SENDER_LOCK = "writer.lock", "sender.lock"  # held by who writes, a
 SENDER_LOG = "sender.log"
 
 LIBRARIES = ("torch", "numpy", "mlflow", "dvc")
+FACTS = ("device", "python", *LIBRARIES)  # tags of a run that tell how its weights were made
 # How long a training that is done waits for a sender that is not. One that meets no answer gives
 # up by itself, after a request's time-out (10 s, mnist/tracking.py); this is for a slow server, and
 # for a busy machine that makes a new store.
@@ -82,6 +83,21 @@ class End:
     status: str
     weights_sha256: str = ""
     values: dict[str, float] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Making:
+    """What only the process that trained knows of its weights, and no file of the result holds.
+
+    Attributes:
+        time_ms: when the training began, since 1970.
+        seconds: that it took.
+        facts: `device`, and versions by name.
+    """
+
+    time_ms: int
+    seconds: float
+    facts: dict[str, str]
 
 
 Event = Start | Point | End
@@ -217,12 +233,17 @@ class Recorder:
         stream: that it is written to; None where there is no place.
         say: prints a line for the user.
         relay: prints what the sender has had to say.
+        begin: of the training; None leaves no note of how its weights were made.
     """
 
     def __init__(
-        self, stream: IO[str] | None, say: Callable[[str], None], relay: Callable[[], None] = lambda: None
+        self,
+        stream: IO[str] | None,
+        say: Callable[[str], None],
+        relay: Callable[[], None] = lambda: None,
+        begin: Start | None = None,
     ) -> None:
-        self._stream, self._say, self._relay = stream, say, relay
+        self._stream, self._say, self._relay, self._begin = stream, say, relay, begin
         self._result: dict[str, Any] = {}
 
     def log(self, *events: Window | Epoch) -> None:
@@ -234,6 +255,11 @@ class Recorder:
     def finish(self, weights_sha256: str, seconds: float) -> None:
         """Say which weights came out, and how long the training took."""
         self._result = {"weights_sha256": weights_sha256, "values": {"training_seconds": seconds}}
+        if self._begin:
+            facts = {name: self._begin.tags[name] for name in FACTS if name in self._begin.tags}
+            made = Making(time_ms=self._begin.time_ms, seconds=seconds, facts=facts)
+            with contextlib.suppress(OSError):  # without it a report says "not recorded"
+                files.write_json(_note(weights_sha256), asdict(made))
 
     def end(self, status: str) -> None:
         """Write the last line."""
@@ -253,6 +279,19 @@ def _unwritten(error: OSError) -> str:
     return f"train: what happens is not written down for MLflow ({error}); `register` makes its run"
 
 
+def _note(weights_sha256: str) -> Path:
+    """Where it is kept how some weights were made; their result must not change with the time of day."""
+    return paths.root() / ".cache" / "trainings" / f"{weights_sha256}.json"
+
+
+def making(weights_sha256: str) -> Making | None:
+    """How these weights were made; None where that was on another machine, or the note is gone or broken."""
+    try:
+        return Making(**files.read_json(_note(weights_sha256)))
+    except (OSError, InputError, TypeError):
+        return None
+
+
 @contextmanager
 def recorded(training: Training, facts: Mapping[str, str], say: Callable[[str], None]) -> Iterator[Recorder]:
     """Record a training while it runs; it ends as FINISHED, FAILED or, for an interrupt, KILLED.
@@ -262,16 +301,17 @@ def recorded(training: Training, facts: Mapping[str, str], say: Callable[[str], 
         facts: tags of the run that only the stage knows, such as its device.
         say: prints a line for the user: of the sender, or of what cannot be written.
     """
+    begin = start(training, {**facts, **versions()}, now_ms())
     with contextlib.ExitStack() as stack:
         try:
             entry = stack.enter_context(new_entry(f"train-{training.fingerprint[:8]}", WRITER_LOCK))
             stream = (entry / LINES).open("w", encoding="utf-8")
         except OSError as error:
             say(_unwritten(error))
-            yield Recorder(None, say)
+            yield Recorder(None, say, begin=begin)
             return
-        recorder = Recorder(stream, say, stack.enter_context(_sender(entry, say)))
-        recorder.write(start(training, {**facts, **versions()}, now_ms()))
+        recorder = Recorder(stream, say, stack.enter_context(_sender(entry, say)), begin)
+        recorder.write(begin)
         status = "FAILED"
         try:
             yield recorder

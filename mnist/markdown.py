@@ -25,6 +25,7 @@ MAX_FILES = 4  # named in a cell
 MAX_CHARTS = 4
 MAX_WRITTEN = 10**18  # a whole number that is shown as one
 NOTHING = "-"
+PLAIN = re.compile(r"[A-Za-z]{1,20}( [A-Za-z]{1,20}){0,3}|[0-9]{1,6}")  # nothing that Markdown knows
 SMALLEST_P = 0.0001  # that is written out
 ARROWS = {"more": " ↑", "less": " ↓", "": ""}
 
@@ -186,7 +187,7 @@ def _classes(images: Images) -> list[str]:
         return []
     rows = [
         [
-            str(one.label),
+            _name(one.label),
             f"{one.paired.num_images:,}",
             f"{one.base_recall:.2%}",
             f"{one.head_recall:.2%}",
@@ -198,7 +199,7 @@ def _classes(images: Images) -> list[str]:
         for one in images.classes
     ]
     beyond = [
-        f"{one.label} ({'better' if one.paired.change_pp > 0 else 'worse'})"
+        f"{_name(one.label)} ({'better' if one.paired.change_pp > 0 else 'worse'})"
         for one in images.classes
         if one.is_beyond_noise
     ]
@@ -216,14 +217,14 @@ def _classes(images: Images) -> list[str]:
 def _confusion(images: Images) -> list[str]:
     if not images.confusion.any():
         return []
-    labels = range(len(images.confusion))
+    names = [_name(name) for name in images.names]
     rows = [
-        [f"**{label}**", *(f"{change:+d}" if change else "·" for change in images.confusion[label])]
-        for label in labels
+        [f"**{name}**", *(f"{change:+d}" if change else "·" for change in changes)]
+        for name, changes in zip(names, images.confusion, strict=True)
     ]
     return [
-        "Change of the number of test images: the true digit by row, the predicted one by column.",
-        *_table(["label", *map(str, labels)], rows, right=len(rows[0])),
+        "Change of the number of test images: the true class by row, the predicted one by column.",
+        *_table(["label", *names], rows, right=len(rows[0])),
     ]
 
 
@@ -328,6 +329,11 @@ def code(text: str, most: int = MAX_SHOWN) -> str:
     fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
     pad = " " if "`" in text else ""
     return f"{fence}{pad}{text}{pad}{fence}" if text else NOTHING
+
+
+def _name(text: str) -> str:
+    """The name of a class: words and numbers as they are, anything else as code."""
+    return text if PLAIN.fullmatch(text) else code(text)
 
 
 def _plain(text: str) -> str:

@@ -16,7 +16,7 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from http.client import HTTPException, InvalidURL
 from pathlib import Path
@@ -28,9 +28,9 @@ from urllib.request import Request, url2pathname, urlopen
 from tqdm import tqdm
 
 from mnist import files, idx, paths
+from mnist.catalog import Checksums, DataSet
 from mnist.dataset import Images
 from mnist.errors import InputError
-from mnist.params import Checksums, Data
 
 USER_AGENT = "pytorch/vision"  # as torchvision calls itself; some hosts refuse Python's own name
 VARIABLE = "MNIST_MIRROR"
@@ -68,12 +68,12 @@ class Fetched:
 class NoMirrorError(InputError):
     """Every mirror failed: the message lists each with its reason, and how to do without."""
 
-    def __init__(self, missing: list[str], reasons: dict[str, str]) -> None:
-        width = max(map(len, reasons))
+    def __init__(self, title: str, missing: list[str], reasons: dict[str, str]) -> None:
+        width = max(map(len, reasons), default=0)
         tried = "".join(f"  {mirror:<{width}}  {reason}\n" for mirror, reason in reasons.items())
         ValueError.__init__(
             self,
-            f"no mirror gave {', '.join(missing)}:\n{tried}"
+            f"no mirror gave {', '.join(missing)} of {title}:\n{tried}"
             f"To supply a copy, put these files into a folder and run again with {VARIABLE}=/that/folder, "
             "or add the folder to data.mirrors in params.yaml.",
         )
@@ -87,12 +87,12 @@ class _Fault(Exception):  # noqa: N818 it never leaves this module
         self.whole = whole
 
 
-def fetch(data: Data, cache: Path) -> Fetched:
+def fetch(known: DataSet, cache: Path, *, ahead: Sequence[str] = ()) -> Fetched:
     """Bring all archives into `cache`, from the first mirrors that have them.
 
-    `MNIST_MIRROR` goes ahead of `data.mirrors`. An archive whose checksums are right in the cache
-    is not fetched again; it is kept by its digest, so that data sets with other checksums, on
-    another branch say, have their own. Processes may fetch at once: each file arrives whole.
+    `MNIST_MIRROR` goes ahead of all, then those of `ahead`, then the data set's own. An archive whose
+    checksums are right in the cache is not fetched again; it is kept by its digest, so that each data
+    set has its own, one of another branch too. Processes may fetch at once: each file arrives whole.
 
     Raises:
         NoMirrorError: an archive is neither in the cache nor on any mirror.
@@ -101,19 +101,19 @@ def fetch(data: Data, cache: Path) -> Fetched:
     fetched, missing = Fetched(), dict[str, Checksums]()
     first = [mirror] if (mirror := os.environ.get(VARIABLE)) else []
     try:
-        for name, sums in data.checksums.items():
+        for name, sums in known.checksums.items():
             path = _place(cache, name, sums)
-            if path.is_file() and _digests(path) == sums:
+            if path.is_file() and not _difference(path, sums):
                 fetched.archives[name] = Archive(path=path, origin="the cache")
             else:
                 missing[name] = sums
-        for mirror in dict.fromkeys(first + data.mirrors):
+        for mirror in dict.fromkeys([*first, *ahead, *known.mirrors]):
             if missing:
                 _fetch_from(mirror, missing, cache, fetched)
     except OSError as error:  # those of the mirrors are faults by now
         raise InputError(str(cache), found=f"{error}", expected="a folder to keep the archives in") from None
     if missing:
-        raise NoMirrorError(list(missing), fetched.reasons)
+        raise NoMirrorError(known.title, list(missing), fetched.reasons)
     return fetched
 
 
@@ -138,7 +138,7 @@ def _fetch_from(mirror: str, missing: dict[str, Checksums], cache: Path, fetched
 
 
 def _place(cache: Path, name: str, sums: Checksums) -> Path:
-    return cache / sums.sha256[:12] / name
+    return cache / (sums.sha256 or sums.md5)[:12] / name
 
 
 def read(archives: dict[str, Archive]) -> tuple[Images, Images]:
@@ -193,15 +193,9 @@ def _copy(mirror: str, name: str, part: Path, sums: Checksums) -> None:
             seconds = time.monotonic() - started
             if seconds > STALL_SECONDS and num_bytes < MIN_BYTES_PER_SECOND * seconds:
                 raise _Fault(f"slower than {MIN_BYTES_PER_SECOND / 1000:g} kB/s", whole=True)
-    found = _digests(part)
-    if found != sums:
-        kind, got, want = (
-            ("SHA-256", found.sha256, sums.sha256)
-            if found.sha256 != sums.sha256
-            else ("MD5", found.md5, sums.md5)
-        )
+    if difference := _difference(part, sums):
         head = "" if first.startswith(b"\x1f\x8b") else f", no gzip archive but {first[:15]!r}"
-        raise _Fault(f"wrong bytes for {name}: {kind} {got[:12]}, not {want[:12]}{head}")
+        raise _Fault(f"wrong bytes for {name}: {difference}{head}")
 
 
 def _bar(name: str) -> "tqdm[NoReturn]":
@@ -317,10 +311,17 @@ def _receive(url: str, arrived: _Arrivals, stop: threading.Event) -> None:
         arrived.put(error)
 
 
-def _digests(path: Path) -> Checksums:
+def _difference(path: Path, sums: Checksums) -> str:
+    """How a file's checksums are others than these; empty where they are these."""
     with path.open("rb") as stream:
         md5 = hashlib.file_digest(stream, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
-    return Checksums(md5=md5, sha256=files.sha256(path))
+    for kind, found, wanted in (
+        ("SHA-256", files.sha256(path) if sums.sha256 else None, sums.sha256),
+        ("MD5", md5, sums.md5),
+    ):
+        if found and wanted and found != wanted:
+            return f"{kind} {found[:12]}, not {wanted[:12]}"
+    return ""
 
 
 def _shown(mirror: str) -> str:

@@ -5,10 +5,12 @@ Shape suffixes: N or B images, C channels, H rows, W columns, K classes, D pixel
 
 import math
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812 -- its name everywhere
+from pydantic import Field
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -16,11 +18,20 @@ from torch import Tensor, nn
 from mnist import files
 from mnist.dataset import Images
 from mnist.errors import InputError
-from mnist.params import Architecture
+from mnist.params import Architecture, Section
 
 NUM_PIXELS = 28 * 28
-NUM_CLASSES = 10
 EVALUATION_BATCH = 250  # images; on a CPU, whose caches they fit, twice as fast as 1000
+
+
+HEADER = "classifier"  # the one key of a weights file's header
+
+
+class Header(Section):
+    """How to build the classifier of a weights file."""
+
+    architecture: Architecture
+    classes: Annotated[tuple[str, ...], Field(min_length=2)]
 
 
 class SimpleCNN(nn.Module):
@@ -87,15 +98,25 @@ class Classifier(nn.Module):
         std: of the training pixels, above 0.
         permutation: int64 (D,), where pixel d of the shuffled image comes from; None leaves
             the pixels where they are.
+        classes: the names of the K classes.
     """
 
     mean: Tensor
     std: Tensor
     permutation: Tensor | None
 
-    def __init__(self, network: nn.Module, *, mean: float, std: float, permutation: Tensor | None) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        *,
+        mean: float,
+        std: float,
+        permutation: Tensor | None,
+        classes: tuple[str, ...],
+    ) -> None:
         super().__init__()
         self.network = network
+        self.classes = classes
         self.register_buffer("mean", torch.tensor(mean))
         self.register_buffer("std", torch.tensor(std))
         self.register_buffer("permutation", permutation)
@@ -109,18 +130,21 @@ class Classifier(nn.Module):
         return x_NHW.unsqueeze(1)
 
     def forward(self, images_NHW: Tensor) -> Tensor:
-        """Class probabilities, float32 (N, 10), of raw images, uint8 (N, 28, 28)."""
+        """Class probabilities, float32 (N, K), of raw images, uint8 (N, 28, 28)."""
         log_probs_NK: Tensor = self.network(self.preprocess(images_NHW))
         return log_probs_NK.exp()
 
 
-def build(architecture: Architecture, *, seed: int, mean: float, std: float) -> Classifier:
+def build(
+    architecture: Architecture, *, classes: tuple[str, ...], seed: int, mean: float, std: float
+) -> Classifier:
     """A classifier with fresh weights, and with its permutation where `permute_pixels` is on, by `seed`."""
     # A generator of its own, so that turning the permutation on leaves the weights as they were.
     generator = torch.Generator().manual_seed(seed)
     permutation = torch.randperm(NUM_PIXELS, generator=generator) if architecture.permute_pixels else None
     torch.manual_seed(seed)
-    return Classifier(_network(architecture), mean=mean, std=std, permutation=permutation)
+    network = _network(architecture, len(classes))
+    return Classifier(network, mean=mean, std=std, permutation=permutation, classes=classes)
 
 
 @torch.inference_mode()
@@ -145,36 +169,46 @@ def num_parameters(model: nn.Module) -> int:
 def save(path: Path, classifier: Classifier, architecture: Architecture) -> None:
     """Write the classifier and, in the file's header, how to build it; equal ones make equal bytes."""
     # One metadata key: safetensors writes several in an order that changes from run to run.
-    metadata = {"architecture": architecture.only(Architecture).model_dump_json()}
+    header = Header(architecture=architecture.only(Architecture), classes=classifier.classes)
+    metadata = {HEADER: header.model_dump_json()}
     tensors = {name: tensor.cpu().clone() for name, tensor in classifier.state_dict().items()}
     with files.replacing(path) as part:
         save_file(tensors, part, metadata)
 
 
-def load(path: Path) -> Classifier:
+def load(path: Path, *, classes: tuple[str, ...] | None = None) -> Classifier:
     """Read a classifier back, on the CPU and in evaluation mode.
 
+    Args:
+        path: of the weights file.
+        classes: that it must tell apart; without them, any.
+
     Raises:
-        InputError: the file is missing or is not one that `save` made.
+        InputError: the file is missing, is not one that `save` made, or tells other classes apart.
     """
     try:
         with safe_open(path, framework="pt") as stored:
             header = stored.metadata() or {}
             tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 -- no dict
-        architecture = Architecture.model_validate_json(header["architecture"])
+        said = Header.model_validate_json(header[HEADER])
+        architecture = said.architecture
         # Placeholders: `load_state_dict` demands a tensor of the file for each of them.
         unset = torch.zeros(NUM_PIXELS, dtype=torch.int64) if architecture.permute_pixels else None
-        classifier = Classifier(_network(architecture), mean=0.0, std=1.0, permutation=unset)
+        network = _network(architecture, len(said.classes))
+        classifier = Classifier(network, mean=0.0, std=1.0, permutation=unset, classes=said.classes)
         classifier.load_state_dict(tensors)
     except FileNotFoundError:
         raise files.missing(path) from None
     except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise InputError(str(path), found=f"{reason}", expected="weights that `train` wrote") from None
+    if classes is not None and said.classes != classes:
+        found, expected = (f"the classes {', '.join(names)}" for names in (said.classes, classes))
+        raise InputError(str(path), found=found, expected=f"{expected}, as the data have: run `dvc repro`")
     return classifier.eval()
 
 
-def _network(architecture: Architecture) -> nn.Module:
+def _network(architecture: Architecture, num_classes: int) -> nn.Module:
     if architecture.model == "mlp":
-        return MLP(NUM_PIXELS, 8, NUM_CLASSES)  # 8: the course's, for as many parameters as the CNN has
-    return SimpleCNN(NUM_PIXELS, architecture.n_features, NUM_CLASSES)
+        return MLP(NUM_PIXELS, 8, num_classes)  # 8: the course's, for as many parameters as the CNN has
+    return SimpleCNN(NUM_PIXELS, architecture.n_features, num_classes)

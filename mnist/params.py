@@ -8,8 +8,7 @@ import difflib
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
@@ -23,6 +22,9 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 Precision = Literal["float32", "tf32", "bfloat16"]
 Digest = Annotated[str, Field(pattern="^[0-9a-f]+$")]
 
+DATASET = "{dataset}"  # stands for the data set's name in a mirror, and in the registered model's name
+DATASET_NAME = r"[A-Za-z0-9][A-Za-z0-9_-]*"  # one that MLflow, DVC and a file system take for a name
+
 
 class Section(BaseModel):
     """A frozen set of keys; unknown, missing, mistyped and out-of-range ones are refused."""
@@ -34,11 +36,17 @@ class Section(BaseModel):
         return wanted.model_construct(**{name: getattr(self, name) for name in wanted.model_fields})
 
 
+class Subject(Section):
+    """What there is to learn."""
+
+    dataset: Annotated[str, Field(pattern=f"^{DATASET_NAME}$")]
+
+
 class Split(Section):
-    """How the 60,000 training images are cut."""
+    """How the training images are cut."""
 
     seed: Annotated[int, Field(ge=0, lt=2**32)]
-    val_size: Annotated[int, Field(ge=1, lt=60_000)]  # images
+    val_size: Count  # images; fewer than there are to train on
 
 
 class Architecture(Section):
@@ -53,7 +61,7 @@ class Recipe(Section):
     """How the network is trained."""
 
     epochs: Count
-    batch_size: Annotated[int, Field(ge=1, le=60_000)]  # images
+    batch_size: Count  # images
     lr: Annotated[float, Field(gt=0)]
     momentum: Annotated[float, Field(ge=0, lt=1)]  # beta1 of adam
     beta2: Annotated[float, Field(ge=0, lt=1)]  # adam alone
@@ -78,63 +86,25 @@ class Execution(Section):
     processes: Annotated[int, Field(ge=1, le=4096)]  # that share each batch
 
 
-class Checksums(Section):
-    """Of one downloaded archive."""
-
-    md5: Annotated[Digest, Field(min_length=32, max_length=32)]
-    sha256: Annotated[Digest, Field(min_length=64, max_length=64)]
-
-
 class Data(Section):
     """Where the data set comes from."""
 
-    mirrors: Annotated[list[str], Field(min_length=1)]
-    checksums: Annotated[
-        dict[
-            Literal[
-                "train-images-idx3-ubyte.gz",
-                "train-labels-idx1-ubyte.gz",
-                "t10k-images-idx3-ubyte.gz",
-                "t10k-labels-idx1-ubyte.gz",
-            ],
-            Checksums,
-        ],
-        Field(min_length=4),
-    ]
+    mirrors: list[str]  # ahead of those of datasets.yaml
 
-
-class Share(Section):
-    """A closed interval of fractions."""
-
-    min: Fraction
-    max: Fraction
-
-    @model_validator(mode="after")
-    def _is_not_empty(self) -> Self:
-        if self.min > self.max:
-            raise PydanticCustomError("empty_interval", "min at most max")
-        return self
-
-
-class Validation(Section):
-    """The bounds that the data must keep."""
-
-    num_train: Count  # images
-    num_test: Count  # images
-    class_share: Share  # of each digit in its split
-    mean: Share  # of all pixels of a split, black 0 to white 1
-    image_mean: Share  # of one image's pixels
-    darkest: Share  # one image's darkest pixel
-    brightest: Share  # one image's brightest pixel
-    ink: Share  # share of one image's pixels that are not black
-    max_duplicates: Annotated[int, Field(ge=0)]  # images equal to an earlier one of their split
+    def mirrors_of(self, dataset: str) -> list[str]:
+        """Where this data set may come from."""
+        return [mirror.replace(DATASET, dataset) for mirror in self.mirrors]
 
 
 class Registration(Section):
     """What is registered."""
 
-    model_name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._-]*$")]
+    model_name: Annotated[str, Field(pattern=r"^(\{dataset\}|[A-Za-z0-9])(\{dataset\}|[A-Za-z0-9 ._-])*$")]
     min_accuracy: Fraction
+
+    def of(self, dataset: str) -> Self:
+        """The same for networks that were trained on this data set, whose name is in that of their model."""
+        return self.model_copy(update={"model_name": self.model_name.replace(DATASET, dataset)})
 
 
 class Registry(Registration):
@@ -143,30 +113,37 @@ class Registry(Registration):
     alpha: Annotated[float, Field(gt=0, lt=1)]
 
 
-class Params(Split, Architecture, Recipe, Machine, Execution):
+class Params(Subject, Split, Architecture, Recipe, Machine, Execution):
     """The whole file."""
 
     data: Data
-    validation: Validation
     registry: Registry
 
 
 def load(path: Path) -> Params:
-    """Read and check the whole of `params.yaml`, numbers as DVC reads them (YAML 1.2).
+    """Read and check the whole of `params.yaml`.
 
     Raises:
         InputError: one message that names every key at fault, with what was found and expected.
     """
+    return check(Params, read(path, expected="the pipeline's params"), str(path))
+
+
+def read(path: Path, *, expected: str) -> Any:
+    """What a YAML file holds, numbers as DVC reads them (YAML 1.2); `expected` names that.
+
+    Raises:
+        InputError: it is missing, or no YAML.
+    """
     try:
         # The parser and the settings of DVC itself (dvc.utils.serialize): PyYAML would read
         # `1e-05`, which is what DVC writes for `-S lr=1e-5`, as a string.
-        values = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
+        return YAML(typ="safe").load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise InputError(str(path), found="no such file", expected="the pipeline's params") from None
+        raise InputError(str(path), found="no such file", expected=expected) from None
     except (YAMLError, ValueError) as error:  # ValueError: not UTF-8, or no such day as 2024-13-45
         reason = " ".join(str(error).split())
         raise InputError(str(path), found=f"no YAML ({reason})", expected="keys and values") from None
-    return check(Params, values, str(path))
 
 
 def check(section: type[S], values: Any, where: str) -> S:

@@ -5,12 +5,14 @@ import re
 from pathlib import Path
 
 PARAMS = Path("params.yaml")
+DATASETS = Path("datasets.yaml")
 PIPELINE = Path("dvc.yaml")
 LOCK = Path("dvc.lock")
 
 DATASET = Path("data/mnist.safetensors")
 STATS = Path("data/stats.json")
 VALIDATION_PAGE = Path("data/validation.html")
+LOG_PROBS = Path("data/log_probs.safetensors")
 
 WEIGHTS = Path("models/model.safetensors")
 REGISTERED = Path("models/registered.json")
@@ -23,6 +25,9 @@ TEST_METRICS = Path("metrics/test.json")
 PREDICTIONS = Path("metrics/predictions.csv")
 GALLERY = Path("metrics/plots/predictions.png")
 ERRORS_GALLERY = Path("metrics/plots/errors.png")
+FILTERS = Path("metrics/plots/filters.png")
+FEATURE_MAPS = Path("metrics/plots/feature_maps.png")
+REPORT = Path("metrics/report.html")  # git-ignored, and no out of DVC: it tells commit and time
 
 # What an MLflow run keeps, beside its model: where a result came from, and how good it is.
 ARTIFACTS = (
@@ -38,8 +43,11 @@ ARTIFACTS = (
     STEPS,
     TEST_METRICS,
     PREDICTIONS,
+    LOG_PROBS,
     GALLERY,
     ERRORS_GALLERY,
+    FILTERS,
+    FEATURE_MAPS,
 )
 
 

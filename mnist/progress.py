@@ -6,7 +6,11 @@ from collections.abc import Iterable, Iterator
 
 from tqdm import tqdm
 
+from mnist import terminal
 from mnist.history import Epoch, Window
+
+# It fits in 80 columns, with a bar that can be seen to move.
+BAR = "{desc} {percentage:3.0f}% |{bar}| {rate_fmt}, {remaining} left{postfix}"
 
 
 def say(line: str) -> None:
@@ -28,13 +32,15 @@ def shown(events: Iterable[Window | Epoch], *, num_images: int, num_epochs: int)
         total=num_images * num_epochs,
         unit=" images",
         unit_scale=True,
+        bar_format=BAR,
+        colour="green" if terminal.takes_color(sys.stderr) else None,
         dynamic_ncols=True,
         leave=False,
         disable=None,
     ) as bar:
         for event in events:
             if isinstance(event, Window):
-                bar.set_description(f"epoch {event.epoch}/{num_epochs}", refresh=False)
+                bar.set_description_str(f"epoch {event.epoch}/{num_epochs}", refresh=False)
                 bar.set_postfix_str(f"loss {event.loss:.3f}, accuracy {event.accuracy:.1%}", refresh=False)
                 bar.update(event.num_images)
             else:

@@ -5,7 +5,10 @@ Shape suffixes: N images, H rows, W columns, K classes.
 
 import contextlib
 import io
+import tempfile
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
+from pathlib import Path
 
 import mlflow
 import mlflow.artifacts
@@ -19,21 +22,40 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature
 from mlflow.types import Schema, TensorSpec
 
+from mnist import card as cards
 from mnist import promotion, tracking
 from mnist.model import Classifier
 from mnist.tracking import Store
 
+LOGGED = "models:/m-"  # how the source of a version begins that is a logged model
 REQUIREMENTS = ("torch", "numpy", "mlflow")
-DESCRIPTION = (
-    "Digits from raw pixels: uint8 (N, 28, 28), 0 black to 255 white, to probabilities, float32 (N, 10). "
-    "Normalization is inside. `register` gives the alias `challenger`, `make promote` gives `champion`."
-)
 CHALLENGER_TIME = "challenger_time_ms"  # tag: when the result of the challenger was made
 TOLERANCE = 1e-6  # of a probability: the exported graph may add in another order
-SIGNATURE = ModelSignature(
-    inputs=Schema([TensorSpec(np.dtype(np.uint8), (-1, 28, 28))]),
-    outputs=Schema([TensorSpec(np.dtype(np.float32), (-1, 10))]),
-)
+
+
+def signature(num_classes: int) -> ModelSignature:
+    """What a model takes and returns."""
+    return ModelSignature(
+        inputs=Schema([TensorSpec(np.dtype(np.uint8), (-1, 28, 28))]),
+        outputs=Schema([TensorSpec(np.dtype(np.float32), (-1, num_classes))]),
+    )
+
+
+def is_ours(other: ModelSignature | None) -> bool:
+    """Whether a model takes and returns what ours do, of however many classes."""
+    try:
+        return bool(other and other == signature(other.outputs.inputs[0].shape[-1]))
+    except (AttributeError, IndexError, TypeError):  # no outputs, or no tensor
+        return False
+
+
+def description(classes: Sequence[str]) -> str:
+    """What a registered model is, for people."""
+    return (
+        f"From raw pixels, uint8 (N, 28, 28), 0 black to 255 white, to the probabilities of "
+        f"{', '.join(classes)}: float32 (N, {len(classes)}). Normalization is inside. "
+        "`register` gives the alias `challenger`, `make promote` gives `champion`."
+    )
 
 
 def find(store: Store, name: str, weights_sha256: str) -> ModelVersion | None:
@@ -44,7 +66,14 @@ def find(store: Store, name: str, weights_sha256: str) -> ModelVersion | None:
 
 
 def ensure(
-    store: Store, run: Run, classifier: Classifier, *, name: str, weights_sha256: str, accuracy: float
+    store: Store,
+    run: Run,
+    classifier: Classifier,
+    *,
+    name: str,
+    weights_sha256: str,
+    accuracy: float,
+    card: str,
 ) -> tuple[ModelVersion, bool]:
     """The version of these weights, and whether it was made just now; never a second one.
 
@@ -55,24 +84,52 @@ def ensure(
         name: of the registered model.
         weights_sha256: digest of the weights file, by which the version is found.
         accuracy: on the test images, for people to read beside the version.
+        card: of the model: a file beside it, and the description of the version.
     """
     with tracking.lock("registry"):  # queued experiments may come to the same weights at once
         existing = find(store, name, weights_sha256)
-        if existing and has_files(store, existing):
+        if existing and is_whole(store, existing):
             return existing, False
         mlflow.set_tracking_uri(store.uri)
         mlflow.set_registry_uri(store.uri)
-        uri = _log(store, run, classifier, existing)
-        _check(uri, classifier)
-        if existing:
-            return existing, False
-        tags = {"test_accuracy": f"{accuracy:.4f}", tracking.WEIGHTS: weights_sha256}
-        with contextlib.redirect_stderr(io.StringIO()):  # register_model speaks of each step there
-            version = mlflow.register_model(uri, name, tags=tags)
-        if int(version.version) == 1:  # later ones leave alone what people wrote
-            store.client.update_registered_model(name, DESCRIPTION)
-        made_by = f"Run {run.info.run_name}, made by `{run.data.tags['rerun']}`"
-        return store.client.update_model_version(name, version.version, made_by), True
+        version = existing
+        if version is None or not has_files(store, version):
+            uri = _log(store, run, classifier, existing)
+            _check(uri, classifier)
+            tags = {"test_accuracy": f"{accuracy:.4f}", tracking.WEIGHTS: weights_sha256}
+            version = existing or _register(store, uri, name, classifier.classes, tags)
+        return _attach(store, version, card), existing is None
+
+
+def _register(
+    store: Store, uri: str, name: str, classes: Sequence[str], tags: Mapping[str, str]
+) -> ModelVersion:
+    """Make a version of a logged model."""
+    with contextlib.redirect_stderr(io.StringIO()):  # register_model speaks of each step there
+        version = mlflow.register_model(uri, name, tags=dict(tags))
+    if int(version.version) == 1:  # later ones leave alone what people wrote
+        store.client.update_registered_model(name, description(classes))
+    return version
+
+
+def _attach(store: Store, version: ModelVersion, card: str) -> ModelVersion:
+    """Put the card beside the stored model, and then, where nobody has written one, into the description."""
+    source = str(version.source)
+    if not card or not source.startswith(LOGGED):
+        return version
+    text = cards.of_version(card, version.name, str(version.version))
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / cards.README
+        file.write_text(text, encoding="utf-8")
+        store.client.log_model_artifact(source.removeprefix("models:/"), str(file))
+    if version.description:
+        return version
+    return store.client.update_model_version(version.name, version.version, cards.description(text))
+
+
+def is_whole(store: Store, version: ModelVersion) -> bool:
+    """Whether a version has all that `ensure` gives it; what it is described by comes last."""
+    return bool(version.description) and has_files(store, version)
 
 
 def has_files(store: Store, version: ModelVersion) -> bool:
@@ -91,7 +148,7 @@ def _log(store: Store, run: Run, classifier: Classifier, existing: ModelVersion 
     # current one, whose artifacts are relative to the current folder.
     run_id = run.info.run_id
     begun = store.client.search_logged_models([store.experiment_id], f"source_run_id = '{run_id}'")
-    if existing and (source := str(existing.source)).startswith("models:/m-"):
+    if existing and (source := str(existing.source)).startswith(LOGGED):
         model_id = source.removeprefix("models:/")
     elif begun:  # of an attempt that was cut off
         model_id = begun[0].model_id
@@ -106,7 +163,7 @@ def _log(store: Store, run: Run, classifier: Classifier, existing: ModelVersion 
         flavor=mlflow.pytorch,
         pytorch_model=classifier,
         serialization_format="pt2",  # a graph and tensors: no pickle, none of our code
-        signature=SIGNATURE,
+        signature=signature(len(classifier.classes)),
         # Two images: the exporter freezes a batch size of 1 into the graph.
         input_example=np.zeros((2, 28, 28), np.uint8),
         pip_requirements=[f"{package}=={version(package)}" for package in REQUIREMENTS],

@@ -21,6 +21,7 @@ from typing import IO, Any
 from mnist import git, identity, paths
 from mnist.errors import InputError
 from mnist.mirrors import CACHE, VARIABLE
+from mnist.params import DATASET
 
 # Of the environment, what would lead the code out of its folder, or make it do something else.
 FOREIGN = ("DVC", "GIT_", "MLFLOW_", "MNIST_")
@@ -143,11 +144,13 @@ def first_mirror(checkout: Path) -> str | None:
 
     Both may be relative to the main checkout, beside which a replica does not lie.
     """
-    mirrors = params(checkout).get("data.mirrors")
+    values = params(checkout)
+    mirrors = values.get("data.mirrors")
     own = os.environ.get(VARIABLE, "")
     if "://" in own:
         return own
-    for mirror in [own, *(mirrors if isinstance(mirrors, list) else [])]:
+    of_it = [one.replace(DATASET, identity.dataset_of(values)) for one in mirrors or []]
+    for mirror in [own, *of_it]:
         if mirror and "://" not in mirror and (found := paths.root() / Path(mirror).expanduser()).is_dir():
             return str(found.resolve())
     return None

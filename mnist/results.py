@@ -9,14 +9,18 @@ import shutil
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mnist import files, history, identity, journal, params, paths, scoring, verdict
 from mnist.history import Epoch, Window
 from mnist.identity import Source, Training
 from mnist.params import Registration, Section
 
+if TYPE_CHECKING:
+    from mnist import summary
+
 ENTRY, FILES = "result.json", "files"
+CARD = Path("model-card.md")  # among the files
 
 
 class Result(Section):
@@ -89,9 +93,10 @@ def gather(
     """
     scores = scoring.read(folder / paths.TEST_METRICS)
     test_sha256 = verdict.read(folder / paths.VALIDATION).test_sha256
+    training = identity.of_training(folder, where=where)
     return Result(
         time_ms=time_ms or journal.now_ms(),
-        training=asdict(identity.of_training(folder, where=where)),
+        training=asdict(training),
         weights_sha256=files.sha256(folder / paths.WEIGHTS),
         evaluation_sha256=evaluation_sha256(
             files.sha256(folder / paths.TEST_METRICS), files.sha256(folder / paths.PREDICTIONS)
@@ -102,7 +107,7 @@ def gather(
             for name, value in scores
             if isinstance(value, int | float) and name != "num_images"  # a property of the data
         },
-        registration=registration.only(Registration),
+        registration=registration.only(Registration).of(identity.dataset_of(training.params)),
         challenger=challenger,
     )
 
@@ -112,12 +117,20 @@ def evaluation_sha256(scores: str, predictions: str) -> str:
     return hashlib.sha256(f"{scores}{predictions}".encode()).hexdigest()
 
 
-def write(entry: Path, result: Result, *, artifacts: Iterable[Path], folder: Path = Path()) -> None:
+def write(
+    entry: Path, result: Result, *, artifacts: Iterable[Path], folder: Path = Path()
+) -> "summary.Summary":
     """Set down a result in an empty entry, with its files, which lie in `folder` at the paths `artifacts`.
 
+    Its report and its model card are made of them, and added. Returns what they say, in numbers.
+
     Raises:
-        InputError: a file is missing, or its curves are none.
+        InputError: a file is missing, or its curves are none, or the files are not of one result.
     """
+    from mnist import card as model_card
+    from mnist import report as page
+    from mnist import summary  # templates and pictures: 0.1 s, not for who only reads
+
     for name in artifacts:
         kept = entry / FILES / name
         kept.parent.mkdir(parents=True, exist_ok=True)
@@ -126,7 +139,11 @@ def write(entry: Path, result: Result, *, artifacts: Iterable[Path], folder: Pat
         except FileNotFoundError:
             raise files.missing(name) from None
     events(entry)
+    said = summary.gather(entry / FILES, data=folder / paths.DATASET, params=result.origin.params)
+    files.write_text(entry / FILES / paths.REPORT, page.html(said, result, folder=entry / FILES))
+    files.write_text(entry / FILES / CARD, model_card.text(said, result))
     files.write_json(entry / ENTRY, result.model_dump())  # last: with it the entry counts
+    return said
 
 
 def read(entry: Path) -> Result:
@@ -136,6 +153,17 @@ def read(entry: Path) -> Result:
         InputError: it is not what `write` wrote.
     """
     return params.check(Result, files.read_json(entry / ENTRY), str(entry / ENTRY))
+
+
+def report(entry: Path) -> str:
+    """Its page for people."""
+    return (entry / FILES / paths.REPORT).read_text(encoding="utf-8")
+
+
+def card(entry: Path) -> str:
+    """Its model card; empty in an entry of before there were any."""
+    file = entry / FILES / CARD
+    return file.read_text(encoding="utf-8") if file.is_file() else ""
 
 
 def events(entry: Path) -> list[Window | Epoch]:

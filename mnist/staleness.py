@@ -116,6 +116,13 @@ def digests(made: Mapping[str, Any], kind: Literal["deps", "outs"]) -> dict[str,
     return {entry["path"]: entry["md5"] for entry in made.get(kind, []) if "md5" in entry}
 
 
+def kept(folder: Path) -> list[Path]:
+    """What a run is to keep of the result in `folder`: all that its stages made, which were others once."""
+    made = {path for entry in locked(folder).values() for path in digests(entry, "outs")}
+    always = (paths.PARAMS, paths.PIPELINE, paths.LOCK)
+    return [path for path in paths.ARTIFACTS if path in always or path.as_posix() in made]
+
+
 def doubts(stages: Sequence[Stage], made: Mapping[str, Any]) -> list[str]:
     """What tells, without a run, that results were not made by the stages as they are: a line each.
 

@@ -16,7 +16,7 @@ from typing import Literal
 
 from filelock import FileLock
 
-from mnist import journal, paths
+from mnist import identity, journal, paths
 from mnist.dataset import SplitName
 from mnist.errors import AwayError, InputError
 from mnist.history import Epoch, Window
@@ -373,7 +373,8 @@ def log_evaluation(
         metrics=_metrics(new, time_ms, 0),
         tags=[RunTag(key, value) for key, value in tags.items()],
     )
-    client.log_inputs(run_id, [_dataset(run.data.tags["dataset_sha256"], "test", context="testing")])
+    of_it = identity.dataset_of(run.data.params), run.data.tags["dataset_sha256"]
+    client.log_inputs(run_id, [_dataset(*of_it, "test", context="testing")])
     client.log_artifacts(run_id, str(files))
     client.set_tag(run_id, EVALUATED, digest)
 
@@ -398,7 +399,8 @@ def _attempt(store: Store, start: Start, weights_sha256: str | None) -> str:
     note += f"make reproduce MODEL={run_id}  # prove that it gives the same weights\n```\n"
     params = [Param(key, str(value)) for key, value in start.params.items()]
     client.log_batch(run_id, params=params, tags=[RunTag("mlflow.note.content", note)])
-    client.log_inputs(run_id, [_dataset(start.dataset_sha256, "train", context="training")])
+    of_it = identity.dataset_of(start.params), start.dataset_sha256
+    client.log_inputs(run_id, [_dataset(*of_it, "train", context="training")])
     if start.patch:
         with tempfile.TemporaryDirectory() as folder:
             patch = Path(folder) / "dirty.patch"
@@ -407,10 +409,10 @@ def _attempt(store: Store, start: Start, weights_sha256: str | None) -> str:
     return str(run_id)
 
 
-def _dataset(sha256: str, split: SplitName, *, context: str) -> DatasetInput:
+def _dataset(name: str, sha256: str, split: SplitName, *, context: str) -> DatasetInput:
     where = json.dumps({"uri": str(paths.DATASET)})
     # MLflow shows a digest of at most 36 characters, and one context for one name and digest.
-    data = Dataset(name=f"mnist-{split}", digest=sha256[:36], source_type="local", source=where)
+    data = Dataset(name=f"{name}-{split}", digest=sha256[:36], source_type="local", source=where)
     return DatasetInput(data, [InputTag("mlflow.data.context", context)])
 
 

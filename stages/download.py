@@ -1,32 +1,34 @@
 """Fetch the data set from the first mirrors that have it, and write it as one file.
 
-mirrors or .cache/mnist -> data/mnist.safetensors
+datasets.yaml, mirrors or .cache/mnist -> data/mnist.safetensors
 """
 
 from collections import Counter
 from pathlib import Path
 
+from mnist import catalog, mirrors, paths, stage
 from mnist import dataset as data
-from mnist import mirrors, paths, stage
-from mnist.params import Data, Section
+from mnist.params import Data, Subject
 
 
-class Params(Section):
-    """What `download` depends on."""
+class Params(Subject):
+    """What `download` depends on, beside what `datasets.yaml` says of the data set."""
 
     data: Data
 
 
-def run(*, params: Params, dataset: Path = paths.DATASET) -> None:
+def run(*, params: Params, datasets: Path = paths.DATASETS, dataset: Path = paths.DATASET) -> None:
     """Write both splits; archives that are in the cache already are not fetched again."""
-    fetched = mirrors.fetch(params.data, paths.root() / mirrors.CACHE)
+    known = catalog.load(datasets, params.dataset)
+    ahead = params.data.mirrors_of(params.dataset)
+    fetched = mirrors.fetch(known, paths.root() / mirrors.CACHE, ahead=ahead)
     train, test = mirrors.read(fetched.archives)
-    data.write(dataset, train=train, test=test)
+    data.write(dataset, train=train, test=test, description=known.described(params.dataset))
     for mirror, reason in fetched.reasons.items():
         print(f"download: passed over {mirror}: {reason}")
     origins = Counter(archive.origin for archive in fetched.archives.values())
     sources = " and ".join(f"{count} files from {origin}" for origin, count in origins.items())
-    print(f"download: {sources}: {len(train):,} training and {len(test):,} test images")
+    print(f"download: {known.title}, {sources}: {len(train):,} training and {len(test):,} test images")
 
 
 if __name__ == "__main__":

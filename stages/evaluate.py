@@ -1,7 +1,7 @@
-"""Evaluate the trained weights on the test images.
+"""Evaluate the trained weights on the test images, and draw what the network gets right and what it sees.
 
 data/mnist.safetensors, metrics/validation.json, models/model.safetensors ->
-metrics/test.json, metrics/predictions.csv, metrics/plots/predictions.png, metrics/plots/errors.png
+metrics/test.json, metrics/predictions.csv, metrics/plots/*.png, data/log_probs.safetensors
 """
 
 from pathlib import Path
@@ -12,7 +12,7 @@ from mnist import dataset as data
 from mnist import files, gate, paths, scoring, stage
 from mnist.params import Machine
 
-NUM_PICTURES = 10  # in each gallery
+NUM_PICTURES = 10  # in each gallery, and of feature maps
 
 
 class Params(Machine):
@@ -27,42 +27,48 @@ def run(
     weights: Path = paths.WEIGHTS,
     test_metrics: Path = paths.TEST_METRICS,
     predictions: Path = paths.PREDICTIONS,
+    log_probs: Path = paths.LOG_PROBS,
     gallery: Path = paths.GALLERY,
     errors_gallery: Path = paths.ERRORS_GALLERY,
+    filters: Path = paths.FILTERS,
+    feature_maps: Path = paths.FEATURE_MAPS,
 ) -> None:
-    """Score all test images, and draw the first ten and the ten most confident mistakes."""
+    """Score all test images; draw the first ten, the ten most confident mistakes, filters, feature maps."""
     gate.check(validation, dataset)
-    test = data.load(dataset, "test")
+    classes, test = data.describe(dataset).classes, data.load(dataset, "test")
     with stage.heavy_imports():
-        from mnist import devices, model
+        from mnist import devices, insight, model
 
     device = devices.prepare(params)
     with stage.importing("mnist.pictures"):  # matplotlib: 0.1 s less in all
-        log_probs_NK = model.log_probabilities(model.load(weights), test, device).cpu().numpy()
+        classifier = model.load(weights, classes=classes)
+        log_probs_NK = model.log_probabilities(classifier, test, device).cpu().numpy()
+        first_M = np.unique(test.labels_N, return_index=True)[1][:NUM_PICTURES]  # one of each class
+        examples = test.take(first_M)
+        inputs_MHW, layers = insight.layers(classifier, examples.images_NHW)
     from mnist import pictures
 
-    scores = scoring.score(log_probs_NK, test.labels_N)
-    predicted_N = log_probs_NK.argmax(1)
-    confidence_N = np.exp(log_probs_NK.max(1).astype(np.float64))
-
-    def draw(path: Path, title: str, index_M: np.ndarray[tuple[int], np.dtype[np.int64]]) -> None:
-        shown = test.take(index_M)
+    scores = scoring.score(log_probs_NK, test.labels_N, classes=classes)
+    predicted_N, confidence_N = log_probs_NK.argmax(1), scoring.confidence(log_probs_NK)
+    files.write_json(test_metrics, scores.model_dump())
+    scoring.write_predictions(predictions, labels_N=test.labels_N, predicted_N=predicted_N, classes=classes)
+    scoring.write_log_probs(log_probs, log_probs_NK)
+    mistakes_M = scoring.surest_mistakes(log_probs_NK, test.labels_N)
+    for path, title, index_M in (
+        (gallery, "The first test images, as predicted", np.arange(len(test))[:NUM_PICTURES]),
+        (errors_gallery, "The most confident mistakes", mistakes_M[:NUM_PICTURES]),
+    ):
         pictures.gallery(
             path,
             title=title,
-            images_NHW=shown.images_NHW,
-            labels_N=shown.labels_N,
+            images=test.take(index_M),
             predicted_N=predicted_N[index_M],
             confidence_N=confidence_N[index_M],
             index_N=index_M,
+            classes=classes,
         )
-
-    wrong_M = np.flatnonzero(predicted_N != test.labels_N)
-    surest_M = wrong_M[np.argsort(-confidence_N[wrong_M], kind="stable")]
-    files.write_json(test_metrics, scores.model_dump())
-    scoring.write_predictions(predictions, labels_N=test.labels_N, predicted_N=predicted_N)
-    draw(gallery, "The first test images, as predicted", np.arange(min(NUM_PICTURES, len(test))))
-    draw(errors_gallery, "The most confident mistakes", surest_M[:NUM_PICTURES])
+    pictures.filters(filters, insight.filters(classifier))
+    pictures.feature_maps(feature_maps, inputs_MHW, [classes[label] for label in examples.labels_N], layers)
     print(
         f"evaluate: accuracy {scores.accuracy:.2%} on {scores.num_images:,} test images"
         f" ({scores.num_wrong:,} wrong), loss {scores.loss:.4f}"

@@ -1,7 +1,7 @@
 """Ensure the MLflow run of this result, and register its model where it is good enough.
 
-all that training depends on, models/model.safetensors, metrics/, data/validation.html ->
-MLflow, models/registered.json
+all that training depends on, models/model.safetensors, metrics/, data/validation.html,
+data/log_probs.safetensors -> MLflow, models/registered.json, metrics/report.html
 
 Its out is neither in git nor in DVC's cache, so DVC can restore it from nowhere: in a new clone,
 in a temporary tree, or where the result is another than the last one, the stage runs, and the
@@ -10,21 +10,25 @@ result has its run.
 
 from pathlib import Path
 
-from mnist import files, journal, paths, results, stage
+from mnist import files, journal, paths, results, stage, terminal
 from mnist.errors import AwayError
-from mnist.params import Architecture, Execution, Machine, Recipe, Registration, Split
+from mnist.params import Architecture, Execution, Machine, Recipe, Registration, Split, Subject
 
 
-class Params(Split, Architecture, Recipe, Machine, Execution):
+class Params(Subject, Split, Architecture, Recipe, Machine, Execution):
     """What determined the weights, and where the model goes."""
 
     registry: Registration
 
 
 def run(
-    *, params: Params, registered: Path = paths.REGISTERED, artifacts: tuple[Path, ...] = paths.ARTIFACTS
+    *,
+    params: Params,
+    registered: Path = paths.REGISTERED,
+    report: Path = paths.REPORT,
+    artifacts: tuple[Path, ...] = paths.ARTIFACTS,
 ) -> None:
-    """Log the evaluation to the run, register the model, give it the alias `challenger`.
+    """Make the report, log the evaluation to the run, register the model, give it the alias `challenger`.
 
     It is set down in the spool first: where MLflow does not answer it waits there, and is no
     reason to fail.
@@ -32,9 +36,10 @@ def run(
     # An experiment in a temporary tree is one of many: it moves no alias.
     result = results.gather(params.registry, challenger=Path.cwd() == paths.checkout())
     with journal.new_entry("result", journal.SENDER_LOCK) as entry:
-        results.write(entry, result, artifacts=artifacts)
+        said = results.write(entry, result, artifacts=artifacts)
+        files.write_text(report, results.report(entry))
         files.write_json(registered, result.identity)
-        print(f"register: accuracy {result.accuracy:.2%} on the test images")
+        print(f"register: {terminal.bold(said.headline)}\n  also   {said.details}")
         with stage.heavy_imports():
             from mnist import delivery
         try:
@@ -49,6 +54,7 @@ def run(
     else:
         was = "new" if delivered.is_new else "registered before"
         print(f"  model  models:/{version.name}/{version.version}, {was}")
+    print(f"  page   {report}: all numbers, curves, mistakes, what the network sees")
     print(f"  files  {paths.TEST_METRICS}, {paths.GALLERY.parent}/, {paths.VALIDATION_PAGE}")
     print("  next   make ui | dvc exp run -S lr=0.05 | make diff | dvc plots show")
 

@@ -12,10 +12,10 @@ from pathlib import Path
 
 from mnist import dataset as data
 from mnist import files, gate, history, identity, journal, launch, normalization, paths, progress, stage, team
-from mnist.params import Architecture, Execution, Machine, Recipe, Split
+from mnist.params import Architecture, Execution, Machine, Recipe, Split, Subject
 
 
-class Params(Split, Architecture, Recipe, Machine, Execution):
+class Params(Subject, Split, Architecture, Recipe, Machine, Execution):
     """What determines the weights, beside the data and the code."""
 
 
@@ -35,6 +35,7 @@ def run(
         seed, precision = params.seed, params.precision
         gate.check(validation, dataset)
         measured = normalization.read(stats)
+        classes = data.expect(dataset, params.dataset).classes
         train, val = data.cut(data.load(dataset, "train"), val_size=params.val_size, seed=seed)
         source = identity.of_training()
         us.expect_alike(source.fingerprint)
@@ -44,7 +45,7 @@ def run(
         device = devices.prepare(
             params, precision=precision, deterministic=params.deterministic, local_rank=us.local_rank
         )
-        net = model.build(params, seed=seed, mean=measured.mean, std=measured.std)
+        net = model.build(params, classes=classes, seed=seed, mean=measured.mean, std=measured.std)
         fitting = training.fit(
             net, train=train, val=val, recipe=params, seed=seed, device=device, precision=precision, team=us
         )

@@ -1,25 +1,24 @@
-"""Hold the data against the bounds of params.yaml, and stop the pipeline where they break one.
+"""Hold the data against the bounds of datasets.yaml, and stop the pipeline where they break one.
 
-data/mnist.safetensors -> metrics/validation.json, data/validation.html
+data/mnist.safetensors, datasets.yaml -> metrics/validation.json, data/validation.html
 """
 
 from pathlib import Path
 
+from mnist import catalog, files, image_table, paths, stage, validation_page, verdict
 from mnist import dataset as data
-from mnist import files, image_table, paths, stage, validation_page, verdict
 from mnist.errors import InputError
-from mnist.params import Section, Validation
+from mnist.params import Subject
 
 
-class Params(Section):
-    """What the stage depends on."""
-
-    validation: Validation
+class Params(Subject):
+    """What the stage depends on, beside the bounds that `datasets.yaml` has for the data set."""
 
 
 def run(
     *,
     params: Params,
+    datasets: Path = paths.DATASETS,
     dataset: Path = paths.DATASET,
     validation: Path = paths.VALIDATION,
     page: Path = paths.VALIDATION_PAGE,
@@ -30,6 +29,8 @@ def run(
         InputError: the data break an expectation; each that failed is named, with what was seen
             and the places of some offending images. Both files are there nevertheless.
     """
+    bounds = catalog.load(datasets, params.dataset).validation
+    described = data.expect(dataset, params.dataset)
     train, test = data.load(dataset, split="train"), data.load(dataset, split="test")
     with stage.heavy_imports():
         from mnist import expectations
@@ -37,11 +38,12 @@ def run(
     said = expectations.judge(
         image_table.rows("train", train),
         image_table.rows("test", test),
-        bounds=params.validation,
+        description=described,
+        bounds=bounds,
         dataset_sha256=files.sha256(dataset),
     )
     verdict.write(validation, said)
-    files.write_text(page, validation_page.html(said, train, test, bounds=params.validation))
+    files.write_text(page, validation_page.html(said, train, test, description=described, bounds=bounds))
 
     num_expectations = len(said.expectations)
     if said.failed:
@@ -53,7 +55,7 @@ def run(
         )
     print(
         f"validate: {num_expectations} of {num_expectations} expectations hold "
-        f"for {len(train):,} + {len(test):,} images; page: {page}"
+        f"for {len(train):,} + {len(test):,} images of {described.title}; page: {page}"
     )
 
 

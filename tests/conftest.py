@@ -7,17 +7,32 @@ import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from mnist import dataset
-from mnist.dataset import Bytes, Images
+from mnist.dataset import Bytes, Description, Images
 
 # Who starts the tests in the background (`make test &`, `nohup`) has them ignore these signals, and so
 # would all that they start; tests send them.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+BOUNDS = {
+    "num_train": 1200,
+    "num_test": 300,
+    "class_share": {"min": 0.05, "max": 0.15},
+    "mean": {"min": 0.0, "max": 1.0},
+    "image_mean": {"min": 0.0, "max": 1.0},
+    "darkest": {"min": 0.0, "max": 0.0},
+    "brightest": {"min": 0.1, "max": 1.0},
+    "ink": {"min": 0.0, "max": 1.0},
+    "max_duplicates": 1200,
+    "max_in_both": 0,
+}
+DIGITS = Description(name="mnist", title="MNIST", classes=tuple("0123456789"))
 
 # The seven segments of a pocket calculator's digits, as (rows, columns) of a 20x12 glyph.
 SEGMENTS = {
@@ -74,9 +89,20 @@ class SmallData:
     test: Images
     mirror: Path
 
+    def section(self, **others: Any) -> dict[str, Any]:
+        """As in `datasets.yaml`, with bounds that these images keep."""
+        return {
+            "title": DIGITS.title,
+            "classes": list(DIGITS.classes),
+            "mirrors": [],
+            "checksums": self.checksums,
+            "validation": BOUNDS,
+            **others,
+        }
+
     @property
     def checksums(self) -> dict[str, dict[str, str]]:
-        """As in `params.yaml`."""
+        """As in `datasets.yaml`."""
         return {
             path.name: {
                 "md5": hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest(),
@@ -110,7 +136,7 @@ def small_data(tmp_path_factory: pytest.TempPathFactory) -> SmallData:
 def dataset_path(small_data: SmallData, tmp_path: Path) -> Path:
     """The small data as `download` writes them."""
     path = tmp_path / "mnist.safetensors"
-    dataset.write(path, train=small_data.train, test=small_data.test)
+    dataset.write(path, train=small_data.train, test=small_data.test, description=DIGITS)
     return path
 
 

@@ -21,7 +21,7 @@ from mnist.dataset import cut
 from mnist.model import Classifier
 from mnist.params import Architecture, Precision, Recipe
 from mnist.team import Team
-from tests.conftest import digits
+from tests.conftest import DIGITS, digits
 
 ROOT = Path(__file__).parents[1]
 
@@ -45,7 +45,13 @@ class Case:
     def build(self) -> Classifier:
         """What training begins with."""
         defaults = params.load(ROOT / paths.PARAMS).only(Architecture).model_dump()
-        return model.build(Architecture(**{**defaults, **self.architecture}), seed=0, mean=0.13, std=0.31)
+        return model.build(
+            Architecture(**{**defaults, **self.architecture}),
+            classes=DIGITS.classes,
+            seed=0,
+            mean=0.13,
+            std=0.31,
+        )
 
     def train(self, classifier: Classifier, us: Team) -> list[dict[str, Any]]:
         """Train it in place; what happened."""

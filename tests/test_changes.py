@@ -29,7 +29,7 @@ def predictions(wrong: Any = (), labels: Any = LABELS) -> Predictions:
     predicted_N = labels_N.copy()
     wrong = list(wrong)
     predicted_N[wrong] = (labels_N[wrong] + 1) % 10
-    return Predictions(labels_N=labels_N, predicted_N=predicted_N)
+    return Predictions(labels_N=labels_N.astype(str), predicted_N=predicted_N.astype(str))
 
 
 def snapshot(name: str = "base", **fields: Any) -> Snapshot:
@@ -157,7 +157,7 @@ def test_classes_have_a_test_each_adjusted_by_holm() -> None:
     said = [predictions(wrong) for wrong in (base, head)]
     p_values = []
     for one in found.classes:
-        right = [side.right[one.label == LABELS] for side in said]
+        right = [side.right[int(one.label) == LABELS] for side in said]
         table = [
             [(right[0] & right[1]).sum(), (right[0] & ~right[1]).sum()],
             [(~right[0] & right[1]).sum(), 0],
@@ -166,25 +166,25 @@ def test_classes_have_a_test_each_adjusted_by_holm() -> None:
         assert one.paired.num_images == len(right[0]) == 20
         assert (one.base_recall, one.head_recall) == pytest.approx([right[0].mean(), right[1].mean()])
         p_values.append(mcnemar(table, exact=True).pvalue)
-    assert [one.label for one in found.classes] == list(range(10))
+    assert [one.label for one in found.classes] == list("0123456789")
     adjusted = multipletests(p_values, method="holm")[1]
     assert [one.p for one in found.classes] == pytest.approx(adjusted.tolist())
     # Alone 0.05 would be passed more often.
-    beyond = [one.label for one in found.classes if one.is_beyond_noise]
+    beyond = [int(one.label) for one in found.classes if one.is_beyond_noise]
     assert 4 in beyond
     assert beyond == np.flatnonzero(adjusted < 0.05).tolist()
     assert len(beyond) < (np.array(p_values) < 0.05).sum()
 
 
 def test_the_change_of_the_confusion_is_the_difference_of_counts() -> None:
-    base = Predictions(labels_N=LABELS, predicted_N=np.full(N, 3, np.uint8))
-    head = Predictions(labels_N=LABELS, predicted_N=((LABELS + (LABELS == 7)) % 10).astype(np.uint8))
+    base = Predictions(labels_N=LABELS.astype(str), predicted_N=np.full(N, "3"))
+    head = Predictions(labels_N=LABELS.astype(str), predicted_N=(LABELS + (LABELS == 7)).astype(str))
     found = between({"predictions": base}, {"predictions": head}).images
     assert found
     expected = np.zeros((10, 10), np.int64)
     for label, before, after in zip(LABELS, base.predicted_N, head.predicted_N, strict=True):
-        expected[label, before] -= 1
-        expected[label, after] += 1
+        expected[label, int(before)] -= 1
+        expected[label, int(after)] += 1
     assert found.confusion.tolist() == expected.tolist()
     assert found.confusion.sum() == 0
     assert (found.confusion[7, 8], found.confusion[7, 3], found.confusion[3, 3]) == (20, -20, 0)

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-from mnist import paths
+from mnist import catalog, paths
 from mnist.params import Params, Section
 
 ROOT = Path(__file__).parents[1]
@@ -35,6 +35,7 @@ TARGETS = [
     "serve",
     "bench",
     "diff",
+    "report",
     "lock",
     "clean",
 ]
@@ -68,8 +69,10 @@ def closure(module: str) -> set[str]:
 
 
 def entries(stage: str, kind: str) -> list[str]:
-    """Paths or keys under deps, outs, metrics, plots or params of a stage."""
+    """Paths under deps, outs, metrics or plots of a stage, or its keys of params.yaml."""
     listed = PIPELINE["stages"][stage].get(kind, [])
+    if kind == "params":
+        return [entry for entry in listed if isinstance(entry, str)]
     return [next(iter(entry)) if isinstance(entry, dict) else entry for entry in listed]
 
 
@@ -135,6 +138,29 @@ def test_every_param_is_used_by_a_stage_or_by_promotion() -> None:
     assert leaves(Params) - used == {"registry.alpha"}
 
 
+def of_the_data_set(stage: str) -> list[str]:
+    """The keys of datasets.yaml that a stage lists, in the section of the data set."""
+    listed = PIPELINE["stages"][stage].get("params", [])
+    return [
+        key.removeprefix("${dataset}.")
+        for entry in listed
+        if isinstance(entry, dict)
+        for key in entry[paths.DATASETS.as_posix()]
+    ]
+
+
+def test_all_that_is_known_of_a_data_set_is_a_param_of_the_stage_that_reads_it() -> None:
+    read = {stage: of_the_data_set(stage) for stage in STAGES}
+
+    assert {stage: keys for stage, keys in read.items() if keys} == {
+        "download": ["title", "classes", "mirrors", "checksums"],
+        "validate": ["validation"],
+    }
+    assert {key for keys in read.values() for key in keys} == set(catalog.DataSet.model_fields)
+    for stage in (stage for stage, keys in read.items() if keys):
+        assert "dataset" in entries(stage, "params")
+
+
 @pytest.mark.parametrize("stage", STAGES)
 def test_paths_of_run_are_the_files_of_the_stage(stage: str) -> None:
     run = importlib.import_module(f"stages.{stage}").run
@@ -146,9 +172,12 @@ def test_paths_of_run_are_the_files_of_the_stage(stage: str) -> None:
         defaults |= {path.as_posix() for path in (value if isinstance(value, tuple) else (value,))}
     files = {name for kind in ("deps", "outs", "metrics", "plots") for name in entries(stage, kind)}
     files = {name for name in files if name.startswith(("data/", "models/", "metrics/"))}
-    # register reads training's inputs through dvc.yaml, and logs three files that DVC knows otherwise.
-    others = {"params.yaml", "dvc.yaml", "dvc.lock"}
+    # register reads training's inputs through dvc.yaml, and logs three files that DVC knows otherwise; its
+    # report tells commit and time, so DVC must not know it.
+    others = {"params.yaml", "dvc.yaml", "dvc.lock", "metrics/report.html"}
     extra = set(entries("train", "deps")) | others if stage == "register" else set()
+    if of_the_data_set(stage):  # not as a dep, which would be all of it
+        extra.add(paths.DATASETS.as_posix())
     assert defaults - extra == files - extra
 
 

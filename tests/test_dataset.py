@@ -15,7 +15,7 @@ from mnist import dataset
 from mnist.dataset import Images, Selection, SplitName
 from mnist.errors import InputError
 from tests import memory
-from tests.conftest import SmallData
+from tests.conftest import DIGITS, SmallData
 
 
 def numbered(num_images: int) -> Images:
@@ -51,7 +51,7 @@ def test_equal_images_make_equal_bytes(small_data: SmallData, dataset_path: Path
         images_NHW=np.asfortranarray(small_data.train.images_NHW), labels_N=small_data.train.labels_N.copy()
     )
 
-    dataset.write(tmp_path / "other name", train=columns_first, test=small_data.test)
+    dataset.write(tmp_path / "other name", train=columns_first, test=small_data.test, description=DIGITS)
 
     assert (tmp_path / "other name").read_bytes() == dataset_path.read_bytes()
 
@@ -60,6 +60,9 @@ def test_the_file_is_what_the_design_says(dataset_path: Path) -> None:
     content = dataset_path.read_bytes()
     header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
 
+    assert {name: json.loads(text) for name, text in header.pop("__metadata__").items()} == {
+        "dataset": {"name": "mnist", "title": "MNIST", "classes": list("0123456789")}
+    }
     assert {name: (tensor["dtype"], tensor["shape"]) for name, tensor in header.items()} == {
         "train_images": ("U8", [1200, 28, 28]),
         "train_labels": ("U8", [1200]),
@@ -84,7 +87,7 @@ def test_what_is_read_cannot_be_changed_and_what_is_taken_can(dataset_path: Path
 def test_a_new_file_leaves_the_images_of_the_old_one(small_data: SmallData, dataset_path: Path) -> None:
     read = dataset.load(dataset_path, "train")
 
-    dataset.write(dataset_path, train=numbered(3), test=numbered(2))
+    dataset.write(dataset_path, train=numbered(3), test=numbered(2), description=DIGITS)
 
     np.testing.assert_array_equal(read.images_NHW, small_data.train.images_NHW)
 
@@ -107,14 +110,14 @@ def test_no_image_is_copied_until_it_is_taken(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("num_train", "num_test"), [(0, 0), (0, 1), (1, 0), (1, 1)])
 def test_next_to_no_images_are_read(tmp_path: Path, num_train: int, num_test: int) -> None:
-    dataset.write(tmp_path / "file", train=numbered(num_train), test=numbered(num_test))
+    dataset.write(tmp_path / "file", train=numbered(num_train), test=numbered(num_test), description=DIGITS)
 
     assert numbers(dataset.load(tmp_path / "file", "train")) == list(range(num_train))
     assert numbers(dataset.load(tmp_path / "file", "test")) == list(range(num_test))
 
 
 def test_a_split_of_no_image_is_read(tmp_path: Path) -> None:
-    dataset.write(tmp_path / "file", train=numbered(3), test=numbered(0))
+    dataset.write(tmp_path / "file", train=numbered(3), test=numbered(0), description=DIGITS)
 
     assert len(dataset.load(tmp_path / "file", "test")) == 0
     assert numbers(dataset.load(tmp_path / "file", "train")) == [0, 1, 2]
@@ -174,12 +177,53 @@ def broken(content: bytes) -> dict[str, bytes]:
 def test_a_broken_file_is_told_in_one_line(dataset_path: Path, kind: str) -> None:
     dataset_path.write_bytes(broken(dataset_path.read_bytes())[kind])
 
+    messages = []
+    for read in (lambda: dataset.load(dataset_path, "train"), lambda: dataset.describe(dataset_path)):
+        with pytest.raises(InputError) as caught:
+            read()
+        messages.append(str(caught.value))
+
+    for message in messages:
+        assert message.startswith(f"{dataset_path}: found ")
+        assert message.endswith(", expected the file that `download` writes")
+        assert len(message.splitlines()) == 1
+
+
+def test_the_file_says_which_data_set_it_is(dataset_path: Path) -> None:
+    assert dataset.describe(dataset_path) == DIGITS
+    assert dataset.expect(dataset_path, "mnist") == DIGITS
     with pytest.raises(InputError) as caught:
-        dataset.load(dataset_path, "train")
+        dataset.expect(dataset_path, "kmnist")
+    assert str(caught.value) == (
+        f"{dataset_path}: found the data set mnist, expected kmnist, as params.yaml has it: run `dvc repro`"
+    )
+
+
+def test_a_class_is_named_and_an_unknown_label_told() -> None:
+    assert [DIGITS.class_of(label) for label in (0, 9, 10, 255)] == ["0", "9", "unknown 10", "unknown 255"]
+
+
+@pytest.mark.parametrize(
+    ("header", "found"),
+    [
+        ({}, "no word of which data set it is"),
+        ({"other": "{}"}, "no word of which data set it is"),
+        ({"dataset": "no JSON"}, "Invalid JSON"),
+        ({"dataset": '{"name": "a", "title": "A"}'}, "classes"),
+        ({"dataset": '{"name": "a", "title": "A", "classes": [0, 1]}'}, "classes.0"),
+    ],
+)
+def test_a_file_that_does_not_say_what_it_is_is_refused(
+    tmp_path: Path, header: dict[str, str], found: str
+) -> None:
+    save_file({"test_images": np.zeros((1, 28, 28), np.uint8)}, tmp_path / "file", header)
+
+    with pytest.raises(InputError) as caught:
+        dataset.describe(tmp_path / "file")
 
     message = str(caught.value)
-    assert message.startswith(f"{dataset_path}: found ")
-    assert message.endswith(", expected the file that `download` writes")
+    assert message.startswith(f"{tmp_path / 'file'}: found ")
+    assert found in message
     assert len(message.splitlines()) == 1
 
 
@@ -203,7 +247,7 @@ def test_a_write_that_fails_leaves_the_old_file(dataset_path: Path) -> None:
     unwritable = Images(images_NHW=np.array([object()]), labels_N=np.zeros(1, np.uint8))
 
     with pytest.raises(Exception, match="object"):
-        dataset.write(dataset_path, train=unwritable, test=numbered(1))
+        dataset.write(dataset_path, train=unwritable, test=numbered(1), description=DIGITS)
 
     assert dataset_path.read_bytes() == before
     assert [path.name for path in dataset_path.parent.iterdir()] == [dataset_path.name]

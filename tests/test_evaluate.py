@@ -14,27 +14,35 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from mnist import dataset, model, params, paths, pictures
+from mnist import dataset, insight, model, params, paths, pictures, scoring
 from mnist.dataset import Images
 from mnist.errors import InputError
 from mnist.params import Architecture
 from stages import evaluate
-from tests.conftest import SmallData
+from tests.conftest import DIGITS, SmallData
 from tests.test_stats import verdict_on
 
 ROOT = Path(__file__).parents[1]
-OUTPUTS = [paths.TEST_METRICS, paths.PREDICTIONS, paths.GALLERY, paths.ERRORS_GALLERY]
+OUTPUTS = [
+    paths.TEST_METRICS,
+    paths.PREDICTIONS,
+    paths.LOG_PROBS,
+    paths.GALLERY,
+    paths.ERRORS_GALLERY,
+    paths.FILTERS,
+    paths.FEATURE_MAPS,
+]
 
 
 @pytest.fixture
 def checkout(small_data: SmallData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with everything that the stage reads, which is also the current one."""
     monkeypatch.chdir(tmp_path)
-    dataset.write(paths.DATASET, train=small_data.train, test=small_data.test)
+    dataset.write(paths.DATASET, train=small_data.train, test=small_data.test, description=DIGITS)
     paths.VALIDATION.parent.mkdir()
     verdict_on(paths.DATASET.resolve()).rename(paths.VALIDATION)
     architecture = Architecture(model="simple_cnn", n_features=4, permute_pixels=True)
-    classifier = model.build(architecture, seed=5, mean=0.2, std=0.4)
+    classifier = model.build(architecture, classes=DIGITS.classes, seed=5, mean=0.2, std=0.4)
     for parameter in classifier.parameters():  # fresh weights are sure of nothing
         parameter.data.mul_(3)
     model.save(paths.WEIGHTS, classifier, architecture)
@@ -112,13 +120,32 @@ def test_the_galleries_show_the_first_images_and_the_surest_mistakes(
         pictures.gallery(
             checkout / "expected.png",
             title=title,
-            images_NHW=small_data.test.images_NHW[index_M],
-            labels_N=small_data.test.labels_N[index_M],
+            images=small_data.test.take(index_M),
             predicted_N=predicted_N[index_M],
             confidence_N=np.exp(sureness_N[index_M]),
             index_N=index_M,
+            classes=DIGITS.classes,
         )
         assert path.read_bytes() == (checkout / "expected.png").read_bytes()
+
+
+def test_what_is_kept_for_others_is_what_the_network_says_of_every_image(
+    checkout: Path, small_data: SmallData
+) -> None:
+    """Log-probabilities; and pictures of its filters, and of the first image of each class."""
+    run()
+
+    log_probs_NK = scoring.read_log_probs(paths.LOG_PROBS)
+    assert log_probs_NK.dtype == np.float32
+    assert np.allclose(np.exp(log_probs_NK), np.exp(log_probabilities(small_data.test)), atol=1e-6)
+
+    classifier = model.load(paths.WEIGHTS)
+    pictures.filters(checkout / "expected.png", insight.filters(classifier))
+    assert paths.FILTERS.read_bytes() == (checkout / "expected.png").read_bytes()
+    first = [small_data.test.labels_N.tolist().index(label) for label in range(10)]
+    inputs_NHW, layers = insight.layers(classifier, small_data.test.images_NHW[first])
+    pictures.feature_maps(checkout / "expected.png", inputs_NHW, list("0123456789"), layers)
+    assert paths.FEATURE_MAPS.read_bytes() == (checkout / "expected.png").read_bytes()
 
 
 def test_the_bytes_are_the_same_in_another_process(checkout: Path) -> None:
@@ -151,6 +178,7 @@ def test_few_images_without_a_mistake_make_all_files(small_data: SmallData) -> N
         paths.DATASET,
         train=small_data.train,
         test=Images(images_NHW=three.images_NHW, labels_N=predicted_N),
+        description=DIGITS,
     )
     verdict_on(paths.DATASET.resolve()).rename(paths.VALIDATION)
 
@@ -166,7 +194,9 @@ def test_few_images_without_a_mistake_make_all_files(small_data: SmallData) -> N
 def test_training_images_do_not_count(small_data: SmallData) -> None:
     run()
     before = {path: path.read_bytes() for path in OUTPUTS}
-    dataset.write(paths.DATASET, train=small_data.train.take(np.arange(7)), test=small_data.test)
+    dataset.write(
+        paths.DATASET, train=small_data.train.take(np.arange(7)), test=small_data.test, description=DIGITS
+    )
     verdict_on(paths.DATASET.resolve()).rename(paths.VALIDATION)
 
     run()

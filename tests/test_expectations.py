@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from mnist import expectations, image_table
-from mnist.dataset import Images
-from mnist.params import Share, Validation
+from mnist.catalog import Share, Validation
+from mnist.dataset import Description, Images
 from mnist.verdict import Finding, Verdict
-from tests.conftest import SmallData, digits
+from tests.conftest import DIGITS, SmallData, digits
 
 BOUNDS = Validation(
     num_train=1200,
@@ -23,13 +23,17 @@ BOUNDS = Validation(
     brightest=Share(min=0.6, max=1),
     ink=Share(min=0.07, max=0.25),
     max_duplicates=0,
+    max_in_both=0,
 )
 
 
-def judge(train: Images, test: Images, bounds: Validation = BOUNDS) -> Verdict:
+def judge(
+    train: Images, test: Images, bounds: Validation = BOUNDS, description: Description = DIGITS
+) -> Verdict:
     return expectations.judge(
         image_table.rows("train", train),
         image_table.rows("test", test),
+        description=description,
         bounds=bounds,
         dataset_sha256="0" * 64,
     )
@@ -196,7 +200,7 @@ CASES = [
         breaks=unknown_label,
         observed={
             "known_labels": "0 to 11, 1 image outside",
-            "train_class_share": "0.00083333 (label 11) to 0.1 (label 9), 1 image outside",
+            "train_class_share": "0.00083333 (label unknown 11) to 0.1 (label 9), 1 image outside",
         },
         offending=[("train", 100)],
     ),
@@ -289,6 +293,39 @@ def test_duplicates_up_to_the_bound_are_let_through(small_data: SmallData) -> No
     assert judge(train, test, BOUNDS.model_copy(update={"max_duplicates": 2})).success
     failed = judge(train, test, BOUNDS.model_copy(update={"max_duplicates": 1})).failed
     assert [finding.expectation for finding in failed] == ["train_duplicates"]
+
+
+def test_images_in_both_splits_up_to_the_bound_are_let_through(small_data: SmallData) -> None:
+    train, test = leaked(*copies(small_data))
+
+    assert judge(train, test, BOUNDS.model_copy(update={"max_in_both": 2})).success
+    (failed,) = judge(train, test, BOUNDS.model_copy(update={"max_in_both": 1})).failed
+    assert failed.line == (
+        "no_image_in_both_splits: expected at most 1 image in both, observed 2 images in both;"
+        " see train 31, test 7, train 900, test 6"
+    )
+
+
+def test_classes_are_told_by_their_names(small_data: SmallData) -> None:
+    three = Description(name="three", title="Three", classes=("fish", "bird", "frog, a"))
+    train, test = (
+        Images(images_NHW=split.images_NHW, labels_N=split.labels_N % 3)
+        for split in (small_data.train, small_data.test)
+    )
+    test.labels_N[test.labels_N == 2] = 3
+    bounds = BOUNDS.model_copy(update={"class_share": Share(min=0, max=1)})
+
+    said = judge(train, test, bounds, three)
+
+    assert said.class_counts["train"] == {"fish": 480, "bird": 360, "frog, a": 360}
+    assert said.class_counts["test"] == {"fish": 120, "bird": 90, "frog, a": 0, "unknown 3": 90}
+    assert {finding.expectation: finding.observed for finding in said.failed} == {
+        "known_labels": "0 to 3, 90 images outside",
+        "test_has_all_classes": "no frog, a",
+    }
+    findings = {finding.expectation: finding for finding in said.expectations}
+    assert findings["train_has_all_classes"].expected == "each of fish to frog, a"
+    assert findings["test_class_share"].observed == "0.3 (label bird) to 0.4 (label fish)"
 
 
 def test_one_pixel_makes_an_image_different(small_data: SmallData) -> None:

@@ -16,12 +16,14 @@ from mlflow.entities import Run
 
 from mnist import comparison, dataset, staleness
 from mnist.errors import InputError
-from mnist.paths import ARTIFACTS
+from mnist.paths import ARTIFACTS, FEATURE_MAPS, FILTERS, LOG_PROBS, REPORT
+from mnist.results import CARD
 from tests import checkout
 from tests.checkout import NAME, Clone
 from tests.conftest import SmallData
 
 DEADLINE_SECONDS = 300
+NEWER = "filters", "feature_maps"  # pictures
 
 
 @pytest.fixture(scope="module")
@@ -56,13 +58,15 @@ def results(clone: Clone) -> dict[str, Run]:
             assert [point.step for point in curve] in ([63, 126, 189, 252], [1, 2, 3, 4])
         assert run.data.metrics["test_accuracy"] > 0.5
         kept = Path(clone.client.download_artifacts(run_id, ""))
-        for path in ARTIFACTS:
+        for path in (*ARTIFACTS, REPORT, CARD):
             assert (kept / path).is_file(), path
+        assert run.data.tags["fingerprint"] in (kept / REPORT).read_text()
         assert f"lr: {run.data.params['lr']}" in (kept / "params.yaml").read_text()
         assert f"lr: {run.data.params['lr']}" in (kept / "dvc.lock").read_text()
         (version,) = clone.client.search_model_versions(f"run_id = '{run_id}'")
         assert version.tags["weights_sha256"] == run.data.tags["weights_sha256"]
         assert version.status == "READY"
+        assert f"models:/{NAME}/{version.version}" in str(version.description)
     assert not (clone.folder / "mlspool").exists() or not list((clone.folder / "mlspool").iterdir())
     return {run.data.params["lr"]: run for run in runs}
 
@@ -192,6 +196,7 @@ def test_a_result_that_waited_is_not_registered_with_the_code_of_today(clone: Cl
     output = clone.run("dvc", "exp", "run", "-n", "waiting", "-S", "lr=0.016").stdout
     del clone.environment["MLFLOW_TRACKING_URI"]
     assert output.count("MLflow at http://127.0.0.1:9 does not answer (connection refused)") == 2
+    assert "make reproduce MODEL=waiting" in clone.read("metrics/report.html")
     code = clone.folder / "mnist/model.py"
     text = code.read_text()
     assert "relu" in text
@@ -225,6 +230,34 @@ def test_what_was_edited_and_not_run_is_no_result(clone: Clone, file: str, old: 
     with pytest.raises(InputError, match=r"^dvc\.lock: found .*, expected a result of what is there"):
         staleness.check(clone.folder)
     clone.reset()
+
+
+def test_a_result_of_before_there_were_log_probabilities_is_told_without_them(clone: Clone) -> None:
+    clone.reset()
+    clone.run("git", "checkout", "-q", "-b", "before")
+    pipeline = clone.read("dvc.yaml")
+    for line in (
+        "    outs:\n      - data/log_probs.safetensors\n",
+        "      - data/log_probs.safetensors\n",
+        *(f"      - metrics/plots/{name}.png:\n          cache: false\n" for name in NEWER),
+        *(f"      - metrics/plots/{name}.png\n" for name in NEWER),
+    ):
+        assert pipeline.count(line) == 1, line
+        pipeline = pipeline.replace(line, "")
+    (clone.folder / "dvc.yaml").write_text(pipeline)
+    checkout.edit(clone, "params.yaml", "lr: 0.02", "lr: 0.017")
+    clone.dvc("repro", "evaluate")
+    clone.commit("A result of before")
+    clone.run("git", "checkout", "-q", "main")
+    clone.reset()
+    remove_store(clone)
+    assert "branch before is told" in reconcile(clone)
+    (run,) = [run for run in clone.runs() if run.data.params["lr"] == "0.017"]
+    kept = Path(clone.client.download_artifacts(run.info.run_id, ""))
+    made = {path.relative_to(kept) for path in kept.rglob("*.*") if path.is_file()}
+    assert set(ARTIFACTS) - made == {LOG_PROBS, FILTERS, FEATURE_MAPS}
+    assert "does not hold the probabilities" in (kept / REPORT).read_text()
+    clone.run("git", "branch", "-q", "-D", "before")
 
 
 def test_experiments_that_left_the_cache_are_named(clone: Clone) -> None:

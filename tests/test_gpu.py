@@ -16,7 +16,7 @@ from mnist.dataset import cut
 from mnist.history import Epoch, Window
 from mnist.model import Classifier
 from mnist.params import Architecture, Machine, Precision, Recipe
-from tests.conftest import digits
+from tests.conftest import DIGITS, digits
 from tests.test_training import LEARNS, ROOT
 
 pytestmark = [
@@ -38,7 +38,7 @@ def fit(
     machine = Machine.model_validate({"device": on, "num_threads": 1})
     device = devices.prepare(machine, precision=precision)
     architecture = Architecture(model="simple_cnn", n_features=n_features, permute_pixels=False)
-    trained = model.build(architecture, seed=0, mean=0.13, std=0.31)
+    trained = model.build(architecture, classes=DIGITS.classes, seed=0, mean=0.13, std=0.31)
     events = training.fit(
         trained, train=TRAIN, val=VAL, recipe=of, seed=0, device=device, precision=precision
     )
@@ -59,7 +59,11 @@ def test_it_trains_as_the_cpu_does(optimizer: str) -> None:
     assert [type(event) for event in events] == [type(event) for event in expected]
     moved = weights(here) - weights(
         model.build(
-            Architecture(model="simple_cnn", n_features=6, permute_pixels=False), seed=0, mean=0.13, std=0.31
+            Architecture(model="simple_cnn", n_features=6, permute_pixels=False),
+            classes=DIGITS.classes,
+            seed=0,
+            mean=0.13,
+            std=0.31,
         )
     )
     atol = float(moved.abs().max()) / 50
@@ -142,7 +146,7 @@ def test_float32_is_float32_and_tf32_is_not(precision: Precision, exact: bool) -
 def test_it_learns_without_determinism_too() -> None:
     device = devices.prepare(Machine(device="cuda", num_threads=1), deterministic=False)
     architecture = Architecture(model="simple_cnn", n_features=6, permute_pixels=False)
-    trained = model.build(architecture, seed=0, mean=0.13, std=0.31)
+    trained = model.build(architecture, classes=DIGITS.classes, seed=0, mean=0.13, std=0.31)
 
     *_, last = training.fit(
         trained, train=TRAIN, val=VAL, recipe=recipe(**LEARNS), seed=0, device=device, precision="float32"

@@ -79,7 +79,7 @@ def predictions(num_wrong: int = 0, num_images: int = 200) -> Predictions:
     labels_N = np.arange(num_images).astype(np.uint8) % 10
     predicted_N = labels_N.copy()
     predicted_N[:num_wrong] = (labels_N[:num_wrong] + 1) % 10
-    return Predictions(labels_N=labels_N, predicted_N=predicted_N)
+    return Predictions(labels_N=labels_N.astype(str), predicted_N=predicted_N.astype(str))
 
 
 def render(base: Any, head: Any, **timings: Any) -> str:
@@ -418,7 +418,7 @@ def test_stages_show_what_changed_and_no_more_columns() -> None:
 
 def test_classes_and_confusion() -> None:
     base, head = predictions(), predictions()
-    head.predicted_N[head.labels_N == 3] = 5
+    head.predicted_N[head.labels_N == "3"] = "5"
     found = render({"predictions": base}, {"predictions": head})
     assert "Recall beyond noise: 3 (worse) (exact McNemar" in found
     table = rows(found, "Test images")

@@ -19,9 +19,9 @@ import numpy as np
 import pytest
 from torchvision import datasets  # type: ignore[import-untyped]
 
-from mnist import mirrors, params, paths
+from mnist import mirrors, params
+from mnist.catalog import DataSet
 from mnist.errors import InputError
-from mnist.params import Data
 from tests.conftest import SmallData, idx
 
 NAMES = [
@@ -178,10 +178,10 @@ def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mirrors, "MAX_BYTES", 2**20)
 
 
-def section(data: SmallData, *tried: str | Path) -> Data:
+def section(data: SmallData, *tried: str | Path, **others: Any) -> DataSet:
     sums = data.checksums
     values = {"mirrors": [str(mirror) for mirror in tried], "checksums": {name: sums[name] for name in NAMES}}
-    return params.check(Data, values, "test")
+    return params.check(DataSet, data.section(**values | others), "test")
 
 
 def files_in(folder: Path) -> list[str]:
@@ -368,7 +368,7 @@ def test_files_may_come_from_different_mirrors(small_data: SmallData, tmp_path: 
 
 def test_a_wrong_md5_is_refused_where_the_sha256_is_right(small_data: SmallData, tmp_path: Path) -> None:
     checksums = {name: {**sums, "md5": "0" * 32} for name, sums in small_data.checksums.items()}
-    data = params.check(Data, {"mirrors": [str(small_data.mirror)], "checksums": checksums}, "test")
+    data = section(small_data, small_data.mirror, checksums=checksums)
 
     with pytest.raises(mirrors.NoMirrorError, match=r"wrong bytes for .*: MD5 .*, not 000000000000"):
         mirrors.fetch(data, tmp_path / "cache")
@@ -448,7 +448,7 @@ def test_when_all_fail_one_message_lists_each_mirror_and_the_way_out(
 
     width = len(server.url)
     assert str(caught.value) == (
-        f"no mirror gave {', '.join(NAMES)}:\n"
+        f"no mirror gave {', '.join(NAMES)} of MNIST:\n"
         f"  {'my/copy':<{width}}  no such folder: {tmp_path}/my/copy\n"
         f"  {server.url}  HTTP 404 for {NAMES[0]} (and 3 more)\n"
         f"  {'s3://bucket':<{width}}  s3:// is not known here, only a folder, file:// and http(s)://\n"
@@ -583,7 +583,40 @@ def test_an_archive_that_is_not_gzip_is_named(
         mirrors.read(fetched.archives)
 
 
-def test_params_name_torchvisions_files_and_md5_sums() -> None:
-    checksums = params.load(Path(__file__).parents[1] / paths.PARAMS).data.checksums
+def test_an_archive_without_a_sha256_is_kept_and_checked_by_its_md5(
+    small_data: SmallData, tmp_path: Path
+) -> None:
+    sums = {name: {"md5": both["md5"]} for name, both in small_data.checksums.items()}
+    other = sums | {NAMES[0]: {"md5": "0" * 32}}
 
-    assert [(name, sums.md5) for name, sums in checksums.items()] == datasets.MNIST.resources
+    fetched = mirrors.fetch(section(small_data, small_data.mirror, checksums=sums), tmp_path / "cache")
+
+    assert_complete(fetched, small_data)
+    for name, archive in fetched.archives.items():
+        assert archive.path == tmp_path / "cache" / sums[name]["md5"][:12] / name
+    again = mirrors.fetch(section(small_data, checksums=sums), tmp_path / "cache")
+    assert {archive.origin for archive in again.archives.values()} == {"the cache"}
+    with pytest.raises(mirrors.NoMirrorError, match=f"wrong bytes for {NAMES[0]}: MD5 .*, not 000000000000"):
+        mirrors.fetch(section(small_data, small_data.mirror, checksums=other), tmp_path / "cache")
+
+
+def test_mirrors_ahead_are_asked_before_the_data_sets_own(
+    serve: Callable[..., Server], small_data: SmallData, tmp_path: Path
+) -> None:
+    server = serve()
+
+    fetched = mirrors.fetch(
+        section(small_data, server.url), tmp_path / "cache", ahead=[str(small_data.mirror)]
+    )
+
+    assert_complete(fetched, small_data)
+    assert server.requests == []
+
+
+def test_no_mirror_at_all_says_how_to_supply_a_copy(small_data: SmallData, tmp_path: Path) -> None:
+    with pytest.raises(mirrors.NoMirrorError) as caught:
+        mirrors.fetch(section(small_data, title="My symbols"), tmp_path / "cache")
+
+    first, *others = str(caught.value).splitlines()
+    assert first == f"no mirror gave {', '.join(NAMES)} of My symbols:"
+    assert [line[:17] for line in others] == ["To supply a copy,"]

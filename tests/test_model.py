@@ -20,7 +20,7 @@ from mnist import model, params, paths
 from mnist.errors import InputError
 from mnist.model import MLP, Classifier, SimpleCNN
 from mnist.params import Architecture
-from tests.conftest import digits
+from tests.conftest import DIGITS, digits
 
 ROOT = Path(__file__).parents[1]
 CPU = torch.device("cpu")
@@ -47,7 +47,7 @@ def _one_thread() -> None:
 
 
 def build(architecture: Architecture, seed: int = 0) -> Classifier:
-    return model.build(architecture, seed=seed, mean=0.1307, std=0.3081).eval()
+    return model.build(architecture, classes=DIGITS.classes, seed=seed, mean=0.1307, std=0.3081).eval()
 
 
 def weights(network: nn.Module) -> dict[str, Floats]:
@@ -298,7 +298,8 @@ def test_the_file_holds_tensors_and_one_line_about_them(tmp_path: Path) -> None:
     size = int.from_bytes(content[:8], "little")
     header = json.loads(content[8 : 8 + size])
     assert header.pop("__metadata__") == {
-        "architecture": '{"model":"simple_cnn","n_features":6,"permute_pixels":false}'
+        "classifier": '{"architecture":{"model":"simple_cnn","n_features":6,"permute_pixels":false},'
+        '"classes":["0","1","2","3","4","5","6","7","8","9"]}'
     }
     assert {tensor["dtype"] for tensor in header.values()} == {"F32"}
     assert len(content) == 8 + size + 4 * (6_422 + 2)  # the parameters, the mean and the deviation
@@ -324,7 +325,7 @@ def test_saving_moves_nothing(tmp_path: Path) -> None:
 
 
 def header(architecture: Architecture) -> dict[str, str]:
-    return {"architecture": architecture.model_dump_json()}
+    return {"classifier": model.Header(architecture=architecture, classes=DIGITS.classes).model_dump_json()}
 
 
 def pickled(path: Path) -> None:
@@ -346,7 +347,7 @@ def stored(path: Path, metadata: dict[str, str] | None, *, without: str = "", **
         pytest.param(lambda path: path.write_bytes(bytes(range(256)) * 50), id="garbage"),
         pytest.param(pickled, id="a pickle"),
         pytest.param(lambda path: stored(path, None), id="no header"),
-        pytest.param(lambda path: stored(path, {"architecture": '{"model":"vit"}'}), id="another header"),
+        pytest.param(lambda path: stored(path, {"classifier": '{"model":"vit"}'}), id="another header"),
         pytest.param(lambda path: stored(path, header(ARCHITECTURES[2])), id="another network"),
         pytest.param(
             lambda path: stored(path, header(CNN.model_copy(update={"n_features": 7}))), id="another width"
@@ -374,6 +375,33 @@ def test_another_file_is_refused_in_one_line(tmp_path: Path, spoil: Callable[[Pa
     assert message.startswith(f"{path}: found ")
     assert message.endswith(", expected weights that `train` wrote")
     assert len(message.splitlines()) == 1
+
+
+def test_a_network_for_other_classes_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "weights"
+    model.save(path, build(CNN), CNN)
+
+    assert model.load(path, classes=DIGITS.classes).classes == DIGITS.classes
+    with pytest.raises(InputError) as caught:
+        model.load(path, classes=("cat", "dog"))
+    assert str(caught.value) == (
+        f"{path}: found the classes 0, 1, 2, 3, 4, 5, 6, 7, 8, 9,"
+        " expected the classes cat, dog, as the data have: run `dvc repro`"
+    )
+
+
+@all_architectures
+def test_there_is_an_output_for_each_class(tmp_path: Path, architecture: Architecture) -> None:
+    classes = tuple(f"class {number}" for number in range(37))
+    built = model.build(architecture, classes=classes, seed=0, mean=0.1, std=0.3)
+    model.save(tmp_path / "weights", built, architecture)
+
+    loaded = model.load(tmp_path / "weights")
+
+    assert loaded.classes == classes
+    probabilities_NK = loaded(torch.from_numpy(digits(3, seed=5).images_NHW))
+    assert probabilities_NK.shape == (3, 37)
+    torch.testing.assert_close(probabilities_NK.sum(1), torch.ones(3))
 
 
 def test_a_missing_file_is_told(tmp_path: Path) -> None:

@@ -74,11 +74,34 @@ def test_the_run_shows_params_curves_scores_and_files(clone: Clone) -> None:
     for name in (
         "data/validation.html",
         "metrics/plots/errors.png",
+        "metrics/report.html",
         "models/model.safetensors",
         "params.yaml",
     ):
         kept = Path(clone.client.download_artifacts(run.info.run_id, name))
         assert kept.read_bytes() == (clone.folder / name).read_bytes()
+
+
+def test_the_report_tells_where_it_was_trained_and_is_made_again(clone: Clone) -> None:
+    by_register = clone.read("metrics/report.html")
+    accuracy = json.loads(clone.read("metrics/test.json"))["accuracy"]
+    shown = f"<strong>{100 * accuracy:.2f}\u00a0%</strong>"
+    assert shown in by_register
+    assert "CPU (" in by_register
+    assert f"torch {torch.__version__}".partition("+")[0] in by_register
+    (clone.folder / "metrics/report.html").unlink()
+    assert "metrics/report.html" in clone.run(sys.executable, "-m", "tools.report").stdout
+    again = clone.read("metrics/report.html")
+    assert shown in again
+    assert "CPU (" in again
+    assert clone.run("git", "rev-parse", "HEAD").stdout.strip() in again  # results included
+    assert clone.run("git", "status", "--porcelain").stdout == ""
+    checkout.edit(clone, "params.yaml", "lr: 0.02", "lr: 0.5")
+    refused = clone.run(sys.executable, "-m", "tools.report", check=False)
+    assert refused.returncode == 1
+    assert refused.stdout.startswith("ERROR: dvc.lock: found stage train: lr is 0.5, was 0.02, expected")
+    assert refused.stdout.count("\n") == 1
+    clone.reset()
 
 
 def test_the_registered_model_takes_raw_pixels_in_any_number(clone: Clone, small_data: SmallData) -> None:
@@ -110,11 +133,21 @@ def test_a_second_repro_runs_nothing(clone: Clone) -> None:
 
 def test_a_forced_repro_gives_the_same_bytes_and_no_second_run_or_version(clone: Clone) -> None:
     before = clone.read("dvc.lock")
-    assert clone.dvc("repro", "--force") == STAGES
+    output = clone.run("dvc", "repro", "--force").stdout
+    assert re.findall(r"> python -m stages\.(\w+)", output) == STAGES
     assert clone.read("dvc.lock") == before
     assert clone.run("git", "status", "--porcelain").stdout == ""
     assert len(clone.runs()) == 1
     assert len(clone.client.search_model_versions()) == 1
+    # It ends with a summary, and what is no terminal gets no colours.
+    summary = output.rpartition("> python -m stages.register\n")[2].splitlines()
+    accuracy = json.loads(clone.read("metrics/test.json"))["accuracy"]
+    assert summary[0].startswith(
+        f"register: accuracy {accuracy:.2%} on 300 test images of MNIST, 95 % interval"
+    )
+    assert [line.split()[0] for line in summary[1:7]] == ["also", "run", "model", "page", "files", "next"]
+    assert "\x1b" not in "".join(summary)
+    assert (clone.folder / "metrics/report.html").is_file()
 
 
 @pytest.mark.parametrize("stage", STAGES)

@@ -17,7 +17,7 @@ from mnist.params import Architecture, Params, Recipe
 from mnist.presets import Preset
 from tests import checkout
 from tests.checkout import Clone
-from tests.conftest import SmallData
+from tests.conftest import DIGITS, SmallData
 from tools import preset
 from tools.bench import presets as bench_presets
 
@@ -70,7 +70,7 @@ def test_the_words_of_a_claim_are_its_numbers(name: str) -> None:
 def test_quick_has_as_many_parameters_as_the_tutorial(settings: Params) -> None:
     quick = settings.model_copy(update=KNOWN["quick"].params.model_dump())
 
-    assert model.num_parameters(model.build(quick, seed=0, mean=0.1, std=0.3)) == 6422
+    assert model.num_parameters(model.build(quick, classes=DIGITS.classes, seed=0, mean=0.1, std=0.3)) == 6422
     assert "6,422" in KNOWN["quick"].claim
 
 
@@ -79,7 +79,7 @@ def test_a_preset_trains(name: str, settings: Params, small_data: SmallData) -> 
     values = {**settings.model_dump(), **KNOWN[name].params.model_dump(), "epochs": 1}
     whole = params.check(Params, values, "presets.yaml")
     torch.set_num_threads(1)
-    classifier = model.build(whole, seed=0, mean=0.1, std=0.3)
+    classifier = model.build(whole, classes=DIGITS.classes, seed=0, mean=0.1, std=0.3)
 
     *_, last = training.fit(
         classifier,

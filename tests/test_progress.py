@@ -88,11 +88,18 @@ def test_a_log_has_one_line_an_epoch(capsys: pytest.CaptureFixture[str]) -> None
         assert NUM_IMAGES * epoch / seconds[epoch - 1] - 1 <= rate <= NUM_IMAGES / (2 * SECONDS)
 
 
-def test_a_terminal_has_a_bar_and_keeps_the_lines() -> None:
+def on_a_terminal(num_columns: int, **environment: str) -> str:
+    """What a terminal gets to see of the training."""
     ours, theirs = pty.openpty()
-    termios.tcsetwinsize(theirs, (24, 130))
+    termios.tcsetwinsize(theirs, (24, num_columns))
+    plain = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "TERM")}
     with subprocess.Popen(
-        [sys.executable, "-c", SCRIPT], cwd=ROOT, stdin=theirs, stdout=theirs, stderr=theirs
+        [sys.executable, "-c", SCRIPT],
+        cwd=ROOT,
+        env={**plain, "TERM": "xterm-256color", **environment},
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
     ) as process:
         os.close(theirs)
         seen = b""
@@ -102,13 +109,18 @@ def test_a_terminal_has_a_bar_and_keeps_the_lines() -> None:
         except OSError:  # Linux's way to say that the other end is closed
             pass
     os.close(ours)
-
-    text = seen.decode()
     assert process.returncode == 0
-    # A bar as it stands after the second window: how far, of how much, how fast, how it learns.
+    return seen.decode()
+
+
+@pytest.mark.parametrize("num_columns", [80, 130])
+def test_a_terminal_has_a_bar_and_keeps_the_lines(num_columns: int) -> None:
+    text = on_a_terminal(num_columns, NO_COLOR="1")
+
+    # A bar as it stands after the second window: how far, how fast, how long still, how it learns.
     assert re.search(
-        r"\repoch 1/2:  50%\|[█▏▎▍▌▋▊▉ ]+\| 1\.00k/2\.00k \[00:\d\d<00:\d\d, [\d.k]+ images/s,"
-        r" loss 0\.010, accuracy 99\.5%\]",
+        r"\repoch 1/2  50% \|[█▏▎▍▌▋▊▉ ]{5,}\| [\d.k]+ images/s, 00:\d\d left,"
+        r" loss 0\.010, accuracy 99\.5%\r",
         text,
     )
     # Whole lines stay when the bar is gone: what a carriage return leaves is overwritten.
@@ -118,3 +130,15 @@ def test_a_terminal_has_a_bar_and_keeps_the_lines() -> None:
         "train: epoch 2/2",
         "",
     ]
+
+
+@pytest.mark.parametrize(
+    ("environment", "is_coloured"),
+    [({}, True), ({"NO_COLOR": ""}, True), ({"NO_COLOR": "0"}, False), ({"TERM": "dumb"}, False)],
+    ids=["a terminal", "NO_COLOR empty", "NO_COLOR", "a dumb terminal"],
+)
+def test_the_bar_has_a_colour_where_it_is_wanted(environment: dict[str, str], is_coloured: bool) -> None:
+    text = on_a_terminal(100, **environment)
+
+    assert ("\x1b[32m" in text) is is_coloured
+    assert ("\x1b[" in re.sub(r"\x1b\[A|\n", "", text)) is is_coloured

@@ -22,6 +22,7 @@ from mlflow.store.artifact.mlflow_artifacts_repo import MlflowArtifactsRepositor
 from mlflow.tracking import MlflowClient
 
 from mnist import scoring, tracking
+from tests.conftest import DIGITS
 from tools import promote
 
 ROOT = Path(__file__).parents[1]
@@ -61,7 +62,7 @@ class Desk:
         predicted_N = LABELS.astype(np.int64)
         predicted_N[list(wrong)] = (predicted_N[list(wrong)] + 1) % 10
         file = self.folder / "predictions.csv"
-        scoring.write_predictions(file, labels_N=LABELS, predicted_N=predicted_N)
+        scoring.write_predictions(file, labels_N=LABELS, predicted_N=predicted_N, classes=DIGITS.classes)
         store.client.log_artifact(run.info.run_id, str(file), "metrics")
         if finished:
             store.client.set_terminated(run.info.run_id)

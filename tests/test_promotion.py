@@ -26,7 +26,7 @@ def model(version: str, wrong: range = range(0), **changes: Any) -> Model:
         run_id=f"run-{version}",
         run_name=f"name-{version}",
         tags={"test_sha256": "a" * 64, "dataset_sha256": "b" * 64, "rerun": "dvc exp run -S lr=0.02"},
-        predictions=Predictions(labels_N=LABELS, predicted_N=predicted_N),
+        predictions=Predictions(labels_N=LABELS.astype(str), predicted_N=predicted_N.astype(str)),
     )
     return dataclasses.replace(made, **changes)
 

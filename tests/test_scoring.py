@@ -9,9 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from safetensors.numpy import save_file
 
-from mnist import scoring
+from mnist import comparison, scoring
 from mnist.errors import InputError
+from tests.conftest import DIGITS
 
 
 def log_probs(rows: list[list[float]]) -> NDArray[np.float32]:
@@ -44,7 +46,7 @@ def test_a_worked_example() -> None:
         ]
     )
 
-    scores = scoring.score(predictions, np.array([0, 1, 1, 1, 0], np.uint8))
+    scores = scoring.score(predictions, np.array([0, 1, 1, 1, 0], np.uint8), classes=["cat", "dog", "eel"])
 
     assert scores.model_dump() == {
         "accuracy": 0.6,
@@ -56,12 +58,12 @@ def test_a_worked_example() -> None:
         # Of the bins of width 1/15, (10/15, 11/15] holds .70 (right) and .68 (wrong), the
         # others have one image each: (|1 - 1.38| + |1 - .8| + |0 - .6| + |1 - .5|) / 5.
         "expected_calibration_error": 0.336,
-        "recall": {"0": 1.0, "1": 0.333333, "2": None},
+        "recall": {"cat": 1.0, "dog": 0.333333, "eel": None},
     }
 
 
 def test_one_image_is_scored() -> None:
-    scores = scoring.score(log_probs([[0.25, 0.75]]), np.array([0], np.uint8))
+    scores = scoring.score(log_probs([[0.25, 0.75]]), np.array([0], np.uint8), classes="01")
 
     assert (scores.accuracy, scores.num_wrong, scores.num_images) == (0.0, 1, 1)
     assert scores.loss == round(-math.log(0.25), 6)
@@ -70,7 +72,7 @@ def test_one_image_is_scored() -> None:
 
 
 def test_certainty_that_is_right_costs_nothing() -> None:
-    scores = scoring.score(log_probs([[1.0, 0.0], [0.0, 1.0]]), np.array([0, 1], np.uint8))
+    scores = scoring.score(log_probs([[1.0, 0.0], [0.0, 1.0]]), np.array([0, 1], np.uint8), classes="01")
 
     assert (scores.accuracy, scores.loss, scores.expected_calibration_error) == (1.0, 0.0, 0.0)
 
@@ -78,7 +80,7 @@ def test_certainty_that_is_right_costs_nothing() -> None:
 def test_a_network_that_knows_nothing_is_calibrated_where_the_classes_are_even() -> None:
     labels_N = (np.arange(1000) % 10).astype(np.uint8)
 
-    scores = scoring.score(np.full((1000, 10), -math.log(10), np.float32), labels_N)
+    scores = scoring.score(np.full((1000, 10), -math.log(10), np.float32), labels_N, classes=DIGITS.classes)
 
     assert scores.accuracy == 0.1
     assert scores.loss == pytest.approx(math.log(10), abs=1e-6)
@@ -92,7 +94,7 @@ def test_float32_does_not_limit_the_loss() -> None:
     log_probs_NK = -rng.uniform(0, 200, (1000, 10)).astype(np.float32)
     labels_N = rng.integers(0, 10, 1000).astype(np.uint8)
 
-    scores = scoring.score(log_probs_NK, labels_N)
+    scores = scoring.score(log_probs_NK, labels_N, classes=DIGITS.classes)
 
     losses = [-float(row[label]) for row, label in zip(log_probs_NK, labels_N, strict=True)]
     assert scores.loss == pytest.approx(math.fsum(losses) / 1000, abs=6e-7)
@@ -156,16 +158,38 @@ def test_the_calibration_error_is_the_definition(images: list[tuple[float, bool]
 
 def test_the_table_has_a_row_an_image(tmp_path: Path) -> None:
     scoring.write_predictions(
-        tmp_path / "predictions.csv", labels_N=np.array([7, 2], np.uint8), predicted_N=np.array([7, 3])
+        tmp_path / "predictions.csv",
+        labels_N=np.array([7, 2], np.uint8),
+        predicted_N=np.array([7, 3]),
+        classes=DIGITS.classes,
     )
 
     assert (tmp_path / "predictions.csv").read_bytes() == b"index,label,predicted\n0,7,7\n1,2,3\n"
 
 
+def test_names_of_classes_are_quoted_where_they_must_be_and_read_back(tmp_path: Path) -> None:
+    classes = ["T-shirt/top", 'a, "b"', "Ankle boot"]
+    path = tmp_path / "predictions.csv"
+
+    scoring.write_predictions(
+        path, labels_N=np.array([0, 1, 2], np.uint8), predicted_N=np.array([0, 1, 1]), classes=classes
+    )
+
+    assert path.read_text() == (
+        'index,label,predicted\n0,T-shirt/top,T-shirt/top\n1,"a, ""b""","a, ""b"""\n2,Ankle boot,"a, ""b"""\n'
+    )
+    read = comparison.read(path)
+    assert read.labels_N.tolist() == classes
+    assert read.right.tolist() == [True, True, False]
+
+
 def test_labels_and_predictions_must_be_as_many(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="shorter"):
         scoring.write_predictions(
-            tmp_path / "predictions.csv", labels_N=np.array([7, 2], np.uint8), predicted_N=np.array([7])
+            tmp_path / "predictions.csv",
+            labels_N=np.array([7, 2], np.uint8),
+            predicted_N=np.array([7]),
+            classes=DIGITS.classes,
         )
 
     assert not (tmp_path / "predictions.csv").exists()
@@ -176,8 +200,10 @@ def test_the_table_and_the_scores_agree(tmp_path: Path) -> None:
     log_probs_NK = np.log(rng.dirichlet(np.full(10, 0.3), 500) + 1e-9).astype(np.float32)
     labels_N = rng.integers(0, 10, 500).astype(np.uint8)
 
-    scores = scoring.score(log_probs_NK, labels_N)
-    scoring.write_predictions(tmp_path / "table.csv", labels_N=labels_N, predicted_N=log_probs_NK.argmax(1))
+    scores = scoring.score(log_probs_NK, labels_N, classes=DIGITS.classes)
+    scoring.write_predictions(
+        tmp_path / "table.csv", labels_N=labels_N, predicted_N=log_probs_NK.argmax(1), classes=DIGITS.classes
+    )
 
     with (tmp_path / "table.csv").open(newline="") as stream:
         rows = list(csv.DictReader(stream))
@@ -197,3 +223,40 @@ def test_scores_that_evaluate_did_not_write_are_one_line(tmp_path: Path, text: s
     with pytest.raises(InputError, match=r"test\.json: ") as caught:
         scoring.read(path)
     assert "\n" not in str(caught.value)
+
+
+def test_log_probabilities_come_back_as_they_were(tmp_path: Path) -> None:
+    predictions = log_probs([[0.7, 0.2, 0.1], [0.0, 1.0, 0.0]])
+    path = tmp_path / "log_probs.safetensors"
+
+    scoring.write_log_probs(path, predictions)
+
+    assert np.array_equal(scoring.read_log_probs(path), predictions)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "said"),
+    [
+        (None, "found no such file"),
+        ({}, "'log_probs'"),
+        ({"log_probs": np.zeros((2, 3))}, r"found float64 \(2, 3\), expected float32 \(N, K\)"),
+        ({"log_probs": np.zeros(3, np.float32)}, r"found float32 \(3,\)"),
+    ],
+    ids=["none", "another tensor", "another dtype", "another shape"],
+)
+def test_what_is_no_file_of_log_probabilities_is_refused(
+    tmp_path: Path, tensors: dict[str, NDArray[np.float32]] | None, said: str
+) -> None:
+    path = tmp_path / "log_probs.safetensors"
+    if tensors is not None:
+        save_file(tensors, path)
+
+    with pytest.raises(InputError, match=said):
+        scoring.read_log_probs(path)
+
+
+def test_mistakes_come_by_their_confidence() -> None:
+    predictions = log_probs([[0.6, 0.4], [0.9, 0.1], [0.8, 0.2], [0.2, 0.8]])
+
+    assert scoring.surest_mistakes(predictions, np.array([1, 1, 0, 0], np.uint8)).tolist() == [1, 3, 0]
+    assert scoring.surest_mistakes(predictions, np.array([0, 0, 0, 1], np.uint8)).tolist() == []

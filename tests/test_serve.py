@@ -30,7 +30,7 @@ from mlflow.types import Schema, TensorSpec
 from mnist import model, params, paths, promotion, registry, training
 from mnist.params import Architecture, Recipe
 from tests.checkout import NAME
-from tests.conftest import SmallData, digits
+from tests.conftest import DIGITS, SmallData, digits
 from tools import serve
 
 ROOT = Path(__file__).parents[1]
@@ -49,7 +49,7 @@ name, weights = sys.argv[1], Path(sys.argv[2])
 store = tracking.connect()
 run = store.client.create_run(store.experiment_id, tags={"rerun": "dvc repro"})
 version, _ = registry.ensure(
-    store, run, model.load(weights), name=name, weights_sha256=files.sha256(weights), accuracy=0.9
+    store, run, model.load(weights), name=name, weights_sha256=files.sha256(weights), accuracy=0.9, card="# A"
 )
 store.client.set_registered_model_alias(name, "champion", version.version)
 """
@@ -159,7 +159,7 @@ def classifier() -> model.Classifier:
     architecture = Architecture(model="simple_cnn", n_features=6, permute_pixels=False)
     recipe = params.load(ROOT / paths.PARAMS).only(Recipe).model_dump()
     recipe |= {"epochs": 3, "batch_size": 16, "lr": 0.02, "momentum": 0.9, "schedule": "one_cycle"}
-    made = model.build(architecture, seed=0, mean=0.13, std=0.31)
+    made = model.build(architecture, classes=DIGITS.classes, seed=0, mean=0.13, std=0.31)
     images = digits(1200, seed=0)
     list(
         training.fit(
@@ -430,7 +430,7 @@ def test_a_model_that_fails_shows_its_traceback_on_the_terminal_alone(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("_MLFLOW_IS_IN_SERVING_ENVIRONMENT", "false")  # MLflow sets it, for good
-    meta = Model(signature=registry.SIGNATURE)
+    meta = Model(signature=registry.signature(10))
     meta.add_flavor("python_function", loader_module="none", python_version="3")
     guard = serve.Guard(scoring_server.init(PyFuncModel(model_meta=meta, model_impl=Broken())))
     requests = [

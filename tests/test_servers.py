@@ -31,7 +31,13 @@ from tests.conftest import SmallData
 from tests.servers import Exchange, Fault, Proxy
 
 LOCAL_STORES = ("mlflow.db", "mlartifacts", "mlruns")
-ARTIFACTS = ("params.yaml", "metrics/predictions.csv", "metrics/plots/errors.png", "models/model.safetensors")
+ARTIFACTS = (
+    "params.yaml",
+    "metrics/predictions.csv",
+    "metrics/plots/errors.png",
+    "metrics/report.html",
+    "models/model.safetensors",
+)
 OUTS = ("models/model.safetensors", "metrics/train.json", "metrics/history.csv", "metrics/steps.csv")
 TRAIN = (sys.executable, "-m", "stages.train")
 REGISTER = (sys.executable, "-m", "stages.register")
@@ -125,6 +131,7 @@ def assert_told(site: Site) -> Run:
     weights_sha256 = run.data.tags["weights_sha256"]
     (version,) = (entry for entry in site.versions() if entry.tags["weights_sha256"] == weights_sha256)
     assert site.client.get_model_version_by_alias(NAME, "challenger").version == version.version
+    assert f"models:/{NAME}/{version.version}" in str(version.description)
     assert site.spool() == []
     return run
 
@@ -189,6 +196,7 @@ def test_the_pipeline_on_postgresql_and_s3_has_its_run_and_its_version(
     kept = [key for key in keys if run.info.run_id in key]
     assert all(any(key.endswith(f"/artifacts/{name}") for key in kept) for name in ARTIFACTS)
     assert any(key.endswith(".pt2") for key in keys)
+    assert any(key.endswith("/README.md") for key in keys)
 
 
 def test_the_model_on_postgresql_and_s3_loads_and_predicts_as_evaluate_did(

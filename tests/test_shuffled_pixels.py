@@ -11,13 +11,13 @@ import pytest
 import torch
 from matplotlib.image import imread
 
-from mnist import dataset, mirrors, model, params, paths, scoring, seeds, training
+from mnist import catalog, dataset, mirrors, model, params, paths, scoring, seeds, training
 from mnist.errors import InputError
 from mnist.params import Params
 from mnist.seeds import Recipe
 from tests import checkout
 from tests.checkout import ROOT, Clone
-from tests.conftest import SmallData
+from tests.conftest import DIGITS, SmallData
 from tests.test_seeds import result
 from tools import shuffled_pixels
 from tools.shuffled_pixels import CASES, Case
@@ -89,14 +89,13 @@ def test_what_is_committed_says_what_the_readme_says() -> None:
     assert mlp["interval"][0] < 0 < mlp["interval"][1]
 
 
-@pytest.mark.skipif(
-    not Path(ROOT / params.load(ROOT / paths.PARAMS).data.mirrors[0]).is_dir(), reason="no copy of MNIST here"
-)
+MIRROR = ROOT / params.load(ROOT / paths.PARAMS).data.mirrors_of("mnist")[0]
+
+
+@pytest.mark.skipif(not MIRROR.is_dir(), reason="no copy of MNIST here")
 def test_on_real_images_the_cnn_needs_neighbours_and_the_mlp_does_not(tmp_path: Path) -> None:
     settings = params.load(ROOT / paths.PARAMS)
-    fetched = mirrors.fetch(
-        settings.data.model_copy(update={"mirrors": [str(ROOT / settings.data.mirrors[0])]}), tmp_path
-    )
+    fetched = mirrors.fetch(catalog.load(ROOT / paths.DATASETS, "mnist"), tmp_path, ahead=[str(MIRROR)])
     images, test = mirrors.read(fetched.archives)
     torch.set_num_threads(1)
 
@@ -105,14 +104,14 @@ def test_on_real_images_the_cnn_needs_neighbours_and_the_mlp_does_not(tmp_path: 
             update={"model": case.model, "permute_pixels": case.permute_pixels, "val_size": 1000}
         )
         train, val = dataset.cut(images, val_size=of.val_size, seed=0)
-        classifier = model.build(of, seed=0, mean=0.1307, std=0.3081)
+        classifier = model.build(of, classes=DIGITS.classes, seed=0, mean=0.1307, std=0.3081)
         cpu = torch.device("cpu")
         for _ in training.fit(
             classifier, train=train, val=val, recipe=of, seed=0, device=cpu, precision="float32"
         ):
             pass
         log_probs_NK = model.log_probabilities(classifier, test, cpu).numpy()
-        return scoring.score(log_probs_NK, test.labels_N).accuracy
+        return scoring.score(log_probs_NK, test.labels_N, classes=DIGITS.classes).accuracy
 
     assert accuracy(CNN) - accuracy(SHUFFLED_CNN) > 0.02
     assert abs(accuracy(MLP) - accuracy(SHUFFLED_MLP)) < 0.04  # of seeds alone it is a point or two

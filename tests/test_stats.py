@@ -11,7 +11,7 @@ from mnist.dataset import Images
 from mnist.errors import InputError
 from mnist.verdict import Duplicates, Finding, Verdict
 from stages import stats
-from tests.conftest import SmallData, digits
+from tests.conftest import DIGITS, SmallData, digits
 
 
 def verdict_on(data: Path, *, success: bool = True) -> Path:
@@ -65,7 +65,7 @@ def test_all_training_images_count(
 
 def test_test_images_do_not_count(small_data: SmallData, dataset_path: Path) -> None:
     before = run(dataset_path).read_bytes()
-    dataset.write(dataset_path, train=small_data.train, test=digits(500, seed=9))
+    dataset.write(dataset_path, train=small_data.train, test=digits(500, seed=9), description=DIGITS)
 
     assert run(dataset_path).read_bytes() == before
 
@@ -80,6 +80,7 @@ def test_every_training_image_counts(small_data: SmallData, dataset_path: Path, 
         dataset_path,
         train=Images(images_NHW=images_NHW, labels_N=small_data.train.labels_N),
         test=small_data.test,
+        description=DIGITS,
     )
 
     after = normalization.read(run(dataset_path))
@@ -103,7 +104,7 @@ def test_bad_data_stop_it(dataset_path: Path) -> None:
 
 def test_a_verdict_on_other_data_stops_it(small_data: SmallData, dataset_path: Path) -> None:
     other = verdict_on(dataset_path)
-    dataset.write(dataset_path, train=small_data.train, test=digits(10, seed=9))
+    dataset.write(dataset_path, train=small_data.train, test=digits(10, seed=9), description=DIGITS)
     path = dataset_path.with_name("stats.json")
 
     with pytest.raises(InputError, match="a verdict on other data"):
@@ -114,7 +115,7 @@ def test_a_verdict_on_other_data_stops_it(small_data: SmallData, dataset_path: P
 
 def test_images_without_contrast_stop_it(dataset_path: Path) -> None:
     gray = Images(images_NHW=np.full((3, 28, 28), 7, np.uint8), labels_N=np.arange(3, dtype=np.uint8))
-    dataset.write(dataset_path, train=gray, test=gray)
+    dataset.write(dataset_path, train=gray, test=gray, description=DIGITS)
 
     with pytest.raises(InputError, match="pixels that are all alike"):
         run(dataset_path)

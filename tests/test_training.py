@@ -26,7 +26,7 @@ from mnist.history import Epoch, Window
 from mnist.model import Classifier
 from mnist.params import Architecture, Recipe
 from mnist.team import ALONE, Team
-from tests.conftest import digits
+from tests.conftest import DIGITS, digits
 
 ROOT = Path(__file__).parents[1]
 CPU = torch.device("cpu")
@@ -52,7 +52,7 @@ def recipe(**values: Any) -> Recipe:
 
 
 def classifier(seed: int = 0) -> Classifier:
-    return model.build(CNN, seed=seed, mean=MEAN, std=STD)
+    return model.build(CNN, classes=DIGITS.classes, seed=seed, mean=MEAN, std=STD)
 
 
 def fit(
@@ -373,7 +373,11 @@ def save_some(folder: Path) -> None:
     """The weights of a training, and fresh ones with a permutation."""
     model.save(folder / "trained", fit(recipe(**LEARNS, shift=1))[0], CNN)
     permuted = CNN.model_copy(update={"permute_pixels": True})
-    model.save(folder / "permuted", model.build(permuted, seed=0, mean=MEAN, std=STD), permuted)
+    model.save(
+        folder / "permuted",
+        model.build(permuted, classes=DIGITS.classes, seed=0, mean=MEAN, std=STD),
+        permuted,
+    )
 
 
 def test_the_bytes_are_the_same_in_another_process(tmp_path: Path) -> None:

@@ -1,4 +1,5 @@
 import os
+import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -8,27 +9,27 @@ import pytest
 from ruamel.yaml import YAML
 
 from mnist import dataset, params, paths, validation_page, verdict
+from mnist.catalog import DataSet, Share, Validation
 from mnist.dataset import Images
 from mnist.errors import InputError
-from mnist.params import Share, Validation
 from stages import validate
-from tests.conftest import SmallData
+from tests.conftest import DIGITS, SmallData
 
 ROOT = Path(__file__).parents[1]
 VOID = {"meta", "link", "img", "br", "wbr"}
 
-PARAMS = validate.Params(
-    validation=Validation(
-        num_train=1200,
-        num_test=300,
-        class_share=Share(min=0.09, max=0.115),
-        mean=Share(min=0.12, max=0.13),
-        image_mean=Share(min=0.03, max=0.25),
-        darkest=Share(min=0, max=0),
-        brightest=Share(min=0.6, max=1),
-        ink=Share(min=0.07, max=0.25),
-        max_duplicates=0,
-    )
+PARAMS = validate.Params(dataset="mnist")
+BOUNDS = Validation(
+    num_train=1200,
+    num_test=300,
+    class_share=Share(min=0.09, max=0.115),
+    mean=Share(min=0.12, max=0.13),
+    image_mean=Share(min=0.03, max=0.25),
+    darkest=Share(min=0, max=0),
+    brightest=Share(min=0.6, max=1),
+    ink=Share(min=0.07, max=0.25),
+    max_duplicates=0,
+    max_in_both=0,
 )
 
 
@@ -72,23 +73,32 @@ def bad_dataset(small_data: SmallData, tmp_path: Path) -> Path:
         path,
         train=Images(images_NHW=train_NHW, labels_N=small_data.train.labels_N),
         test=Images(images_NHW=test_NHW, labels_N=small_data.test.labels_N),
+        description=DIGITS,
     )
     return path
 
 
-def run(data: Path, folder: Path) -> tuple[Path, Path]:
+@pytest.fixture
+def datasets(small_data: SmallData, tmp_path: Path) -> Path:
+    """A `datasets.yaml` with these bounds."""
+    path = tmp_path / paths.DATASETS
+    YAML(typ="safe").dump({"mnist": small_data.section(validation=BOUNDS.model_dump())}, path)
+    return path
+
+
+def run(datasets: Path, data: Path, folder: Path) -> tuple[Path, Path]:
     validation, page = folder / "validation.json", folder / "validation.html"
-    validate.run(params=PARAMS, dataset=data, validation=validation, page=page)
+    validate.run(params=PARAMS, datasets=datasets, dataset=data, validation=validation, page=page)
     return validation, page
 
 
 def test_good_data_pass_in_one_line(
-    dataset_path: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    datasets: Path, dataset_path: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    validation, page = run(dataset_path, tmp_path)
+    validation, page = run(datasets, dataset_path, tmp_path)
 
     out, err = capfd.readouterr()
-    assert out == f"validate: 18 of 18 expectations hold for 1,200 + 300 images; page: {page}\n"
+    assert out == f"validate: 18 of 18 expectations hold for 1,200 + 300 images of MNIST; page: {page}\n"
     assert err == ""  # neither progress bars nor log lines
     assert verdict.read(validation).success
     shown = Page(page.read_text())
@@ -97,16 +107,18 @@ def test_good_data_pass_in_one_line(
     assert shown.num_images == 20  # the first of each digit in each split
 
 
-def test_equal_data_make_equal_bytes(dataset_path: Path, tmp_path: Path) -> None:
-    first = [path.read_bytes() for path in run(dataset_path, tmp_path / "first")]
-    again = [path.read_bytes() for path in run(dataset_path, tmp_path / "again")]
+def test_equal_data_make_equal_bytes(datasets: Path, dataset_path: Path, tmp_path: Path) -> None:
+    first = [path.read_bytes() for path in run(datasets, dataset_path, tmp_path / "first")]
+    again = [path.read_bytes() for path in run(datasets, dataset_path, tmp_path / "again")]
 
     assert first == again
 
 
-def test_bad_data_are_written_down_before_they_stop_the_pipeline(bad_dataset: Path, tmp_path: Path) -> None:
+def test_bad_data_are_written_down_before_they_stop_the_pipeline(
+    datasets: Path, bad_dataset: Path, tmp_path: Path
+) -> None:
     with pytest.raises(InputError) as caught:
-        run(bad_dataset, tmp_path)
+        run(datasets, bad_dataset, tmp_path)
 
     told = str(caught.value)
     assert told.startswith(f"{bad_dataset}: found data that break 4 of 18 expectations")
@@ -125,16 +137,13 @@ def test_bad_data_are_written_down_before_they_stop_the_pipeline(bad_dataset: Pa
     assert shown.num_images == 20 + 3 + 2
 
 
-def test_the_same_in_another_process(bad_dataset: Path, tmp_path: Path) -> None:
+def test_the_same_in_another_process(datasets: Path, bad_dataset: Path, tmp_path: Path) -> None:
     # With another hash seed, so that an order that comes from a set would show.
     work = tmp_path / "work"
     (work / "data").mkdir(parents=True)
     bad_dataset.rename(work / paths.DATASET)
-    yaml = YAML(typ="safe")
-    values = yaml.load((ROOT / paths.PARAMS).read_text())
-    values["validation"] = PARAMS.validation.model_dump()
-    with (work / paths.PARAMS).open("w") as stream:
-        yaml.dump(values, stream)
+    shutil.copyfile(ROOT / paths.PARAMS, work / paths.PARAMS)
+    shutil.copyfile(datasets, work / paths.DATASETS)
 
     done = subprocess.run(
         [sys.executable, "-m", "stages.validate"],
@@ -146,7 +155,7 @@ def test_the_same_in_another_process(bad_dataset: Path, tmp_path: Path) -> None:
     )
 
     with pytest.raises(InputError) as caught:
-        run(work / paths.DATASET, tmp_path)
+        run(datasets, work / paths.DATASET, tmp_path)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.splitlines()[1:] == str(caught.value).splitlines()[1:]
     assert done.stderr.startswith(f"ERROR: {paths.DATASET}: found data that break 4 of 18")
@@ -155,16 +164,18 @@ def test_the_same_in_another_process(bad_dataset: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("num_images", [0, 1])
-def test_next_to_no_images_have_a_page(small_data: SmallData, tmp_path: Path, num_images: int) -> None:
+def test_next_to_no_images_have_a_page(
+    datasets: Path, small_data: SmallData, tmp_path: Path, num_images: int
+) -> None:
     few = Images(
         images_NHW=small_data.train.images_NHW[:num_images],
         labels_N=small_data.train.labels_N[:num_images],
     )
     path = tmp_path / "few.safetensors"
-    dataset.write(path, train=few, test=few)
+    dataset.write(path, train=few, test=few, description=DIGITS)
 
     with pytest.raises(InputError, match="train_size: expected 1,200 images, observed"):
-        run(path, tmp_path)
+        run(datasets, path, tmp_path)
 
     assert "do not hold" in Page((tmp_path / "validation.html").read_text()).text
 
@@ -191,15 +202,15 @@ def test_what_the_page_shows_is_escaped(small_data: SmallData) -> None:
         expectations=[finding],
     )
 
-    html = validation_page.html(said, small_data.train, small_data.test, bounds=PARAMS.validation)
+    html = validation_page.html(said, small_data.train, small_data.test, description=DIGITS, bounds=BOUNDS)
 
     assert "<script" not in html
     assert Page(html).text.count(evil) == 8  # its four texts, in what failed and in the table
 
 
 @pytest.mark.parametrize("key", ["class_share", "mean", "image_mean", "darkest", "brightest", "ink"])
-def test_bounds_the_wrong_way_round_are_refused(key: str) -> None:
-    values = {**PARAMS.model_dump()["validation"], key: {"min": 0.6, "max": 0.5}}
+def test_bounds_the_wrong_way_round_are_refused(small_data: SmallData, key: str) -> None:
+    values = {**BOUNDS.model_dump(), key: {"min": 0.6, "max": 0.5}}
 
     with pytest.raises(InputError, match=f"validation.{key}: .* expected min at most max"):
-        params.check(validate.Params, {"validation": values}, "params.yaml")
+        params.check(DataSet, small_data.section(validation=values), "datasets.yaml")

@@ -23,7 +23,7 @@ from mnist.agreement import Row, Side
 from mnist.errors import InputError
 from tests import checkout
 from tests.checkout import STAGES, Clone, edit, processes_in
-from tests.conftest import SmallData
+from tests.conftest import DIGITS, SmallData
 from tools import verify
 
 DEADLINE_SECONDS = 120
@@ -177,13 +177,15 @@ def correct(clone: Clone) -> None:
     """Make one wrong prediction right, and the scores those of it."""
     table = clone.folder / paths.PREDICTIONS
     predictions = comparison.read(table)
-    labels_N, predicted_N = predictions.labels_N, predictions.predicted_N.astype(np.int64)
+    labels_N, predicted_N = predictions.labels_N.astype(np.uint8), predictions.predicted_N.astype(np.int64)
     wrong = int(np.flatnonzero(predicted_N != labels_N)[0])
     predicted_N[wrong] = labels_N[wrong]
-    scoring.write_predictions(table, labels_N=labels_N, predicted_N=predicted_N)
+    scoring.write_predictions(table, labels_N=labels_N, predicted_N=predicted_N, classes=DIGITS.classes)
     scores = scoring.read(clone.folder / paths.TEST_METRICS)
     certain_NK = np.eye(10, dtype=np.float32)[predicted_N]
-    counted = scoring.score(certain_NK, labels_N).model_dump(include={"accuracy", "num_wrong", "recall"})
+    counted = scoring.score(certain_NK, labels_N, classes=DIGITS.classes).model_dump(
+        include={"accuracy", "num_wrong", "recall"}
+    )
     files.write_json(clone.folder / paths.TEST_METRICS, {**scores.model_dump(), **counted})
 
 
@@ -272,7 +274,7 @@ def test_a_forgery_within_all_tolerances_is_found_by_what_was_not_forged(done: D
     assert said["metrics/test.json: accuracy"] == "within 1 point"
     assert {what: answer for what, answer in said.items() if answer.startswith("NO")} == {
         "models/model.safetensors": "NO, though metrics/history.csv and metrics/steps.csv did not change",
-        "metrics/predictions.csv: predicted": "NO, though no picture changed",
+        "metrics/predictions.csv: predicted": "NO, though no gallery changed",
     }
     last = "does not hold: the committed code makes other models/model.safetensors, metrics/predictions.csv; "
     assert output.splitlines()[-1] == f"{last}{verify.REMEDY}"
@@ -567,6 +569,14 @@ PICTURES = "metrics/plots/predictions.png", "metrics/plots/errors.png"
         ({ACCURACY: "close", PREDICTED: "close"}, None),
         ({ACCURACY: "close", PREDICTED: "close", PICTURES[0]: "equal", PICTURES[1]: "equal"}, PREDICTED),
         ({ACCURACY: "close", PREDICTED: "close", PICTURES[0]: "equal", PICTURES[1]: "other bytes"}, None),
+        (
+            {
+                PREDICTED: "close",
+                **dict.fromkeys(PICTURES, "equal"),
+                "metrics/plots/filters.png": "other bytes",
+            },
+            PREDICTED,
+        ),
         ({ACCURACY: "close", "metrics/predictions.csv": "equal", PICTURES[0]: "equal"}, None),
     ],
 )

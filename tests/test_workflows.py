@@ -21,7 +21,7 @@ from ruamel.yaml import YAML
 from mnist import files, scoring
 from tests import checkout, runner
 from tests.checkout import ROOT, Clone, edit
-from tests.conftest import SmallData
+from tests.conftest import DIGITS, SmallData
 from tests.runner import BIN, FOLDER, Caches, Job, gitlab, lines_of, steps, workflow
 
 FILES = sorted(FOLDER.glob("*.yml"))
@@ -252,8 +252,8 @@ def test_a_fork_whose_base_is_another_branch_that_moved_on(pull_request: PullReq
     pull_request.base = "release"
     author = pull_request.author
     # Meanwhile on the base: not to be charged to this pull request.
-    edit(author, "params.yaml", f"model_name: {checkout.NAME}", "model_name: other")
-    edit(author, "dvc.lock", f"registry.model_name: {checkout.NAME}", "registry.model_name: other")
+    edit(author, "params.yaml", "model_name: '{dataset}-simplecnn'", "model_name: other")
+    edit(author, "dvc.lock", "registry.model_name: '{dataset}-simplecnn'", "registry.model_name: other")
     author.commit("On the base")
     pull_request.git("push", "-q", str(pull_request.origin), "HEAD:release")
     pull_request.git("reset", "-q", "--hard", "HEAD~")
@@ -392,9 +392,11 @@ def correct_by_hand(folder: Path, was: str, *, num_images: int) -> None:
             corrected.add(row["label"])
     assert len(corrected) == num_images
     predicted_N, labels_N = (np.array([int(row[key]) for row in rows]) for key in ("predicted", "label"))
-    scoring.write_predictions(file, labels_N=labels_N.astype(np.uint8), predicted_N=predicted_N)
+    labels_N, classes = labels_N.astype(np.uint8), DIGITS.classes
+    scoring.write_predictions(file, labels_N=labels_N, predicted_N=predicted_N, classes=classes)
     told = json.loads((folder / "metrics/test.json").read_text())
-    counted = scoring.score(np.eye(10, dtype=np.float32)[predicted_N], labels_N.astype(np.uint8)).model_dump()
+    certain_NK = np.eye(10, dtype=np.float32)[predicted_N]
+    counted = scoring.score(certain_NK, labels_N, classes=classes).model_dump()
     kept = {key: told[key] for key in ("loss", "expected_calibration_error")}
     files.write_json(folder / "metrics/test.json", counted | kept)
 

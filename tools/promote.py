@@ -298,7 +298,8 @@ def main() -> None:
     parser.add_argument("--dry-run", action="store_true", help="say what would happen, and do nothing")
     options = parser.parse_args()
     with stage.reported():
-        registry = params.load(paths.PARAMS).registry
+        read = params.load(paths.PARAMS)
+        registry = read.registry.of(read.dataset)
         with _store() as store:
             if options.rollback:
                 done = roll_back(store, registry.model_name, dry_run=options.dry_run)

@@ -126,13 +126,13 @@ def _registration(folder: Path) -> Registration:
 
 def _tell(store: "Store", name: str, result: Result, folder: Path) -> bool:
     """Tell a result whose files lie in `folder`, unless the store has it; False where that fails."""
-    from mnist import delivery
+    from mnist import delivery, staleness
 
     if delivery.is_complete(store, result):
         return True
     with journal.new_entry("result", journal.SENDER_LOCK) as entry:
         try:
-            results.write(entry, result, artifacts=paths.ARTIFACTS, folder=folder)
+            results.write(entry, result, artifacts=staleness.kept(folder), folder=folder)
             run = delivery.tell(store, entry, dataset=folder / paths.DATASET).run
         except AwayError:
             raise

@@ -222,9 +222,9 @@ def load(store: "Store", version: "ModelVersion") -> "PyFuncModel":
         model: PyFuncModel = mlflow.pyfunc.load_model(where, model_config={"device": "cpu"})
     except (MlflowException, OSError) as error:
         raise InputError(where, found=_line(error), expected="a model that loads") from None
-    if model.metadata.signature != registry.SIGNATURE:
+    if not registry.is_ours(model.metadata.signature):
         found = _line(model.metadata.signature or "no signature")
-        raise InputError(where, found=found, expected=_line(registry.SIGNATURE))
+        raise InputError(where, found=found, expected=_line(registry.signature(-1)))
     return model
 
 
@@ -260,7 +260,7 @@ def serve(port: int) -> None:
         with stage.heavy_imports():
             from mnist import tracking
         store = tracking.connect()
-        version = find_champion(store, read.registry.model_name)
+        version = find_champion(store, read.registry.of(read.dataset).model_name)
         with stage.heavy_imports():
             import torch
             import uvicorn

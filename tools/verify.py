@@ -121,8 +121,13 @@ def _contradictions(checkout: Path) -> Iterator[str]:
         predictions = comparison.read(checkout / paths.PREDICTIONS)
     except (InputError, AttributeError):
         return  # the comparison with what is made says what they are
-    certain_NK = np.eye(comparison.NUM_DIGITS, dtype=np.float32)[predictions.predicted_N]
-    counted = identity.flat(scoring.score(certain_NK, predictions.labels_N).model_dump())
+    names = predictions.classes
+    labels_N, predicted_N = (
+        np.array([names.index(name) for name in column.tolist()], np.uint8)
+        for column in (predictions.labels_N, predictions.predicted_N)
+    )
+    certain_NK = np.eye(len(names), dtype=np.float32)[predicted_N]
+    counted = identity.flat(scoring.score(certain_NK, labels_N, classes=names).model_dump())
     for key, value in counted.items():
         # The rest depends on the probabilities.
         if key not in ("loss", "expected_calibration_error") and key in said and said[key] != value:

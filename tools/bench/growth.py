@@ -29,7 +29,7 @@ from typing import Any
 import psutil  # type: ignore[import-untyped]
 from ruamel.yaml import YAML
 
-from mnist import files, params, paths
+from mnist import catalog, files, params, paths
 from mnist.errors import InputError
 from tools.bench import harness
 from tools.bench.harness import Bench, Checkout, Outcome, tell
@@ -88,7 +88,7 @@ class Size:
 
 @contextmanager
 def grown(prepared: Bench, factor: float) -> Iterator[tuple[Checkout, int]]:
-    """A fresh clone whose params name a data set of `factor` times the images, and their number.
+    """A fresh clone whose datasets.yaml has a data set of `factor` times the images, and their number.
 
     Raises:
         FailedError: the data set cannot be made.
@@ -101,26 +101,27 @@ def grown(prepared: Bench, factor: float) -> Iterator[tuple[Checkout, int]]:
 
 
 def enlarge() -> None:
-    """Write the archives of the data set that a factor asks for, and params that expect it.
+    """Write the archives of the data set that a factor asks for, and a datasets.yaml that expects it.
 
     Runs in a process of its own, in the clone; its arguments are the folder of the unpacked
     archives, that of the new ones, and the factor.
     """
     raw, target, factor = Path(sys.argv[1]), Path(sys.argv[2]), float(sys.argv[3])
-    settings = params.load(paths.PARAMS).model_dump()
+    name = params.load(paths.PARAMS).dataset
+    known = catalog.load(paths.DATASETS, name).model_dump()
     counts = {}
-    for name in settings["data"]["checksums"]:
-        counts[name] = pack((raw / name).with_suffix(""), target / name, factor)
-        settings["data"]["checksums"][name] = _checksums(target / name)
+    for archive in known["checksums"]:
+        counts[archive] = pack((raw / archive).with_suffix(""), target / archive, factor)
+        known["checksums"][archive] = _checksums(target / archive)
     num_train, num_test = counts["train-images-idx3-ubyte.gz"], counts["t10k-images-idx3-ubyte.gz"]
-    settings["validation"] |= {
+    known["validation"] |= {
         "num_train": num_train,
         "num_test": num_test,
         # Those of the first images are not those of all.
         "class_share": {"min": 0.0, "max": 1.0},
         "mean": {"min": 0.0, "max": 1.0},
     }
-    YAML(typ="safe").dump(settings, paths.PARAMS)
+    YAML(typ="safe").dump({name: known}, paths.DATASETS)
     print(f"num_images {num_train + num_test}")
 
 

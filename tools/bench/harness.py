@@ -208,12 +208,15 @@ def prepared() -> Iterator[Bench]:
 def fetch() -> None:
     """Lay out the archives, and unpacked as torchvision wants them; runs in a process of its own."""
     with stage.heavy_imports():
-        from mnist import mirrors
+        from mnist import catalog, mirrors
 
     folder = Path(sys.argv[1])
     archives, raw = folder / "archives", folder / "torchvision" / "MNIST" / "raw"
     try:
-        fetched = mirrors.fetch(params.load(paths.PARAMS).data, paths.root() / mirrors.CACHE)
+        read = params.load(paths.PARAMS)
+        known = catalog.load(paths.DATASETS, read.dataset)
+        ahead = read.data.mirrors_of(read.dataset)
+        fetched = mirrors.fetch(known, paths.root() / mirrors.CACHE, ahead=ahead)
     except InputError as error:
         sys.exit(" ".join(str(error).split()))
     archives.mkdir()

@@ -73,9 +73,10 @@ def time_training() -> None:
     values = {**params.load(paths.PARAMS).model_dump(), **json.loads(sys.argv[1])}
     settings = params.check(params.Params, values, "params")
     measured, seed = normalization.read(paths.STATS), settings.seed
+    classes = dataset.describe(paths.DATASET).classes
     train, val = dataset.cut(dataset.load(paths.DATASET, "train"), val_size=settings.val_size, seed=seed)
     device = devices.prepare(settings, precision=settings.precision, deterministic=settings.deterministic)
-    classifier = model.build(settings, seed=seed, mean=measured.mean, std=measured.std)
+    classifier = model.build(settings, classes=classes, seed=seed, mean=measured.mean, std=measured.std)
     start = time.perf_counter()
     events = training.fit(
         classifier,
@@ -94,7 +95,7 @@ def time_training() -> None:
     print(f"val_accuracy {ends[-1][1]:.6f}")
     test = dataset.load(paths.DATASET, "test")
     log_probs_NK = model.log_probabilities(classifier, test, device).cpu().numpy()
-    print(f"test_accuracy {scoring.score(log_probs_NK, test.labels_N).accuracy:.6f}")
+    print(f"test_accuracy {scoring.score(log_probs_NK, test.labels_N, classes=classes).accuracy:.6f}")
     print(f"num_parameters {model.num_parameters(classifier)}")
 
 

@@ -73,7 +73,8 @@ def time_epoch() -> None:
     )
     rng = np.random.default_rng(0)
     pixels_NHW = rng.integers(0, 256, (NUM_IMAGES + 1, 28, 28), np.uint8)
-    labels_N = rng.integers(0, 10, NUM_IMAGES + 1).astype(np.uint8)
+    classes = tuple("0123456789")
+    labels_N = rng.integers(0, len(classes), NUM_IMAGES + 1).astype(np.uint8)
     train = Images(images_NHW=pixels_NHW[1:], labels_N=labels_N[1:])
     val = Images(images_NHW=pixels_NHW[:1], labels_N=labels_N[:1])
     with team.joined(used.processes) as us:
@@ -81,7 +82,7 @@ def time_epoch() -> None:
             used, precision=used.precision, deterministic=used.deterministic, local_rank=us.local_rank
         )
         fitting = training.fit(
-            model.build(used, seed=0, mean=0.5, std=0.3),
+            model.build(used, classes=classes, seed=0, mean=0.5, std=0.3),
             train=train,
             val=val,
             recipe=used,

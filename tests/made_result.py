@@ -1,0 +1,147 @@
+"""A result made by hand, for what is said of results."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mnist import dataset, files, history, paths, pictures, scoring, summary, verdict
+from mnist.dataset import Description, Images
+from mnist.history import Epoch, Window
+from mnist.identity import Source, Training
+from mnist.params import Registration
+from mnist.results import Result
+from mnist.summary import Summary
+from tests.conftest import digits
+
+DIGITS = tuple("0123456789")
+SOURCE = Source(commit="c" * 40, branch="main", patch="", experiment="", rerun="dvc repro")
+PARAMS = {"seed": 0, "val_size": 200, "model": "simple_cnn", "lr": 0.01}
+
+
+class Made:
+    """A result whose files lie in a folder, at their paths in a checkout.
+
+    Attributes:
+        folder: that they lie in.
+        labels_N: of the test images, uint8 (N,).
+        log_probs_NK: what is said of them, float32 (N, K).
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        name: str = "mnist",
+        title: str = "MNIST",
+        classes: tuple[str, ...] = DIGITS,
+        num_images: int = 60,
+        labels: Sequence[int] | None = None,
+        predicted: Sequence[int] | None = None,
+        confidence: Sequence[float] | None = None,
+        num_epochs: int = 1,
+        failed: bool = False,
+    ) -> None:
+        rng = np.random.default_rng(0)
+        if labels is None:
+            labels = (np.arange(num_images) % len(classes)).tolist()
+        if predicted is None:  # two of three are right
+            predicted = [
+                label if rng.random() < 2 / 3 else (label + 1 + int(rng.integers(3))) % len(classes)
+                for label in labels
+            ]
+        if confidence is None:
+            confidence = rng.uniform(0.5, 1, len(labels)).tolist()
+        self.folder = folder
+        self.about = Description(name=name, title=title, classes=classes)
+        self.labels_N = np.array(labels, np.uint8)
+        count, rest_N = len(labels), (1 - np.array(confidence)) / (len(classes) - 1)
+        probs_NK = np.repeat(rest_N[:, None], len(classes), axis=1)
+        probs_NK[np.arange(count), predicted] = confidence
+        self.log_probs_NK = np.log(probs_NK).astype(np.float32)
+        self._write(np.array(predicted), num_epochs, failed=failed)
+
+    def _write(
+        self, predicted_N: np.ndarray[Any, np.dtype[np.int64]], num_epochs: int, *, failed: bool
+    ) -> None:
+        images = digits(len(self.labels_N), seed=0).images_NHW
+        test = Images(images_NHW=images, labels_N=self.labels_N)
+        (self.folder / "data").mkdir(parents=True, exist_ok=True)
+        dataset.write(
+            self.folder / paths.DATASET, train=digits(20, seed=1), test=test, description=self.about
+        )
+        scoring.write_log_probs(self.folder / paths.LOG_PROBS, self.log_probs_NK)
+        scores = scoring.score(self.log_probs_NK, self.labels_N, classes=self.about.classes)
+        files.write_json(self.folder / paths.TEST_METRICS, scores.model_dump())
+        scoring.write_predictions(
+            self.folder / paths.PREDICTIONS,
+            labels_N=self.labels_N,
+            predicted_N=predicted_N,
+            classes=self.about.classes,
+        )
+        events: list[Window | Epoch] = []
+        for epoch in range(1, num_epochs + 1):
+            step = 100 * epoch
+            events += [
+                Window(epoch=epoch, step=step - 50, num_images=500, loss=2.0 / epoch, accuracy=0.5),
+                Window(epoch=epoch, step=step, num_images=500, loss=1.5 / epoch, accuracy=0.6),
+                Epoch(
+                    epoch=epoch,
+                    step=step,
+                    train_loss=1.75 / epoch,
+                    train_accuracy=0.75,
+                    val_loss=1.4 / epoch,
+                    val_accuracy=0.905,
+                ),
+            ]
+        history.write(self.folder / paths.STEPS, events, Window)
+        history.write(self.folder / paths.HISTORY, events, Epoch)
+        files.write_json(
+            self.folder / paths.TRAINING_METRICS, {"num_parameters": 6422, **history.summary(events)}
+        )
+        verdict.write(self.folder / paths.VALIDATION, _verdict(len(self.labels_N), failed=failed))
+        pictures.filters(self.folder / paths.FILTERS, np.zeros((2, 5, 5), np.float32))
+
+    def summary(self, **params: Any) -> Summary:
+        """What is said of it."""
+        return summary.gather(self.folder, data=self.folder / paths.DATASET, params={**PARAMS, **params})
+
+    def result(self, *, source: Source = SOURCE, **params: Any) -> Result:
+        """The same for programs."""
+        training = Training(
+            fingerprint="f" * 64, dataset_sha256="d" * 64, params={**PARAMS, **params}, source=source
+        )
+        return Result(
+            time_ms=1_700_000_000_000,
+            training={**training.__dict__, "source": replace(source).__dict__},
+            weights_sha256="a" * 64,
+            evaluation_sha256="e" * 64,
+            test_sha256="1" * 64,
+            metrics={"test_accuracy": scoring.read(self.folder / paths.TEST_METRICS).accuracy},
+            registration=Registration(model_name="mnist-simplecnn", min_accuracy=0.5),
+            challenger=True,
+        )
+
+
+def _verdict(num_test: int, *, failed: bool) -> verdict.Verdict:
+    finding = verdict.Finding(
+        expectation="test_size",
+        about="test images",
+        success=not failed,
+        expected="60",
+        observed="59" if failed else "60",
+        num_offending=0,
+        offending=[],
+    )
+    return verdict.Verdict(
+        success=not failed,
+        dataset_sha256="0" * 64,
+        test_sha256="1" * 64,
+        num_images={"train": 1200, "test": num_test},
+        mean={"train": 0.1, "test": 0.1},
+        class_counts={"train": {}, "test": {}},
+        duplicates=verdict.Duplicates(within_train=0, within_test=0, between_splits=0),
+        expectations=[finding],
+    )

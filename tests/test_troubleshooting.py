@@ -66,11 +66,12 @@ def entries() -> list[Entry]:
     return found
 
 
-def param(key: str, value: str) -> str:
+def param(key: str, value: str, file: str = "params.yaml") -> str:
     """Set a param, at the top of the file or in a section."""
-    return f"perl -pi -e 's/^( *){key}:.*/$1{key}: {value}/' params.yaml"
+    return f"perl -pi -e 's/^( *){key}:.*/$1{key}: {value}/' {file}"
 
 
+MORE_IMAGES = param("num_train", "60000", "datasets.yaml")
 TAKEN = """python - <<'PYTHON'
 import socket, subprocess
 with socket.create_server(("127.0.0.1", 0)) as taken:
@@ -99,8 +100,8 @@ chmod +x old; rm -r .venv; make PYTHON=./old setup"""
     "no mirror gave": Case(
         made="rm -r .cache; perl -pi -e 's#- /.*#- /nowhere#' params.yaml; python -m stages.download"
     ),
-    "found data that break": Case(made=f"{param('num_train', '60000')}; dvc repro validate"),
-    "found bad data": Case(made=f"{param('num_train', '60000')}; dvc repro validate; python -m stages.stats"),
+    "found data that break": Case(made=f"{MORE_IMAGES}; dvc repro validate"),
+    "found bad data": Case(made=f"{MORE_IMAGES}; dvc repro validate; python -m stages.stats"),
     "a verdict on other data": Case(
         made="""perl -pi -e 's/(dataset_sha256": ").{5}/${1}00000/' metrics/validation.json
 python -m stages.stats""",

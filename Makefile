@@ -10,7 +10,7 @@ BIN := .venv/bin
 # DVC runs the stages with the `python` that it finds first.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help setup repro test lint ui reconcile promote rollback reproduce verify preset best spread experiments serve bench diff report lock clean
+.PHONY: help setup repro test lint ui reconcile promote rollback reproduce verify preset best spread experiments measure serve bench diff report lock clean
 
 help: ## List these targets
 	@sed -nE 's/^([a-z]+):.*## (.*)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r name text; do printf '  make %-9s %s\n' "$$name" "$$text"; done
@@ -84,6 +84,9 @@ experiments: setup ## The tutorial's: train both networks on pixels in place and
 serve: PORT ?= 5001
 serve: setup ## Answer with the champion over HTTP, on this machine alone (PORT=5001)
 	@python -m tools.serve --port $(PORT)
+
+measure: setup ## Print a section of datasets.yaml for own data (ARGS="NAME FOLDER --classes a,b,c")
+	@python -m tools.measure $(ARGS)
 
 bench: setup ## Measure everything side by side (ARGS="--only loop" a part of it; ARGS=--show the last)
 	@python -m tools.bench $(ARGS)

@@ -4,7 +4,7 @@ import difflib
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
@@ -13,6 +13,14 @@ from mnist import params, paths
 from mnist.dataset import Description
 from mnist.errors import InputError
 from mnist.params import DATASET_NAME, Count, Digest, Fraction, Section
+
+Archive = Literal[
+    "train-images-idx3-ubyte.gz",
+    "train-labels-idx1-ubyte.gz",
+    "t10k-images-idx3-ubyte.gz",
+    "t10k-labels-idx1-ubyte.gz",
+]
+ARCHIVES: tuple[Archive, ...] = get_args(Archive)
 
 # A line that prints, and that a table, a picture and a key of a metric can hold.
 Line = Annotated[str, Field(min_length=1, max_length=60)]
@@ -60,18 +68,7 @@ class DataSet(Section):
     # Labels are bytes. Fewer than two classes are nothing to tell apart.
     classes: Annotated[list[Line], Field(min_length=2, max_length=256)]
     mirrors: list[str]
-    checksums: Annotated[
-        dict[
-            Literal[
-                "train-images-idx3-ubyte.gz",
-                "train-labels-idx1-ubyte.gz",
-                "t10k-images-idx3-ubyte.gz",
-                "t10k-labels-idx1-ubyte.gz",
-            ],
-            Checksums,
-        ],
-        Field(min_length=4),
-    ]
+    checksums: Annotated[dict[Archive, Checksums], Field(min_length=4)]
     validation: Validation
 
     @model_validator(mode="after")

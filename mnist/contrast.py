@@ -48,7 +48,7 @@ MORE_IS_BETTER = {
 }
 LESS_IS_BETTER = {"error", "errors", "loss", "losses", "mae", "mse", "nll", "perplexity", "rmse", "wrong"}
 # What decides which training images are held out, so that `val_...` is of other images where it changed.
-SPLIT = ("seed", "val_size")
+SPLIT = ("seed", "val_size", "dataset")
 MAX_NAMED = 3  # files or params of a stage, in a warning
 PRECISION = 1e-6  # metrics are written with six decimals
 
@@ -220,11 +220,15 @@ def _direction(name: str) -> Direction:
 
 
 def _params(base: Mapping[str, Any], head: Mapping[str, Any]) -> tuple[Param, ...]:
-    return tuple(
+    params = tuple(
         Param(name=name, side=_side(name, base, head), base=base.get(name), head=head.get(name))
         for name in dict.fromkeys([*base, *head])
         if name not in base or name not in head or base[name] != head[name]
     )
+    # Of another data set all is other that is known of it, which its name says.
+    names = {identity.dataset_of(side) for side in (base, head)}
+    own = tuple(f"{paths.DATASETS}:{name}." for name in names) if len(names) > 1 else ()
+    return tuple(param for param in params if param.side == "both" or not param.name.startswith(own))
 
 
 def _side(name: str, base: Mapping[str, Any], head: Mapping[str, Any]) -> Side:

@@ -302,7 +302,7 @@ def _values(rows: pd.DataFrame, column: str, description: Description) -> str:
     values = rows[column]
     if not pd.api.types.is_numeric_dtype(values):
         return ", ".join(sorted(values.unique()))
-    if column != "class_share":
+    if column != "class_share" or values.min() == values.max():
         return _interval(values.min(), values.max())
     rarest, commonest = rows.iloc[values.argmin()], rows.iloc[values.argmax()]
     return (

@@ -80,6 +80,11 @@ ELSEWHERE = {
         "dvc repro --single-item --force train",
     ],
     "test_cluster.py::test_the_slurm_script_trains_on_two_machines_that_share_a_folder": ["#!/bin/bash ..."],
+    # Another data set, of which there is no copy here.
+    "test_measure.py::test_three_classes_run_through_the_whole_pipeline": [
+        "dvc exp run -S dataset=fashion_mnist",
+        "MNIST_MIRROR=/that/folder dvc exp run -S dataset=fashion_mnist",
+    ],
     # A server on PostgreSQL and S3.
     ON_SERVERS: [
         "moto_server --port 9000",

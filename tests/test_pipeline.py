@@ -224,9 +224,7 @@ def test_another_store_is_filled_from_the_files(clone: Clone) -> None:
 def test_bad_data_stop_the_pipeline_with_the_name_of_the_expectation(clone: Clone) -> None:
     clone.reset()
     before = clone.read("dvc.lock")
-    (clone.folder / "params.yaml").write_text(
-        clone.read("params.yaml").replace("num_test: 300", "num_test: 301")
-    )
+    checkout.edit(clone, "datasets.yaml", "num_test: 300", "num_test: 301")
     done = clone.run("dvc", "repro", check=False)
     assert done.returncode != 0
     assert "test_size: expected 301" in done.stdout

@@ -376,7 +376,12 @@ NOT_WRITTEN = "stage evaluate: metrics/test.json is not what it wrote"
             "stage stats, train, evaluate, register: mnist/gate.py changed since",
         ),
         ("params.yaml", "val_size: 200", "val_size: 9", "stage train, register: val_size is 9, was 200"),
-        ("params.yaml", "num_test: 300", "num_test: 9", "stage validate: validation.num_test is 9, was 300"),
+        (
+            "datasets.yaml",
+            "num_test: 300",
+            "num_test: 9",
+            "stage validate: datasets.yaml:mnist.validation.num_test is 9, was 300",
+        ),
         ("params.yaml", "lr: 0.02", "other: 0.02", "stage train, register: lr is no param any more"),
         ("dvc.yaml", NICE[5:], NICE, f"stage stats: its cmd is `{NICE}`, was `{NICE[5:]}`"),
         ("dvc.yaml", GATE, "", "stage stats: mnist/gate.py is no dep any more"),

@@ -317,3 +317,8 @@ def test_no_secret_of_a_changed_param_is_in_the_command(checkout: Path) -> None:
         """dvc exp run -S 'mirrors=["https://h/mnist/", "https://h/", "(not shown)", "https://h/%20/"]'"""
         """ -S url=https://h/mnist/ -S 'some=[{"url": "https://h/mnist/"}]' -S at=a@b"""
     )
+
+
+def test_what_was_trained_before_there_was_a_choice_was_mnist() -> None:
+    assert identity.dataset_of({"dataset": "kmnist", "lr": 0.1}) == "kmnist"
+    assert identity.dataset_of({"lr": 0.1}) == "mnist"

@@ -4,6 +4,7 @@ Shape suffixes: N or B images, C channels, H rows, W columns, K classes, D pixel
 """
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -190,7 +191,7 @@ def load(path: Path, *, classes: tuple[str, ...] | None = None) -> Classifier:
         with safe_open(path, framework="pt") as stored:
             header = stored.metadata() or {}
             tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 -- no dict
-        said = Header.model_validate_json(header[HEADER])
+        said = Header.model_validate_json(header[HEADER]) if HEADER in header else _before(header)
         architecture = said.architecture
         # Placeholders: `load_state_dict` demands a tensor of the file for each of them.
         unset = torch.zeros(NUM_PIXELS, dtype=torch.int64) if architecture.permute_pixels else None
@@ -206,6 +207,12 @@ def load(path: Path, *, classes: tuple[str, ...] | None = None) -> Classifier:
         found, expected = (f"the classes {', '.join(names)}" for names in (said.classes, classes))
         raise InputError(str(path), found=found, expected=f"{expected}, as the data have: run `dvc repro`")
     return classifier.eval()
+
+
+def _before(header: Mapping[str, str]) -> Header:
+    """What a file says of before there were other classes than digits; `make reconcile` meets such files."""
+    architecture = Architecture.model_validate_json(header["architecture"])
+    return Header(architecture=architecture, classes=tuple("0123456789"))
 
 
 def _network(architecture: Architecture, num_classes: int) -> nn.Module:

@@ -187,7 +187,7 @@ def test_lost_files_and_a_deleted_version_come_back(clone: Clone) -> None:
     test = dataset.load(clone.folder / "data/mnist.safetensors", "test")
     said = comparison.read(clone.folder / "metrics/predictions.csv")
     # A copy, since MLflow gives torch the array itself, and those of a file cannot be written to.
-    assert (registered.predict(test.images_NHW.copy()).argmax(1) == said.predicted_N).all()
+    assert (registered.predict(test.images_NHW.copy()).argmax(1).astype(str) == said.predicted_N).all()
 
 
 def test_a_result_that_waited_is_not_registered_with_the_code_of_today(clone: Clone) -> None:

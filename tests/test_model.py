@@ -275,6 +275,17 @@ def test_a_permuted_classifier_sees_permuted_images(name: Any) -> None:
 
 
 @all_architectures
+def test_weights_of_before_there_were_other_classes_are_of_digits(
+    tmp_path: Path, architecture: Architecture
+) -> None:
+    saved = build(architecture)
+    save_file(saved.state_dict(), tmp_path / "weights", {"architecture": architecture.model_dump_json()})
+    loaded = model.load(tmp_path / "weights")
+    assert loaded.classes == tuple("0123456789")
+    assert loaded.state_dict().keys() == saved.state_dict().keys()
+
+
+@all_architectures
 def test_a_classifier_comes_back_bit_for_bit(tmp_path: Path, architecture: Architecture) -> None:
     saved = build(architecture).train()
     model.save(tmp_path / "weights", saved, architecture)

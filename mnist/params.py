@@ -119,6 +119,11 @@ class Params(Subject, Split, Architecture, Recipe, Machine, Execution):
     data: Data
     registry: Registry
 
+    @property
+    def model_name(self) -> str:
+        """Of the registered model for networks that were trained on this data set."""
+        return self.registry.of(self.dataset).model_name
+
 
 def load(path: Path) -> Params:
     """Read and check the whole of `params.yaml`.

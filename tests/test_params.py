@@ -235,7 +235,7 @@ def test_the_ends_of_a_range_are_in_it(edited: Edit, key: str, spelling: str) ->
 def test_a_data_set_has_mirrors_and_a_registered_model_of_its_own() -> None:
     read = params.load(ROOT / paths.PARAMS)
 
-    assert read.registry.of("mnist").model_name == "mnist-simplecnn"
+    assert read.model_name == read.registry.of("mnist").model_name == "mnist-simplecnn"
     assert read.registry.of("fashion_mnist") == read.registry.model_copy(
         update={"model_name": "fashion_mnist-simplecnn"}
     )

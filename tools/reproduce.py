@@ -66,14 +66,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "false"  # ours are without
     with stage.reported():
-        model = options.model or f"models:/{_model_name()}@{CHAMPION}"
+        model = options.model or f"models:/{params.load(paths.PARAMS).model_name}@{CHAMPION}"
         sys.exit(not reproduce(model))
-
-
-def _model_name() -> str:
-    """Of the registered model that the params are about."""
-    read = params.load(paths.PARAMS)
-    return read.registry.of(read.dataset).model_name
 
 
 def reproduce(model: str) -> bool:

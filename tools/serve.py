@@ -260,7 +260,7 @@ def serve(port: int) -> None:
         with stage.heavy_imports():
             from mnist import tracking
         store = tracking.connect()
-        version = find_champion(store, read.registry.of(read.dataset).model_name)
+        version = find_champion(store, read.model_name)
         with stage.heavy_imports():
             import torch
             import uvicorn

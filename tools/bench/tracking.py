@@ -135,8 +135,7 @@ def fill(num_runs: int) -> None:
         from mnist import params, tracking
 
     store, client = tracking.connect(), tracking.connect().client
-    read = params.load(paths.PARAMS)
-    name = read.registry.of(read.dataset).model_name
+    name = params.load(paths.PARAMS).model_name
     if num_runs:
         client.create_registered_model(name)
     for number in range(num_runs):

@@ -264,3 +264,16 @@ def test_no_password_gets_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     html = report.html(made.summary(), made.result(), folder=tmp_path)
     assert "https://tracking.example.org/mlflow" in html
     assert "SECRET" not in html
+
+
+@pytest.mark.parametrize(
+    "note",
+    ['{"time_ms": "x", "seconds": 1.0, "facts": {}}', '{"time_ms": 1, "seconds": 1.0, "facts": []}', "{"],
+)
+def test_a_broken_note_of_a_making_is_none(tmp_path: Path, note: str) -> None:
+    made = Made(tmp_path)
+    file = paths.root() / ".cache" / "trainings" / f"{made.result().weights_sha256}.json"
+    file.parent.mkdir(parents=True)
+    file.write_text(note, encoding="utf-8")
+
+    assert "Trainednot recorded here" in page(made).sections["lineage"]

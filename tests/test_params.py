@@ -276,8 +276,8 @@ def test_an_empty_section_is_told(edited: Edit, section: str) -> None:
         ("fnord: 1", "fnord: found a key that nothing reads, expected only known keys"),
         ("num_thread: 1", "num_thread: found a key that nothing reads, expected 'num_threads', perhaps"),
         (
-            "  min_acuracy: 1",
-            "registry.min_acuracy: found a key that nothing reads, expected 'registry.min_accuracy', perhaps",
+            "  mirors: []",
+            "data.mirors: found a key that nothing reads, expected 'data.mirrors', perhaps",
         ),
         ('"a\\nb": 1', "a b: found a key that nothing reads, expected only known keys"),
         ("3: 1", "3: found 3, expected Keys should be strings"),

@@ -149,7 +149,7 @@ def feature_maps(path: Path, inputs_NHW: Floats, names: Sequence[str], layers: S
         lefts.append(left)
         left += max(_extent(maps_NCHW.shape[1], MAP), LETTER * len(caption)) + MARGIN
     axes = _axes(max(left, MIN_WIDTH), top + _extent(len(names), MAP) + MARGIN)
-    _title(axes, "What each layer makes of one test image of each class")
+    _title(axes, "What each layer makes of a test image, by class")
     for row, name in enumerate(names):
         middle = top + row * (MAP + GAP) + MAP / 2
         _say(axes, lefts[0] - MARGIN / 2, middle, name, fontsize=12, ha="right")

@@ -83,6 +83,7 @@ def _body(summary: Summary, result: "Result") -> str:
         sure=SURE,
         paths=paths,
         plain=plain,
+        shown=page.as_yaml,
         percent=page.percent,
         span=page.span,
         time=page.time,

@@ -26,10 +26,11 @@ from typing import IO, Any
 
 from filelock import FileLock
 
-from mnist import files, paths
+from mnist import files, params, paths
 from mnist.errors import InputError
 from mnist.history import Epoch, Window
 from mnist.identity import Training
+from mnist.params import Section
 
 LINES, SYSTEM_LINES = "journal.jsonl", "system.jsonl"  # of the training; of the machine meanwhile
 WRITER_LOCK, SENDER_LOCK = "writer.lock", "sender.lock"  # held by who writes, and by who sends
@@ -85,8 +86,7 @@ class End:
     values: dict[str, float] | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
-class Making:
+class Making(Section):
     """What only the process that trained knows of its weights, and no file of the result holds.
 
     Attributes:
@@ -259,7 +259,7 @@ class Recorder:
             facts = {name: self._begin.tags[name] for name in FACTS if name in self._begin.tags}
             made = Making(time_ms=self._begin.time_ms, seconds=seconds, facts=facts)
             with contextlib.suppress(OSError):  # without it a report says "not recorded"
-                files.write_json(_note(weights_sha256), asdict(made))
+                files.write_json(_note(weights_sha256), made.model_dump())
 
     def end(self, status: str) -> None:
         """Write the last line."""
@@ -286,9 +286,10 @@ def _note(weights_sha256: str) -> Path:
 
 def making(weights_sha256: str) -> Making | None:
     """How these weights were made; None where that was on another machine, or the note is gone or broken."""
+    note = _note(weights_sha256)
     try:
-        return Making(**files.read_json(_note(weights_sha256)))
-    except (OSError, InputError, TypeError):
+        return params.check(Making, files.read_json(note), str(note))
+    except (OSError, InputError):
         return None
 
 

@@ -35,6 +35,11 @@ def data_uri(png: bytes) -> str:
     return "data:image/png;base64," + base64.b64encode(png).decode("ascii")
 
 
+def as_yaml(value: object) -> str:
+    """A param as `params.yaml` has it."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
 def percent(share: float | None, decimals: int = 2) -> str:
     """A share as people read it; in words where there is none."""
     return "none" if share is None else f"{100 * share:.{decimals}f}\u00a0%"

@@ -39,7 +39,7 @@ FILTER, FILTERS_A_ROW, MAX_FILTERS = 85, 8, 32
 FILTER_GAP = 12  # wide, since a weight of 0 is as white as a light page
 MAP, MAX_MAPS = 48, 8  # side of a channel's map, and how many of a layer are shown
 LETTER, LARGE_LETTER = 8, 10  # width of one in a caption, and of one in a name, on the safe side
-MIN_WIDTH = 500  # that the title needs
+MIN_WIDTH = 600  # that the title needs
 
 
 def gallery(
@@ -112,7 +112,7 @@ def filters(path: Path, patterns_FHW: Floats) -> None:
     num_rows = -(-len(shown_FHW) // FILTERS_A_ROW)
     top, width = TITLE + CAPTION, 2 * MARGIN + _extent(FILTERS_A_ROW, FILTER, FILTER_GAP)
     axes = _axes(width, top + _extent(num_rows, FILTER, FILTER_GAP) + MARGIN)
-    _title(axes, f"What the first layer looks for: {some} filters")
+    _title(axes, f"What the first layer looks for: {some} filter{'' if num_filters == 1 else 's'}")
     _say(axes, MARGIN, TITLE + CAPTION / 4, "orange: a bright pixel speaks for it; purple: against it")
     empty_FHW = np.full((num_rows * FILTERS_A_ROW - len(shown_FHW), *shown_FHW.shape[1:]), np.nan, np.float32)
     grid = np.concatenate([shown_FHW, empty_FHW]).reshape(num_rows, FILTERS_A_ROW, *shown_FHW.shape[1:])
@@ -137,7 +137,8 @@ def feature_maps(path: Path, inputs_NHW: Floats, names: Sequence[str], layers: S
     shown = [("image", inputs_NHW[:, None], "gray_r", (low, high if high > low else low + 1))]
     for layer in layers:
         num_channels = layer.maps_NCHW.shape[1]
-        some = f"{MAX_MAPS} of {num_channels}" if num_channels > MAX_MAPS else f"all {num_channels}"
+        every = "1" if num_channels == 1 else f"all {num_channels}"
+        some = f"{MAX_MAPS} of {num_channels}" if num_channels > MAX_MAPS else every
         limits = (0.0, float(layer.maps_NCHW.max()) or 1.0)
         shown.append((f"{layer.name} ({some})", layer.maps_NCHW[:, :MAX_MAPS], "magma", limits))
 
@@ -148,7 +149,7 @@ def feature_maps(path: Path, inputs_NHW: Floats, names: Sequence[str], layers: S
         lefts.append(left)
         left += max(_extent(maps_NCHW.shape[1], MAP), LETTER * len(caption)) + MARGIN
     axes = _axes(max(left, MIN_WIDTH), top + _extent(len(names), MAP) + MARGIN)
-    _title(axes, "What each layer makes of one test image of each class")
+    _title(axes, "What each layer makes of a test image, by class")
     for row, name in enumerate(names):
         middle = top + row * (MAP + GAP) + MAP / 2
         _say(axes, lefts[0] - MARGIN / 2, middle, name, fontsize=12, ha="right")

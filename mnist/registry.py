@@ -115,13 +115,14 @@ def _register(
 def _attach(store: Store, version: ModelVersion, card: str) -> ModelVersion:
     """Put the card beside the stored model, and then, where nobody has written one, into the description."""
     source = str(version.source)
-    if not card or not source.startswith(LOGGED):
+    if not card:
         return version
     text = cards.of_version(card, version.name, str(version.version))
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / cards.README
-        file.write_text(text, encoding="utf-8")
-        store.client.log_model_artifact(source.removeprefix("models:/"), str(file))
+    if source.startswith(LOGGED):  # not so where somebody registered it from another place
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / cards.README
+            file.write_text(text, encoding="utf-8")
+            store.client.log_model_artifact(source.removeprefix("models:/"), str(file))
     if version.description:
         return version
     return store.client.update_model_version(version.name, version.version, cards.description(text))

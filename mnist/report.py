@@ -26,6 +26,7 @@ TEMPLATE = Path(__file__).with_suffix(".html.jinja")
 NUM_PICTURES = 10  # in each gallery
 NUM_MIX_UPS = 10  # that are listed
 MAX_POINTS = 200  # of a curve, and rows of its table
+MAX_PATCH = 50_000  # characters that are shown
 MAX_MARKED = 40  # points of a curve that have a mark each
 
 # Of a chart, in its own units: text of 12 is as large on a phone, where it is as wide as the page.
@@ -148,6 +149,8 @@ def html(summary: Summary, result: "Result", *, folder: Path) -> str:
         origin=result.origin,
         source=result.origin.source,
         changed=changed_files(result.origin.source.patch),
+        patch=_shown(result.origin.source.patch),
+        shown=page.as_yaml,
         making=journal.making(result.weights_sha256),
         store=paths.shown(paths.store_uri()),
         charts=charts(summary),
@@ -176,8 +179,18 @@ def html(summary: Summary, result: "Result", *, folder: Path) -> str:
 
 
 def changed_files(patch: str) -> list[str]:
-    """The files that a patch of git's changes."""
-    return re.findall(r"^diff --git a/.* b/(.*)$", patch, re.MULTILINE)
+    """The files that a patch of git's changes; one with an odd name as git quotes it."""
+    names = re.findall(r'^diff --git "?a/.* (?:b/(.*)|"b/(.*)")$', patch, re.MULTILINE)
+    return [plain or quoted for plain, quoted in names]
+
+
+def _shown(patch: str) -> str | None:
+    """A patch as a page may hold it; None for one that nobody would read, or that may hold a secret."""
+    is_readable = len(patch) <= MAX_PATCH and "\nGIT binary patch\n" not in patch
+    # A password or a token in a URL; `Source.rerun` does not show them either.
+    may_tell = re.search(r"://.*[@?#]", patch)
+    # What is not UTF-8 in a file is a lone surrogate here, which no page can hold.
+    return patch.encode(errors="replace").decode() if is_readable and not may_tell else None
 
 
 def charts(summary: Summary) -> list[Chart]:

@@ -364,9 +364,13 @@ def log_evaluation(
 ) -> None:
     """Add test metrics, tags and all files in a folder to a run; doing it again changes nothing.
 
-    The tag `EVALUATED` comes last: a run that has it, with this `digest`, has the rest too.
+    The tag `EVALUATED` comes last: a run that has it, with this `digest`, has the rest too. Its files
+    stay then: one result may be told from several commits or experiments, and the run's report is to
+    speak of the one that its tags and its patch speak of.
     """
     client, run_id = store.client, run.info.run_id
+    kept = {file.path for file in client.list_artifacts(run_id, str(paths.REPORT.parent))}
+    is_told = run.data.tags.get(EVALUATED) == digest and str(paths.REPORT) in kept
     new = {name: value for name, value in metrics.items() if run.data.metrics.get(name) != value}
     client.log_batch(
         run_id,
@@ -375,7 +379,8 @@ def log_evaluation(
     )
     of_it = identity.dataset_of(run.data.params), run.data.tags["dataset_sha256"]
     client.log_inputs(run_id, [_dataset(*of_it, "test", context="testing")])
-    client.log_artifacts(run_id, str(files))
+    if not is_told:
+        client.log_artifacts(run_id, str(files))
     client.set_tag(run_id, EVALUATED, digest)
 
 

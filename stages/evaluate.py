@@ -43,7 +43,7 @@ def run(
     with stage.importing("mnist.pictures"):  # matplotlib: 0.1 s less in all
         classifier = model.load(weights, classes=classes)
         log_probs_NK = model.log_probabilities(classifier, test, device).cpu().numpy()
-        first_M = np.unique(test.labels_N, return_index=True)[1][:NUM_PICTURES]  # one of each class
+        first_M = np.unique(test.labels_N, return_index=True)[1][:NUM_PICTURES]  # one a class
         examples = test.take(first_M)
         inputs_MHW, layers = insight.layers(classifier, examples.images_NHW)
     from mnist import pictures

@@ -262,3 +262,10 @@ def test_what_a_network_sees_is_the_same_bytes_in_another_process(tmp_path: Path
 
     assert (tmp_path / "maps.png").read_bytes() == Path(there[0]).read_bytes()
     assert (tmp_path / "filters.png").read_bytes() == Path(there[1]).read_bytes()
+
+
+def test_the_title_of_maps_ends_on_the_picture(tmp_path: Path) -> None:
+    """A network of one channel makes a narrow one."""
+    narrow = draw_maps(tmp_path / "narrow.png", num_channels=1)
+
+    assert (narrow[:66, -8:, 3] == 0).all()

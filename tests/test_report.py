@@ -241,10 +241,43 @@ def test_an_experiment_can_be_reproduced_by_name_and_a_plain_run_be_found(tmp_pa
     source = replace(SOURCE, experiment="runny-jibe", patch="diff --git a/params.yaml b/params.yaml\n")
     shown = page(made, source)
     assert "make reproduce MODEL=runny-jibe" in shown.sections["again"]
-    assert "params.yaml (dirty.patch of the run)" in shown.sections["lineage"]
+    assert "params.yaml; the patch is below" in shown.sections["lineage"]
+    assert "diff --git a/params.yaml b/params.yaml" in shown.sections["again"]
     plain = page(made)
     assert f"tags.fingerprint = '{'f' * 64}'" in plain.sections["again"]
     assert "Changed since the commitnothing" in plain.sections["lineage"]
+
+
+@pytest.mark.parametrize(
+    ("patch", "names", "is_shown"),
+    [
+        ("diff --git a/mnist/model.py b/mnist/model.py\n+x\n", "mnist/model.py; ", True),
+        ('diff --git "a/mnist/\\303\\251.py" "b/mnist/\\303\\251.py"\n+x\n', "mnist/\\303\\251.py; ", True),
+        ("diff --git a/x b/x\n+caf\udce9\n", "x; ", True),
+        ("no names in it\n", "something; ", True),
+        ("diff --git a/x b/x\n+- https://ada:SECRET@example.org/mnist\n", "x; ", False),
+        ("diff --git a/x b/x\n+- https://example.org/mnist?token=SECRET\n", "x; ", False),
+        ("diff --git a/x b/x\nGIT binary patch\nSECRET\n", "x; ", False),
+        ("diff --git a/x b/x\n+" + 60_000 * "x", "x; ", False),
+    ],
+    ids=["one file", "an odd name", "no UTF-8", "no name", "a password", "a token", "binary", "long"],
+)
+def test_what_was_changed_is_shown_unless_it_may_hold_a_secret(
+    tmp_path: Path, patch: str, names: str, is_shown: bool
+) -> None:
+    source = replace(SOURCE, patch=patch, rerun="git apply dirty.patch && dvc repro")
+    shown = page(Made(tmp_path), source)
+    assert f"Changed since the commit{names}the patch is" in shown.sections["lineage"]
+    assert "SECRET" not in shown.text
+    told = "an artifact of the MLflow run, and here" if is_shown else "an artifact of the MLflow run."
+    assert told in shown.sections["again"]
+    assert ("What was changed since the commit" in shown.sections["again"]) is is_shown
+
+
+def test_params_are_as_the_file_has_them(tmp_path: Path) -> None:
+    shown = page(Made(tmp_path), permute_pixels=True, deterministic=False)
+    assert "permute_pixelstrue" in shown.sections["params"]
+    assert "deterministicfalse" in shown.sections["params"]
 
 
 def test_where_it_was_made_is_told_by_the_machine_that_made_it(tmp_path: Path) -> None:
@@ -264,3 +297,16 @@ def test_no_password_gets_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     html = report.html(made.summary(), made.result(), folder=tmp_path)
     assert "https://tracking.example.org/mlflow" in html
     assert "SECRET" not in html
+
+
+@pytest.mark.parametrize(
+    "note",
+    ['{"time_ms": "x", "seconds": 1.0, "facts": {}}', '{"time_ms": 1, "seconds": 1.0, "facts": []}', "{"],
+)
+def test_a_broken_note_of_a_making_is_none(tmp_path: Path, note: str) -> None:
+    made = Made(tmp_path)
+    file = paths.root() / ".cache" / "trainings" / f"{made.result().weights_sha256}.json"
+    file.parent.mkdir(parents=True)
+    file.write_text(note, encoding="utf-8")
+
+    assert "Trainednot recorded here" in page(made).sections["lineage"]

@@ -311,6 +311,22 @@ def test_the_evaluation_is_logged_once_however_often_it_is_told(tmp_path: Path) 
     assert run.data.tags[tracking.EVALUATED] == "e" * 64
 
 
+def test_the_files_of_a_run_are_those_of_the_result_that_came_first(tmp_path: Path) -> None:
+    """Told again, from another commit, its report would speak of what its tags and patch do not."""
+    store, files = tracking.connect(), tmp_path / "files"
+    old, new = ["test.json"], ["test.json", "report.html"]
+    kept = []
+    for number, (digest, names) in enumerate([("e", old), ("e", new), ("e", new), ("f", new)]):
+        (files / "metrics").mkdir(parents=True, exist_ok=True)
+        for name in names:
+            (files / "metrics" / name).write_text(f"{number}")
+        run = ensure(store, TRAINING)
+        tracking.log_evaluation(store, run, metrics={}, tags={}, time_ms=1, files=files, digest=64 * digest)
+        kept.append(Path(store.client.download_artifacts(run.info.run_id, "metrics/test.json")).read_text())
+    # A run of before there were reports gets one; the same result again changes nothing, another one does.
+    assert kept == ["0", "1", "1", "3"]
+
+
 def test_uncommitted_changes_are_kept_as_a_patch() -> None:
     changed = dataclasses.replace(TRAINING, source=dataclasses.replace(SOURCE, patch="diff --git a b\n"))
     store = tracking.connect()

@@ -61,7 +61,8 @@ def reconcile() -> int:
             num_left += not _tell_revision(store, revision, seen, Path(kept))
     kinds = Counter(revision.kind for revision in past)
     looked = f"looked at {kinds['experiment']} experiments, {kinds['branch']} branches and the workspace"
-    print(f"reconcile: {looked}; {f'{num_left} left out' if num_left else 'MLflow knows all their results'}")
+    outcome = f"{num_left} left out" if num_left else "MLflow knows all results that are here"
+    print(f"reconcile: {looked}; {outcome}")
     return num_left
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from mnist import params, paths
@@ -22,8 +22,22 @@ Archive = Literal[
 ]
 ARCHIVES: tuple[Archive, ...] = get_args(Archive)
 
+
+def _prints(name: str) -> str:
+    if not name.isprintable() or name != name.strip():
+        raise PydanticCustomError("unreadable", "names that print, without spaces around them")
+    return name
+
+
+def _are_different(names: list[str]) -> list[str]:
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise PydanticCustomError("ambiguous", f"other names than {', '.join(twice)} twice in classes")
+    return names
+
+
 # A line that prints, and that a table, a picture and a key of a metric can hold.
-Line = Annotated[str, Field(min_length=1, max_length=60)]
+Line = Annotated[str, Field(min_length=1, max_length=60), AfterValidator(_prints)]
 
 
 class Checksums(Section):
@@ -66,20 +80,10 @@ class DataSet(Section):
 
     title: Line
     # Labels are bytes. Fewer than two classes are nothing to tell apart.
-    classes: Annotated[list[Line], Field(min_length=2, max_length=256)]
+    classes: Annotated[list[Line], Field(min_length=2, max_length=256), AfterValidator(_are_different)]
     mirrors: list[str]
     checksums: Annotated[dict[Archive, Checksums], Field(min_length=4)]
     validation: Validation
-
-    @model_validator(mode="after")
-    def _is_readable(self) -> Self:
-        for name in (self.title, *self.classes):
-            if not name.isprintable() or name != name.strip():
-                raise PydanticCustomError("unreadable", "names that print, without spaces around them")
-        twice = sorted({name for name in self.classes if self.classes.count(name) > 1})
-        if twice:
-            raise PydanticCustomError("ambiguous", f"other names than {', '.join(twice)} twice in classes")
-        return self
 
     def described(self, name: str) -> Description:
         """What the data set's file says of itself."""

@@ -84,6 +84,7 @@ def gallery(
             va="center",
             fontsize=11,
             color=RIGHT if right else WRONG,
+            parse_math=False,  # a name between dollars would be a formula, and a broken one an error
         )
         _fit(caption, said)
         axes.imshow(
@@ -174,7 +175,8 @@ def _title(axes: Axes, text: str) -> None:
 
 
 def _say(axes: Axes, x: float, y: float, text: str, **look: Any) -> None:
-    axes.text(x, y, text, **{"ha": "left", "va": "center", "fontsize": 10, "color": GRAY, **look})
+    plain: dict[str, Any] = {"ha": "left", "va": "center", "fontsize": 10, "color": GRAY, "parse_math": False}
+    axes.text(x, y, text, **(plain | look))
 
 
 def _extent(count: int, side: int, gap: int = GAP) -> int:

@@ -151,11 +151,23 @@ def tested_on_others(challenger: Model, champion: Model) -> str:
             f"they were tested on different data: the challenger on {key} {ours[:12]}, "
             f"the champion on {theirs[:12]}; {again}"
         )
+    our_names, their_names = (
+        set(predictions.labels_N.tolist()) for predictions in (challenger.predictions, champion.predictions)
+    )
+    if our_names != their_names:
+        return (
+            f"their classes have other names: {_some(our_names - their_names)} in the challenger, "
+            f"{_some(their_names - our_names)} in the champion; {again}"
+        )
     if not np.array_equal(challenger.predictions.labels_N, champion.predictions.labels_N):
         return (
             f"the labels in their predictions differ, though {key} is the same: one of the files is altered"
         )
     return ""
+
+
+def _some(names: set[str]) -> str:
+    return ", ".join(sorted(names)) or "none"
 
 
 def record(decision: Decision, *, time: datetime, who: str, store: str, name: str) -> dict[str, Any]:

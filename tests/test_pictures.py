@@ -150,6 +150,19 @@ def test_a_caption_of_long_names_stays_in_its_cell_and_off_its_image(tmp_path: P
                 assert (caption[[0, -1]] > 0.9).all()
 
 
+def test_a_name_between_dollars_is_no_formula(tmp_path: Path) -> None:
+    """A broken one would be an error, and a whole one would lose its dollars."""
+    whole, plain, broken = "$a$", "a", "$\\frac{$"
+    pairs = []
+    for name in (whole, plain, broken):
+        gallery = imread(draw(tmp_path / "gallery.png", 1, classes=[name] * 10))[34:64, :, 1]
+        maps = draw_maps(tmp_path / "maps.png", name=name)[66:]
+        columns_of_ink = (gallery < 0.9).any(axis=0).sum(), (maps[:, :, 3] > 0.1).any(axis=0).sum()
+        pairs.append([int(count) for count in columns_of_ink])
+
+    assert all(dollars > none + 5 for dollars, none in zip(pairs[0], pairs[1], strict=True))
+
+
 def seen(num_images: int, num_channels: int, *, seed: int = 0) -> list[Layer]:
     """Activations of two layers, each with its largest one in the last place."""
     rng = np.random.default_rng(seed)

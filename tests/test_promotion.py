@@ -117,10 +117,20 @@ def test_the_test_data_count_and_for_old_runs_all_data(tags: dict[str, str], dif
 
 @pytest.mark.parametrize("labels_N", [LABELS[::-1], LABELS[:-1]], ids=["order", "number"])
 def test_other_labels_under_the_same_digest_are_refused(labels_N: Any) -> None:
-    altered = Predictions(labels_N=labels_N, predicted_N=labels_N)
+    names_N = labels_N.astype(str)
+    altered = Predictions(labels_N=names_N, predicted_N=names_N)
     decision = decided(model("2"), model("1", predictions=altered))
     assert decision.outcome == "refused"
     assert "one of the files is altered" in decision.reason
+
+
+def test_classes_of_other_names_are_no_altered_file() -> None:
+    names_N = np.where(LABELS == 0, "zero", LABELS.astype(str))
+    renamed = Predictions(labels_N=names_N, predicted_N=names_N)
+
+    reason = promotion.tested_on_others(model("2", predictions=renamed), model("1"))
+
+    assert reason.startswith("their classes have other names: zero in the challenger, 0 in the champion; run")
 
 
 def test_the_same_model_is_known_by_number_and_by_weights() -> None:

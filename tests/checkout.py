@@ -73,7 +73,7 @@ class Clone:
     def reset(self) -> None:
         """Go back to what is committed, outputs included."""
         self.run("git", "checkout", "-q", ".")
-        self.run("dvc", "checkout", "-q", "--force")
+        self.run("dvc", "checkout", "-q", "--force", "--allow-missing")
 
     @property
     def client(self) -> MlflowClient:

@@ -115,6 +115,8 @@ python -m stages.stats""",
     "found nothing, expected a value": Case(
         made="perl -pi -e 's/^lr:/learning_rate:/' params.yaml; python -m stages.train"
     ),
+    "are missing from 'datasets.yaml'": Case(made=f"{param('dataset', 'fasion_mnist')}; dvc repro"),
+    "Could not find 'dataset'": Case(made="perl -ni -e 'print unless /^dataset:/' params.yaml; dvc repro"),
     "Could not override": Case(made="dvc exp run -S Lr=0.05"),
     "Sweep overrides": Case(made="dvc exp run -S lr=0.01,0.05"),
     "found cuda": Case(made=f"{param('device', 'cuda')}; CUDA_VISIBLE_DEVICES= python -m stages.train"),

@@ -35,7 +35,7 @@ def watch():
 
 path, done = Path(sys.argv[1]), threading.Event()
 before, resident = now("RssAnon"), now("VmRSS")
-peak, watching = before, threading.Thread(target=watch)
+peak, watching = before, threading.Thread(target=watch, daemon=True)
 watching.start()
 CODE
 peak = max(peak, now("RssAnon"))

@@ -68,7 +68,8 @@ def test_an_archive_is_not_kept_in_memory(tmp_path: Path) -> None:
         images = idx.read(path.with_suffix(""), name="images", rank=3)
         path.with_suffix("").unlink()
         train = dataset.Images(images_NHW=images, labels_N=np.zeros(len(images), np.uint8))
-        dataset.write(path, train=train, test=train.take(np.arange(3)))
+        about = dataset.Description(name="black", title="Black", classes=("black", "white"))
+        dataset.write(path, train=train, test=train.take(np.arange(3)), description=about)
     """
 
     grown_mib, _ = memory.grown_mib(code, tmp_path / "archive.gz")

@@ -44,8 +44,8 @@ lint: setup ## Check format, style and types, and the workflows of CI (no networ
 
 ui: PORT ?= 5000
 ui: setup ## Browse the runs in the MLflow UI
-	@uri=$$(python -c 'from mnist import paths; print(paths.store_uri())'); \
-	shown=$$(python -c 'from mnist import paths; print(paths.shown(paths.store_uri()))'); case $$uri in \
+	@uri=$$(python -c 'from mnist.core import paths; print(paths.store_uri())'); \
+	shown=$$(python -c 'from mnist.core import paths; print(paths.shown(paths.store_uri()))'); case $$uri in \
 	    http://*|https://*) echo "The runs are on the server $$shown" ;; \
 	    sqlite:*|postgresql[:+]*|mysql[:+]*|mssql[:+]*) \
 	        MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow ui --backend-store-uri "$$uri" --port $(PORT) ;; \
@@ -53,50 +53,50 @@ ui: setup ## Browse the runs in the MLflow UI
 	esac
 
 reconcile: setup ## Tell MLflow what it missed: while it was down, or all of it where its store is lost
-	@python -m tools.reconcile
+	@python -m mnist.cli.sync
 
 promote: setup ## Make the challenger the champion if it is not worse (DRY_RUN=1 only says so)
-	@python -m tools.promote $(if $(DRY_RUN),--dry-run)
+	@python -m mnist.cli.promote $(if $(DRY_RUN),--dry-run)
 
 rollback: setup ## Give the alias champion back to the champion before (DRY_RUN=1 only says so)
-	@python -m tools.promote --rollback $(if $(DRY_RUN),--dry-run)
+	@python -m mnist.cli.promote --rollback $(if $(DRY_RUN),--dry-run)
 
 reproduce: export MODEL := $(MODEL)
 reproduce: setup ## Make MODEL again from its record and compare (default: the champion)
-	@python -m tools.reproduce $(if $(MODEL),"$$MODEL")
+	@python -m mnist.cli.reproduce $(if $(MODEL),"$$MODEL")
 
 verify: setup ## Say whether the committed results are what the committed code makes
-	@python -m tools.verify
+	@python -m mnist.cli.verify
 
 preset: export NAME := $(NAME)
 preset: setup ## List the presets, params that show what SimpleCNN can do, or run one: NAME=quick
-	@python -m tools.preset $(if $(NAME),"$$NAME") $(ARGS)
+	@python -m mnist.cli.preset $(if $(NAME),"$$NAME") $(ARGS)
 
 best: setup ## Rank the experiments by validation accuracy, and say how to apply the best one
-	@python -m tools.best $(ARGS)
+	@python -m mnist.cli.best $(ARGS)
 
 spread: setup ## Mean, deviation and interval of the test accuracy over seeds, of each recipe
-	@python -m tools.spread $(ARGS)
+	@python -m mnist.cli.seeds $(ARGS)
 
 experiments: setup ## The tutorial's: train both networks on pixels in place and shuffled, print and draw
-	@python -m tools.shuffled_pixels $(ARGS)
+	@python -m mnist.cli.experiments $(ARGS)
 
 serve: PORT ?= 5001
 serve: setup ## Answer with the champion over HTTP, on this machine alone (PORT=5001)
-	@python -m tools.serve --port $(PORT)
+	@python -m mnist.cli.serve --port $(PORT)
 
 measure: setup ## Print a section of datasets.yaml for own data (ARGS="NAME FOLDER --classes a,b,c")
-	@python -m tools.measure $(ARGS)
+	@python -m mnist.cli.measure $(ARGS)
 
 bench: setup ## Measure everything side by side (ARGS="--only loop" a part of it; ARGS=--show the last)
-	@python -m tools.bench $(ARGS)
+	@python -m benchmarks $(ARGS)
 
 report: setup ## Make metrics/report.html: the result as one page, to read and to send
-	@python -m tools.report
+	@python -m mnist.cli.report
 
 diff: export BASE := $(BASE)
 diff: setup ## Compare with BASE=main, or BASE and HEAD: a verdict, metrics, params, images, curves
-	@python -m tools.metric_diff "$$BASE" $(if $(HEAD),--head "$$HEAD") $(ARGS)
+	@python -m mnist.cli.diff "$$BASE" $(if $(HEAD),--head "$$HEAD") $(ARGS)
 
 lock: .venv/installed ## Pin the newest packages that pyproject.toml allows, in both locks
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --upgrade --group dev --output-file requirements.lock pyproject.toml
@@ -104,4 +104,4 @@ lock: .venv/installed ## Pin the newest packages that pyproject.toml allows, in 
 
 clean: ## Remove .venv, downloads and tool caches; the MLflow store and DVC's cache stay
 	rm -rf .venv .cache dvc_plots .mypy_cache .pytest_cache .ruff_cache .hypothesis
-	find mnist stages tools tests -name __pycache__ -prune -exec rm -rf {} +
+	find mnist stages benchmarks tests -name __pycache__ -prune -exec rm -rf {} +

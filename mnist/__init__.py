@@ -1,1 +1,1 @@
-"""What the pipeline is made of: imported by `stages/` and `tools/`, never run."""
+"""The packages that the pipeline is made of; `stages/` and `mnist.cli` run them."""

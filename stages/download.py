@@ -6,9 +6,9 @@ datasets.yaml, mirrors or .cache/mnist -> data/mnist.safetensors
 from collections import Counter
 from pathlib import Path
 
-from mnist import catalog, mirrors, paths, stage
-from mnist import dataset as data
-from mnist.params import Data, Subject
+from mnist.core import paths, process
+from mnist.core.config import Data, Subject
+from mnist.data import catalog, download, store as data
 
 
 class Params(Subject):
@@ -21,8 +21,8 @@ def run(*, params: Params, datasets: Path = paths.DATASETS, dataset: Path = path
     """Write both splits; archives that are in the cache already are not fetched again."""
     known = catalog.load(datasets, params.dataset)
     ahead = params.data.mirrors_of(params.dataset)
-    fetched = mirrors.fetch(known, paths.root() / mirrors.CACHE, ahead=ahead)
-    train, test = mirrors.read(fetched.archives)
+    fetched = download.fetch(known, paths.root() / download.CACHE, ahead=ahead)
+    train, test = download.read(fetched.archives)
     data.write(dataset, train=train, test=test, description=known.described(params.dataset))
     for mirror, reason in fetched.reasons.items():
         print(f"download: passed over {mirror}: {reason}")
@@ -32,4 +32,4 @@ def run(*, params: Params, datasets: Path = paths.DATASETS, dataset: Path = path
 
 
 if __name__ == "__main__":
-    stage.main(run, Params)
+    process.main(run, Params)

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from mnist import dataset as data
-from mnist import files, gate, paths, scoring, stage
-from mnist.params import Machine
+from mnist.core import files, paths, process
+from mnist.core.config import Machine
+from mnist.data import gate, store as data
+from mnist.evaluation import scores
 
 NUM_PICTURES = 10  # in each gallery, and of feature maps
 
@@ -36,29 +37,30 @@ def run(
     """Score all test images; draw the first ten, the ten most confident mistakes, filters, feature maps."""
     gate.check(validation, dataset)
     classes, test = data.describe(dataset).classes, data.load(dataset, "test")
-    with stage.heavy_imports():
-        from mnist import devices, insight, model
+    with process.heavy_imports():
+        from mnist.evaluation import insight
+        from mnist.training import devices, model
 
     device = devices.prepare(params)
-    with stage.importing("mnist.pictures"):  # matplotlib: 0.1 s less in all
+    with process.importing("mnist.evaluation.figures"):  # matplotlib: 0.1 s less in all
         classifier = model.load(weights, classes=classes)
         log_probs_NK = model.log_probabilities(classifier, test, device).cpu().numpy()
         first_M = np.unique(test.labels_N, return_index=True)[1][:NUM_PICTURES]  # one a class
         examples = test.take(first_M)
         inputs_MHW, layers = insight.layers(classifier, examples.images_NHW)
-    from mnist import pictures
+    from mnist.evaluation import figures
 
-    scores = scoring.score(log_probs_NK, test.labels_N, classes=classes)
-    predicted_N, confidence_N = log_probs_NK.argmax(1), scoring.confidence(log_probs_NK)
-    files.write_json(test_metrics, scores.model_dump())
-    scoring.write_predictions(predictions, labels_N=test.labels_N, predicted_N=predicted_N, classes=classes)
-    scoring.write_log_probs(log_probs, log_probs_NK)
-    mistakes_M = scoring.surest_mistakes(log_probs_NK, test.labels_N)
+    result = scores.score(log_probs_NK, test.labels_N, classes=classes)
+    predicted_N, confidence_N = log_probs_NK.argmax(1), scores.confidence(log_probs_NK)
+    files.write_json(test_metrics, result.model_dump())
+    scores.write_predictions(predictions, labels_N=test.labels_N, predicted_N=predicted_N, classes=classes)
+    scores.write_log_probs(log_probs, log_probs_NK)
+    mistakes_M = scores.surest_mistakes(log_probs_NK, test.labels_N)
     for path, title, index_M in (
         (gallery, "The first test images, as predicted", np.arange(len(test))[:NUM_PICTURES]),
         (errors_gallery, "The most confident mistakes", mistakes_M[:NUM_PICTURES]),
     ):
-        pictures.gallery(
+        figures.gallery(
             path,
             title=title,
             images=test.take(index_M),
@@ -67,13 +69,13 @@ def run(
             index_N=index_M,
             classes=classes,
         )
-    pictures.filters(filters, insight.filters(classifier))
-    pictures.feature_maps(feature_maps, inputs_MHW, [classes[label] for label in examples.labels_N], layers)
+    figures.filters(filters, insight.filters(classifier))
+    figures.feature_maps(feature_maps, inputs_MHW, [classes[label] for label in examples.labels_N], layers)
     print(
-        f"evaluate: accuracy {scores.accuracy:.2%} on {scores.num_images:,} test images"
-        f" ({scores.num_wrong:,} wrong), loss {scores.loss:.4f}"
+        f"evaluate: accuracy {result.accuracy:.2%} on {result.num_images:,} test images"
+        f" ({result.num_wrong:,} wrong), loss {result.loss:.4f}"
     )
 
 
 if __name__ == "__main__":
-    stage.main(run, Params)
+    process.main(run, Params)

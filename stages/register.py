@@ -10,9 +10,11 @@ result has its run.
 
 from pathlib import Path
 
-from mnist import files, journal, paths, results, stage, terminal
-from mnist.errors import AwayError
-from mnist.params import Architecture, Execution, Machine, Recipe, Registration, Split, Subject
+from mnist.core import files, paths, process, terminal
+from mnist.core.config import Architecture, Execution, Machine, Recipe, Registration, Split, Subject
+from mnist.core.errors import AwayError
+from mnist.evaluation import results
+from mnist.tracking import journal
 
 
 class Params(Subject, Split, Architecture, Recipe, Machine, Execution):
@@ -40,8 +42,8 @@ def run(
         files.write_text(report, results.report(entry))
         files.write_json(registered, result.identity)
         print(f"register: {terminal.bold(said.headline)}\n  also   {said.details}")
-        with stage.heavy_imports():
-            from mnist import delivery
+        with process.heavy_imports():
+            from mnist.tracking import delivery
         try:
             delivered = delivery.deliver(entry)
         except AwayError as error:
@@ -60,4 +62,4 @@ def run(
 
 
 if __name__ == "__main__":
-    stage.main(run, Params)
+    process.main(run, Params)

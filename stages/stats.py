@@ -9,9 +9,9 @@ statistics do not change with `seed` and `val_size`, and equal the tutorial's fo
 
 from pathlib import Path
 
-from mnist import dataset as data
-from mnist import gate, normalization, paths, stage
-from mnist.params import Section
+from mnist.core import paths, process
+from mnist.core.config import Section
+from mnist.data import gate, statistics, store as data
 
 
 class Params(Section):
@@ -27,12 +27,12 @@ def run(
 ) -> None:
     """Write the mean and standard deviation of the training pixels, scaled to [0, 1]."""
     gate.check(validation, dataset)
-    measured = normalization.measure(data.load(dataset, "train").images_NHW)
-    normalization.write(stats, measured)
+    measured = statistics.measure(data.load(dataset, "train").images_NHW)
+    statistics.write(stats, measured)
     print(
         f"stats: mean {measured.mean:.4f}, std {measured.std:.4f} of {measured.num_images:,} training images"
     )
 
 
 if __name__ == "__main__":
-    stage.main(run, Params)
+    process.main(run, Params)

@@ -3,16 +3,19 @@
 data/mnist.safetensors, data/stats.json, metrics/validation.json ->
 models/model.safetensors, metrics/train.json, metrics/history.csv, metrics/steps.csv
 
-Another process tells MLflow meanwhile what happens (see `mnist.journal`). With `processes` above 1
-this module launches itself as so many, of which the first one speaks and writes (see `mnist.launch`).
+Another process logs to MLflow meanwhile (`mnist.tracking.journal`). With `processes` above 1 this module
+starts itself as so many, of which the first one writes (`mnist.training.launch`).
 """
 
 import time
 from pathlib import Path
 
-from mnist import dataset as data
-from mnist import files, gate, history, identity, journal, launch, normalization, paths, progress, stage, team
-from mnist.params import Architecture, Execution, Machine, Recipe, Split, Subject
+from mnist.core import files, paths, process
+from mnist.core.config import Architecture, Execution, Machine, Recipe, Split, Subject
+from mnist.data import gate, statistics, store as data
+from mnist.lineage import fingerprint
+from mnist.tracking import journal
+from mnist.training import distributed, history, launch, progress
 
 
 class Params(Subject, Split, Architecture, Recipe, Machine, Execution):
@@ -31,22 +34,22 @@ def run(
     steps_table: Path = paths.STEPS,
 ) -> None:
     """Train on the training images, watch the validation images, write weights and curves."""
-    with team.joined(params.processes) as us:
+    with distributed.joined(params.processes) as us:
         seed, precision = params.seed, params.precision
         gate.check(validation, dataset)
-        measured = normalization.read(stats)
+        measured = statistics.read(stats)
         classes = data.expect(dataset, params.dataset).classes
         train, val = data.cut(data.load(dataset, "train"), val_size=params.val_size, seed=seed)
-        source = identity.of_training()
+        source = fingerprint.of_training()
         us.expect_alike(source.fingerprint)
-        with stage.heavy_imports():
-            from mnist import devices, model, training
+        with process.heavy_imports():
+            from mnist.training import devices, loop, model
 
         device = devices.prepare(
             params, precision=precision, deterministic=params.deterministic, local_rank=us.local_rank
         )
         net = model.build(params, classes=classes, seed=seed, mean=measured.mean, std=measured.std)
-        fitting = training.fit(
+        fitting = loop.fit(
             net, train=train, val=val, recipe=params, seed=seed, device=device, precision=precision, team=us
         )
         if not us.leads:

@@ -5,10 +5,10 @@ data/mnist.safetensors, datasets.yaml -> metrics/validation.json, data/validatio
 
 from pathlib import Path
 
-from mnist import catalog, files, image_table, paths, stage, validation_page, verdict
-from mnist import dataset as data
-from mnist.errors import InputError
-from mnist.params import Subject
+from mnist.core import files, paths, process
+from mnist.core.config import Subject
+from mnist.core.errors import InputError
+from mnist.data import catalog, image_table, store as data, validation, validation_page
 
 
 class Params(Subject):
@@ -20,7 +20,7 @@ def run(
     params: Params,
     datasets: Path = paths.DATASETS,
     dataset: Path = paths.DATASET,
-    validation: Path = paths.VALIDATION,
+    verdict: Path = paths.VALIDATION,
     page: Path = paths.VALIDATION_PAGE,
 ) -> None:
     """Write the verdict on both splits for programs and for people, whatever it is.
@@ -32,8 +32,8 @@ def run(
     bounds = catalog.load(datasets, params.dataset).validation
     described = data.expect(dataset, params.dataset)
     train, test = data.load(dataset, split="train"), data.load(dataset, split="test")
-    with stage.heavy_imports():
-        from mnist import expectations
+    with process.heavy_imports():
+        from mnist.data import expectations
 
     said = expectations.judge(
         image_table.rows("train", train),
@@ -42,7 +42,7 @@ def run(
         bounds=bounds,
         dataset_sha256=files.sha256(dataset),
     )
-    verdict.write(validation, said)
+    validation.write(verdict, said)
     files.write_text(page, validation_page.html(said, train, test, description=described, bounds=bounds))
 
     num_expectations = len(said.expectations)
@@ -60,4 +60,4 @@ def run(
 
 
 if __name__ == "__main__":
-    stage.main(run, Params)
+    process.main(run, Params)

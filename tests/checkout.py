@@ -20,6 +20,10 @@ ROOT = Path(__file__).parents[1]
 STAGES = ["download", "validate", "stats", "train", "evaluate", "register"]
 NAME = "mnist-simplecnn"
 
+# Variables of a user that a test must not see. MAKE: under `make test` a `make` in a test would name the
+# folders that it enters.
+FOREIGN = ("DVC", "MLFLOW", "MNIST", "MAKE", "MFLAGS")
+
 # What the small data need: a recipe that learns them in a second.
 SMALL = {
     "seed": 3,
@@ -121,16 +125,18 @@ def clone(folder: Path, small_data: SmallData) -> Clone:
     known["mnist"] = small_data.section()
     yaml.dump(known, folder / "datasets.yaml")
 
-    # MAKE: under `make test` a `make` in a test would speak of the folders that it enters.
-    foreign = ("DVC", "MLFLOW", "MNIST", "MAKE", "MFLAGS")
-    environment = {key: value for key, value in os.environ.items() if not key.startswith(foreign)}
-    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
-    # DVC keeps locks and a site cache outside the repository otherwise.
-    environment["DVC_SITE_CACHE_DIR"] = str(folder.parent / "site-cache")
-    made = Clone(folder=folder, environment=environment)
+    made = Clone(folder=folder, environment=environment(folder.parent))
     made.run("git", "init", "-q", "-b", "main")
     made.commit("The project on small data")
     return made
+
+
+def environment(folder: Path) -> dict[str, str]:
+    """Return the environment of commands in a clone, with none of the user's settings."""
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(FOREIGN)}
+    kept["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{kept['PATH']}"
+    kept["DVC_SITE_CACHE_DIR"] = str(folder / "site-cache")
+    return kept
 
 
 def initialise(folder: Path) -> None:

@@ -3,17 +3,22 @@
 import gc
 import gzip
 import hashlib
+import os
+import shutil
 import signal
-from collections.abc import Iterator
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from filelock import FileLock
 
-from mnist import dataset
-from mnist.dataset import Bytes, Description, Images
+from mnist.data import store
+from mnist.data.store import Bytes, Description, Images
 
 # Who starts the tests in the background (`make test &`, `nohup`) has them ignore these signals, and so
 # would all that they start; tests send them.
@@ -119,24 +124,59 @@ def _thawed() -> Iterator[None]:
     gc.unfreeze()
 
 
+MadeOnce = Callable[[str, Callable[[Path], None]], Path]
+
+
 @pytest.fixture(scope="session")
-def small_data(tmp_path_factory: pytest.TempPathFactory) -> SmallData:
+def made_once(tmp_path_factory: pytest.TempPathFactory) -> MadeOnce:
+    """Make a folder of a name once for all processes of this session, and return its path."""
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+    def once(name: str, make: Callable[[Path], None]) -> Path:
+        folder, done = shared / name, shared / f"{name}.done"
+        with FileLock(shared / f"{name}.lock"):
+            if not done.exists():
+                shutil.rmtree(folder, ignore_errors=True)  # of one that failed
+                folder.mkdir()
+                make(folder)
+                done.touch()
+        return folder
+
+    return once
+
+
+@pytest.fixture(scope="session")
+def small_data(made_once: MadeOnce) -> SmallData:
     """1,200 training and 300 test images, 1 to 9 of them alike in nothing but their class."""
-    data = SmallData(
-        train=digits(1200, seed=0), test=digits(300, seed=1), mirror=tmp_path_factory.mktemp("mirror")
-    )
-    for prefix, images in (("train", data.train), ("t10k", data.test)):
-        for name, array in (("images-idx3", images.images_NHW), ("labels-idx1", images.labels_N)):
-            # No time stamp, so that the archives are the same bytes each time.
-            (data.mirror / f"{prefix}-{name}-ubyte.gz").write_bytes(gzip.compress(idx(array), mtime=0))
-    return data
+    train, test = digits(1200, seed=0), digits(300, seed=1)
+
+    def make(mirror: Path) -> None:
+        for prefix, images in (("train", train), ("t10k", test)):
+            for name, array in (("images-idx3", images.images_NHW), ("labels-idx1", images.labels_N)):
+                # No time stamp, so that the archives are the same bytes each time.
+                (mirror / f"{prefix}-{name}-ubyte.gz").write_bytes(gzip.compress(idx(array), mtime=0))
+
+    return SmallData(train=train, test=test, mirror=made_once("mirror", make))
+
+
+@pytest.fixture(scope="session")
+def migrated_store(made_once: MadeOnce) -> Path:
+    """An empty SQLite store with MLflow's migrations done, for a test to copy: making one takes 2 s."""
+
+    def make(folder: Path) -> None:
+        uri = f"sqlite:///{folder}/mlflow.db"
+        code = f"from mlflow.tracking import MlflowClient; MlflowClient({uri!r}).search_experiments()"
+        subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+    return made_once("store", make) / "mlflow.db"
 
 
 @pytest.fixture
 def dataset_path(small_data: SmallData, tmp_path: Path) -> Path:
     """The small data as `download` writes them."""
     path = tmp_path / "mnist.safetensors"
-    dataset.write(path, train=small_data.train, test=small_data.test, description=DIGITS)
+    store.write(path, train=small_data.train, test=small_data.test, description=DIGITS)
     return path
 
 

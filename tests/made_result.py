@@ -7,13 +7,16 @@ from typing import Any
 
 import numpy as np
 
-from mnist import dataset, files, history, paths, pictures, scoring, summary, verdict
-from mnist.dataset import Description, Images
-from mnist.history import Epoch, Window
-from mnist.identity import Source, Training
-from mnist.params import Registration
-from mnist.results import Result
-from mnist.summary import Summary
+from mnist.core import files, paths
+from mnist.core.config import Registration
+from mnist.data import store, validation
+from mnist.data.store import Description, Images
+from mnist.evaluation import figures, scores, summary
+from mnist.evaluation.results import Result
+from mnist.evaluation.summary import Summary
+from mnist.lineage.fingerprint import Source, Training
+from mnist.training import history
+from mnist.training.history import Epoch, Window
 from tests.conftest import digits
 
 DIGITS = tuple("0123456789")
@@ -69,13 +72,11 @@ class Made:
         images = digits(len(self.labels_N), seed=0).images_NHW
         test = Images(images_NHW=images, labels_N=self.labels_N)
         (self.folder / "data").mkdir(parents=True, exist_ok=True)
-        dataset.write(
-            self.folder / paths.DATASET, train=digits(20, seed=1), test=test, description=self.about
-        )
-        scoring.write_log_probs(self.folder / paths.LOG_PROBS, self.log_probs_NK)
-        scores = scoring.score(self.log_probs_NK, self.labels_N, classes=self.about.classes)
-        files.write_json(self.folder / paths.TEST_METRICS, scores.model_dump())
-        scoring.write_predictions(
+        store.write(self.folder / paths.DATASET, train=digits(20, seed=1), test=test, description=self.about)
+        scores.write_log_probs(self.folder / paths.LOG_PROBS, self.log_probs_NK)
+        result_scores = scores.score(self.log_probs_NK, self.labels_N, classes=self.about.classes)
+        files.write_json(self.folder / paths.TEST_METRICS, result_scores.model_dump())
+        scores.write_predictions(
             self.folder / paths.PREDICTIONS,
             labels_N=self.labels_N,
             predicted_N=predicted_N,
@@ -101,8 +102,8 @@ class Made:
         files.write_json(
             self.folder / paths.TRAINING_METRICS, {"num_parameters": 6422, **history.summary(events)}
         )
-        verdict.write(self.folder / paths.VALIDATION, _verdict(len(self.labels_N), failed=failed))
-        pictures.filters(self.folder / paths.FILTERS, np.zeros((2, 5, 5), np.float32))
+        validation.write(self.folder / paths.VALIDATION, _verdict(len(self.labels_N), failed=failed))
+        figures.filters(self.folder / paths.FILTERS, np.zeros((2, 5, 5), np.float32))
 
     def summary(self, **params: Any) -> Summary:
         """What is said of it."""
@@ -119,14 +120,14 @@ class Made:
             weights_sha256="a" * 64,
             evaluation_sha256="e" * 64,
             test_sha256="1" * 64,
-            metrics={"test_accuracy": scoring.read(self.folder / paths.TEST_METRICS).accuracy},
+            metrics={"test_accuracy": scores.read(self.folder / paths.TEST_METRICS).accuracy},
             registration=Registration(model_name="mnist-simplecnn", min_accuracy=0.5),
             challenger=True,
         )
 
 
-def _verdict(num_test: int, *, failed: bool) -> verdict.Verdict:
-    finding = verdict.Finding(
+def _verdict(num_test: int, *, failed: bool) -> validation.Verdict:
+    finding = validation.Finding(
         expectation="test_size",
         about="test images",
         success=not failed,
@@ -135,13 +136,13 @@ def _verdict(num_test: int, *, failed: bool) -> verdict.Verdict:
         num_offending=0,
         offending=[],
     )
-    return verdict.Verdict(
+    return validation.Verdict(
         success=not failed,
         dataset_sha256="0" * 64,
         test_sha256="1" * 64,
         num_images={"train": 1200, "test": num_test},
         mean={"train": 0.1, "test": 0.1},
         class_counts={"train": {}, "test": {}},
-        duplicates=verdict.Duplicates(within_train=0, within_test=0, between_splits=0),
+        duplicates=validation.Duplicates(within_train=0, within_test=0, between_splits=0),
         expectations=[finding],
     )

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mnist import dataset, idx, image_table, normalization
+from mnist.data import idx, image_table, statistics, store
 
 
 def now(name):

@@ -1,4 +1,4 @@
-"""One of several processes that train together, for tests/test_team.py, which starts it by torchrun.
+"""One of several processes that train together; tests/unit/training/test_distributed.py starts it.
 
     torchrun --nproc-per-node 3 -m tests.teammate FOLDER
 
@@ -16,11 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mnist import model, params, paths, team, training
-from mnist.dataset import cut
-from mnist.model import Classifier
-from mnist.params import Architecture, Precision, Recipe
-from mnist.team import Team
+from mnist.core import config, paths
+from mnist.core.config import Architecture, Precision, Recipe
+from mnist.data.store import cut
+from mnist.training import distributed, loop, model
+from mnist.training.distributed import Team
+from mnist.training.model import Classifier
 from tests.conftest import DIGITS, digits
 
 ROOT = Path(__file__).parents[1]
@@ -44,7 +45,7 @@ class Case:
 
     def build(self) -> Classifier:
         """What training begins with."""
-        defaults = params.load(ROOT / paths.PARAMS).only(Architecture).model_dump()
+        defaults = config.load(ROOT / paths.PARAMS).only(Architecture).model_dump()
         return model.build(
             Architecture(**{**defaults, **self.architecture}),
             classes=DIGITS.classes,
@@ -55,9 +56,9 @@ class Case:
 
     def train(self, classifier: Classifier, us: Team) -> list[dict[str, Any]]:
         """Train it in place; what happened."""
-        defaults = params.load(ROOT / paths.PARAMS).only(Recipe).model_dump()
+        defaults = config.load(ROOT / paths.PARAMS).only(Recipe).model_dump()
         train, val = cut(digits(self.num_images + 200, seed=0), val_size=200, seed=0)
-        events = training.fit(
+        events = loop.fit(
             classifier,
             train=train,
             val=val,
@@ -83,7 +84,7 @@ CASES = {
     "permuted mlp": Case(
         architecture={"model": "mlp", "permute_pixels": True}, recipe={"lr": 0.1, "batch_size": 7}
     ),
-    # Too many channels for mnist/batch_last.py.
+    # Too many channels for mnist/training/fast_cnn.py.
     "wide": Case(architecture={"n_features": 20}, recipe={"lr": 0.05}, num_images=129),
     "bfloat16": Case(
         architecture={"n_features": 20}, recipe={}, precision="bfloat16", num_images=300, tolerance=0.05
@@ -100,7 +101,7 @@ def main() -> None:
     """Train every case."""
     folder, rank = Path(sys.argv[1]), int(os.environ["RANK"])
     torch.set_num_threads(1)
-    with team.joined(int(os.environ["WORLD_SIZE"])) as us:
+    with distributed.joined(int(os.environ["WORLD_SIZE"])) as us:
         for name, case in CASES.items():
             classifier = case.build()
             for parameter in classifier.parameters():

@@ -1,0 +1,70 @@
+"""The commands that people type: a parser and a call each.
+
+It imports every other package, and no package imports it.
+"""
+
+import importlib
+from collections.abc import Callable
+
+import click
+
+from mnist.core import process
+
+# Each is a module of this package that defines a command of its name; the order is that of `mnist --help`.
+COMMANDS = (
+    "diff",
+    "verify",
+    "reproduce",
+    "promote",
+    "rollback",
+    "serve",
+    "best",
+    "seeds",
+    "preset",
+    "report",
+    "sync",
+    "measure",
+    "experiments",
+)
+
+
+class Commands(click.Group):
+    """A group that imports a command when it is asked for, and reports its errors in one line."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 -- click's interface
+        """Return the names in the order of the help page."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        """Import the module of a command and return what it defines; None for an unknown name."""
+        if cmd_name not in COMMANDS:
+            return None
+        module = importlib.import_module(f"mnist.cli.{'promote' if cmd_name == 'rollback' else cmd_name}")
+        command = getattr(module, cmd_name, None)
+        return command if isinstance(command, click.Command) else _argparse(module.main, cmd_name)
+
+    def invoke(self, ctx: click.Context) -> object:
+        """Run the command; a user's mistake is one line on stderr and exit status 2."""
+        with process.reported(failure=2):
+            return super().invoke(ctx)
+
+
+def _argparse(main: Callable[..., None], name: str) -> click.Command:
+    """Wrap a command whose module still parses its arguments by argparse."""
+
+    @click.command(name, add_help_option=False, context_settings={"ignore_unknown_options": True})
+    @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+    def command(arguments: tuple[str, ...]) -> None:
+        main([*(["--rollback"] if name == "rollback" else []), *arguments])
+
+    return command
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="mnist-pipeline")
+def main() -> None:
+    """Compare, verify, promote, serve and rank what the pipeline made.
+
+    The pipeline itself is run by DVC: `dvc repro`, `dvc exp run -S lr=0.05`. Exit status: 0 for yes,
+    1 where the answer is no, 2 for an error.
+    """

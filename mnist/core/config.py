@@ -1,0 +1,192 @@
+"""What `params.yaml` may hold: every key with its type and range, checked before anything runs.
+
+The file is the only source of values: nothing here has a default. Sections are combined by
+inheritance, so that a stage's `Params` is the list of the sections that it depends on.
+"""
+
+import difflib
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from mnist.core.errors import InputError
+
+S = TypeVar("S", bound="Section")
+
+Count = Annotated[int, Field(ge=1)]
+Threads = Annotated[int, Field(ge=1, le=1024)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Precision = Literal["float32", "tf32", "bfloat16"]
+Digest = Annotated[str, Field(pattern="^[0-9a-f]+$")]
+
+DATASET = "{dataset}"  # stands for the data set's name in a mirror, and in the registered model's name
+DATASET_NAME = r"[A-Za-z0-9][A-Za-z0-9_-]*"  # one that MLflow, DVC and a file system take for a name
+
+
+class Section(BaseModel):
+    """A frozen set of keys; unknown, missing, mistyped and out-of-range ones are refused."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
+
+    def only(self, wanted: type[S]) -> S:
+        """The part of these params that `wanted` has, already checked."""
+        return wanted.model_construct(**{name: getattr(self, name) for name in wanted.model_fields})
+
+
+class Subject(Section):
+    """What there is to learn."""
+
+    dataset: Annotated[str, Field(pattern=f"^{DATASET_NAME}$")]
+
+
+class Split(Section):
+    """How the training images are cut."""
+
+    seed: Annotated[int, Field(ge=0, lt=2**32)]
+    val_size: Count  # images; fewer than there are to train on
+
+
+class Architecture(Section):
+    """What the network is."""
+
+    model: Literal["simple_cnn", "mlp"]
+    n_features: Annotated[int, Field(ge=1, le=1024)]  # channels of both convolutions
+    permute_pixels: bool
+
+
+class Recipe(Section):
+    """How the network is trained."""
+
+    epochs: Count
+    batch_size: Count  # images
+    lr: Annotated[float, Field(gt=0)]
+    momentum: Annotated[float, Field(ge=0, lt=1)]  # beta1 of adam
+    beta2: Annotated[float, Field(ge=0, lt=1)]  # adam alone
+    optimizer: Literal["sgd", "nesterov", "adam"]
+    schedule: Literal["constant", "one_cycle"]
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)]
+    shift: Annotated[int, Field(ge=0, le=14)]  # pixels
+
+
+class Machine(Section):
+    """What it runs on."""
+
+    device: Literal["auto", "cpu", "cuda"]
+    num_threads: Threads  # of each process
+
+
+class Execution(Section):
+    """How the machine is used to train."""
+
+    precision: Precision
+    deterministic: bool
+    processes: Annotated[int, Field(ge=1, le=4096)]  # that share each batch
+
+
+class Data(Section):
+    """Where the data set comes from."""
+
+    mirrors: list[str]  # ahead of those of datasets.yaml
+
+    def mirrors_of(self, dataset: str) -> list[str]:
+        """Where this data set may come from."""
+        return [mirror.replace(DATASET, dataset) for mirror in self.mirrors]
+
+
+class Registration(Section):
+    """What is registered."""
+
+    model_name: Annotated[str, Field(pattern=r"^(\{dataset\}|[A-Za-z0-9])(\{dataset\}|[A-Za-z0-9 ._-])*$")]
+    min_accuracy: Fraction
+
+    def of(self, dataset: str) -> Self:
+        """The same for networks that were trained on this data set, whose name is in that of their model."""
+        return self.model_copy(update={"model_name": self.model_name.replace(DATASET, dataset)})
+
+
+class Registry(Registration):
+    """What is registered, and what is promoted."""
+
+    alpha: Annotated[float, Field(gt=0, lt=1)]
+
+
+class Params(Subject, Split, Architecture, Recipe, Machine, Execution):
+    """The whole file."""
+
+    data: Data
+    registry: Registry
+
+    @property
+    def model_name(self) -> str:
+        """Of the registered model for networks that were trained on this data set."""
+        return self.registry.of(self.dataset).model_name
+
+
+def load(path: Path) -> Params:
+    """Read and check the whole of `params.yaml`.
+
+    Raises:
+        InputError: one message that names every key at fault, with what was found and expected.
+    """
+    return check(Params, read(path, expected="the pipeline's params"), str(path))
+
+
+def read(path: Path, *, expected: str) -> Any:
+    """What a YAML file holds, numbers as DVC reads them (YAML 1.2); `expected` names that.
+
+    Raises:
+        InputError: it is missing, or no YAML.
+    """
+    try:
+        # The parser and the settings of DVC itself (dvc.utils.serialize): PyYAML would read
+        # `1e-05`, which is what DVC writes for `-S lr=1e-5`, as a string.
+        return YAML(typ="safe").load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(str(path), found="no such file", expected=expected) from None
+    except (YAMLError, ValueError) as error:  # ValueError: not UTF-8, or no such day as 2024-13-45
+        reason = " ".join(str(error).split())
+        raise InputError(str(path), found=f"no YAML ({reason})", expected="keys and values") from None
+
+
+def check(section: type[S], values: Any, where: str) -> S:
+    """Make a section of untrusted `values`; `where` names their source in the error.
+
+    Raises:
+        InputError: as `load`.
+    """
+    if not isinstance(values, dict):
+        raise InputError(where, found=type(values).__name__, expected="keys and values")
+    try:
+        return section.model_validate(values)
+    except ValidationError as error:
+        raise _as_input_error(error, where, known=_keys(section)) from None
+
+
+def _as_input_error(error: ValidationError, where: str, known: list[str]) -> InputError:
+    faults = []
+    for fault in error.errors(include_url=False):
+        key = " ".join(".".join(str(part) for part in fault["loc"] if part != "[key]").split())
+        found, expected = f"{fault['input']!r}", fault["msg"].removeprefix("Input should be ")
+        if fault["type"] == "missing":
+            found, expected = "nothing", "a value"
+        elif fault["type"] == "extra_forbidden":
+            close = difflib.get_close_matches(key, known, n=1)
+            found = "a key that nothing reads"
+            expected = f"{close[0]!r}, perhaps" if close else "only known keys"
+        faults.append((key, found, expected))
+    (key, found, expected), *others = faults
+    more = "".join(f"; {key}: found {found}, expected {expected}" for key, found, expected in others)
+    return InputError(f"{where}: {key}", found=found, expected=expected + more)
+
+
+def _keys(section: type[Section]) -> list[str]:
+    """The dotted names of all keys of a section and of the sections in it."""
+    names = []
+    for name, field in section.model_fields.items():
+        names.append(name)
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+            names += [f"{name}.{inner}" for inner in _keys(field.annotation)]
+    return names

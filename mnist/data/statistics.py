@@ -1,0 +1,74 @@
+"""The mean and standard deviation by which images are normalized."""
+
+from math import sqrt
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+from pydantic import Field
+
+from mnist.core import config, files
+from mnist.core.config import Count, Fraction, Section
+from mnist.core.errors import InputError
+from mnist.data.store import Bytes
+
+CHUNK = 1024  # images counted at a time: 6 MB as bincount wants them, which stay in a CPU's cache
+
+
+class Stats(Section):
+    """Of all pixels of some images, black 0 to white 1.
+
+    Attributes:
+        mean: 0 to 1.
+        std: population standard deviation, above 0.
+        num_images: that were counted.
+    """
+
+    mean: Fraction
+    std: Annotated[float, Field(gt=0, le=1)]
+    num_images: Count
+
+
+def measure(images_NHW: Bytes) -> Stats:
+    """Exact statistics of uint8 images: sums of whole numbers, divided once, in float64.
+
+    The images may be memory-mapped: some at a time are looked at, and none is kept.
+
+    Raises:
+        InputError: there is no image, or all pixels are equal, so that nothing can be normalized.
+    """
+    counts = _counts(images_NHW)
+    num_pixels = sum(counts)
+    total = sum(value * count for value, count in enumerate(counts))
+    squares = sum(value * value * count for value, count in enumerate(counts))
+    variance_times_n2 = num_pixels * squares - total * total  # a Python integer, so nothing cancels
+    if variance_times_n2 == 0:
+        raise InputError("training images", found="pixels that are all alike", expected="pictures")
+    return Stats(
+        mean=total / (255 * num_pixels),
+        std=sqrt(variance_times_n2) / (255 * num_pixels),
+        num_images=len(images_NHW),
+    )
+
+
+def _counts(images_NHW: Bytes) -> list[int]:
+    """How many pixels have each of the 256 values."""
+    counts = np.zeros(256, np.int64)
+    for start in range(0, len(images_NHW), CHUNK):
+        # It makes 8 bytes of each pixel, so that all at once take eight times the data set.
+        counts += np.bincount(images_NHW[start : start + CHUNK].reshape(-1), minlength=256)
+    return counts.tolist()
+
+
+def write(path: Path, stats: Stats) -> None:
+    """Write as JSON, every digit of the floats."""
+    files.write_json(path, stats.model_dump())
+
+
+def read(path: Path) -> Stats:
+    """Read what `write` wrote.
+
+    Raises:
+        InputError: the file is missing or holds something else.
+    """
+    return config.check(Stats, files.read_json(path), str(path))

@@ -1,0 +1,234 @@
+"""Pictures for people: galleries of images, and what a network sees. Equal input makes equal bytes.
+
+torchvision's grid is not used: importing it takes longer than all that `evaluate` does (3.3 s), and it
+draws no words.
+
+Shape suffixes: N images, C channels, F filters, H rows, W columns.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+from numpy.typing import NDArray
+
+from mnist.core import files
+from mnist.data.store import Images
+from mnist.evaluation.insight import Floats, Layer
+
+DPI = 100
+TITLE = 34  # all sizes in pixels
+
+# A gallery. An image's side is five times its own 28 pixels, so that all are equally large.
+COLUMNS = 5
+CELL, CAPTION = 160, 32
+SIDE, ABOVE = 140, 30
+CAPTION_WIDTH, MAX_NAME = 152, 20  # pixels; characters of a name
+SMALLER = (9, 8, 7, 6, 5, 4)  # points, where a caption in letters of 11 is too wide
+RIGHT, WRONG = "#1a7f37", "#cf222e"  # green and red of equal weight, readable on white
+
+# What a network sees has no ground of its own: it is shown on light pages and on dark ones.
+GRAY = "#717b86"  # as far from white as from the dark ground of GitHub: 4.3 to 1
+GAP, MARGIN = 4, 16
+FILTER, FILTERS_A_ROW, MAX_FILTERS = 85, 8, 32
+FILTER_GAP = 12  # wide, since a weight of 0 is as white as a light page
+MAP, MAX_MAPS = 48, 8  # side of a channel's map, and how many of a layer are shown
+LETTER, LARGE_LETTER = 8, 10  # width of one in a caption, and of one in a name, on the safe side
+MIN_WIDTH = 600  # that the title needs
+
+
+def gallery(
+    path: Path,
+    *,
+    title: str,
+    images: Images,
+    predicted_N: NDArray[np.int64],
+    confidence_N: NDArray[np.float64],
+    index_N: NDArray[np.int64],
+    classes: Sequence[str],
+) -> None:
+    """Draw N images in rows of five, each with what was predicted, how surely, and whether it is right.
+
+    Args:
+        path: a PNG file.
+        title: over all.
+        images: N of them, with their labels; N may be 0, which draws the title and says so.
+        predicted_N: int64 (N,).
+        confidence_N: float64 (N,), the probability of what was predicted.
+        index_N: int64 (N,), position in the test split.
+        classes: the names of the classes, by label.
+    """
+    num_rows = max(1, -(-len(images) // COLUMNS))
+    width, height = COLUMNS * CELL, num_rows * (CELL + CAPTION) + TITLE
+    axes = _axes(width, height, ground="white")
+    axes.text(width / 2, TITLE / 2, title, ha="center", va="center", fontsize=13, fontweight="bold")
+    if len(images) == 0:
+        axes.text(width / 2, (TITLE + height) / 2, "none", ha="center", va="center", fontsize=13)
+    rows = zip(images.images_NHW, images.labels_N, predicted_N, confidence_N, index_N, strict=True)
+    for place, (image_HW, label, predicted, confidence, index) in enumerate(rows):
+        right = predicted == label
+        left, top = place % COLUMNS * CELL, TITLE + place // COLUMNS * (CELL + CAPTION)
+        middle, below = left + CELL / 2, top + ABOVE + SIDE
+        seen, true = (_shortened(classes[one]) for one in (predicted, label))
+        said = [f"{seen}  ({confidence:.1%})", *([] if right else [f"is {true}"])]
+        caption = axes.text(
+            middle,
+            top + ABOVE / 2,
+            ", ".join(said),
+            ha="center",
+            va="center",
+            fontsize=11,
+            color=RIGHT if right else WRONG,
+            parse_math=False,  # a name between dollars would be a formula, and a broken one an error
+        )
+        _fit(caption, said)
+        axes.imshow(
+            image_HW,
+            cmap="gray_r",
+            vmin=0,
+            vmax=255,
+            interpolation="nearest",
+            extent=(middle - SIDE / 2, middle + SIDE / 2, below, top + ABOVE),
+            aspect="auto",
+        )
+        axes.text(middle, below + 2, f"test image {index}", ha="center", va="top", fontsize=7)
+    _save(path, axes)
+
+
+def filters(path: Path, patterns_FHW: Floats) -> None:
+    """Draw the patterns of a first layer: orange where a bright pixel speaks for it, purple against it.
+
+    Args:
+        path: a PNG file.
+        patterns_FHW: float32 (F, H, W); of more than 32 the first ones.
+    """
+    num_filters = len(patterns_FHW)
+    shown_FHW = patterns_FHW[:MAX_FILTERS]
+    some = f"{MAX_FILTERS} of {num_filters}" if num_filters > MAX_FILTERS else f"{num_filters}"
+    num_rows = -(-len(shown_FHW) // FILTERS_A_ROW)
+    top, width = TITLE + CAPTION, 2 * MARGIN + _extent(FILTERS_A_ROW, FILTER, FILTER_GAP)
+    axes = _axes(width, top + _extent(num_rows, FILTER, FILTER_GAP) + MARGIN)
+    _title(axes, f"What the first layer looks for: {some} filter{'' if num_filters == 1 else 's'}")
+    _say(axes, MARGIN, TITLE + CAPTION / 4, "orange: a bright pixel speaks for it; purple: against it")
+    empty_FHW = np.full((num_rows * FILTERS_A_ROW - len(shown_FHW), *shown_FHW.shape[1:]), np.nan, np.float32)
+    grid = np.concatenate([shown_FHW, empty_FHW]).reshape(num_rows, FILTERS_A_ROW, *shown_FHW.shape[1:])
+    limit = float(np.abs(patterns_FHW).max()) or 1.0
+    _grid(
+        axes, grid, left=MARGIN, top=top, side=FILTER, cmap="PuOr_r", limits=(-limit, limit), gap=FILTER_GAP
+    )
+    _save(path, axes)
+
+
+def feature_maps(path: Path, inputs_NHW: Floats, names: Sequence[str], layers: Sequence[Layer]) -> None:
+    """Draw, a row for each image, what the network is given and what each layer makes of it.
+
+    Args:
+        path: a PNG file.
+        inputs_NHW: float32 (N, H, W), as the network gets them.
+        names: N, of what the images show.
+        layers: with N maps each; of more than 8 channels the first ones. All maps of a layer are
+            shown at one scale, black for 0.
+    """
+    low, high = float(inputs_NHW.min()), float(inputs_NHW.max())
+    shown = [("image", inputs_NHW[:, None], "gray_r", (low, high if high > low else low + 1))]
+    for layer in layers:
+        num_channels = layer.maps_NCHW.shape[1]
+        every = "1" if num_channels == 1 else f"all {num_channels}"
+        some = f"{MAX_MAPS} of {num_channels}" if num_channels > MAX_MAPS else every
+        limits = (0.0, float(layer.maps_NCHW.max()) or 1.0)
+        shown.append((f"{layer.name} ({some})", layer.maps_NCHW[:, :MAX_MAPS], "magma", limits))
+
+    names = [_shortened(name) for name in names]
+    top, left = TITLE + CAPTION, 2 * MARGIN + LARGE_LETTER * max(map(len, names))
+    lefts = []
+    for caption, maps_NCHW, _, _ in shown:
+        lefts.append(left)
+        left += max(_extent(maps_NCHW.shape[1], MAP), LETTER * len(caption)) + MARGIN
+    axes = _axes(max(left, MIN_WIDTH), top + _extent(len(names), MAP) + MARGIN)
+    _title(axes, "What each layer makes of a test image, by class")
+    for row, name in enumerate(names):
+        middle = top + row * (MAP + GAP) + MAP / 2
+        _say(axes, lefts[0] - MARGIN / 2, middle, name, fontsize=12, ha="right")
+    for start, (caption, maps_NCHW, cmap, limits) in zip(lefts, shown, strict=True):
+        _say(axes, start, top - CAPTION / 2, caption)
+        _grid(axes, maps_NCHW, left=start, top=top, side=MAP, cmap=cmap, limits=limits)
+    _save(path, axes)
+
+
+def _axes(width: int, height: int, *, ground: str = "none") -> Axes:
+    """One pair of axes in pixels from the top left: a pair for each image takes 3 times as long."""
+    figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI, facecolor=ground)
+    FigureCanvasAgg(figure)
+    axes = figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(height, 0))
+    axes.set_axis_off()
+    axes.set_autoscale_on(False)  # images would take the axes for themselves
+    return axes
+
+
+def _title(axes: Axes, text: str) -> None:
+    _say(axes, MARGIN, TITLE / 2, text, fontsize=13, fontweight="bold")
+
+
+def _say(axes: Axes, x: float, y: float, text: str, **look: Any) -> None:
+    plain: dict[str, Any] = {"ha": "left", "va": "center", "fontsize": 10, "color": GRAY, "parse_math": False}
+    axes.text(x, y, text, **(plain | look))
+
+
+def _extent(count: int, side: int, gap: int = GAP) -> int:
+    """Of so many squares with gaps between them."""
+    return count * (side + gap) - gap
+
+
+def _grid(
+    axes: Axes,
+    maps: NDArray[np.float32],
+    *,
+    left: int,
+    top: int,
+    side: int,
+    cmap: str,
+    limits: tuple[float, float],
+    gap: int = GAP,
+) -> None:
+    """Draw rows of columns of maps, float32 (rows, columns, H, W), as squares, each pixel a rectangle.
+
+    As one image: one for each map takes 5 times as long. Nothing is drawn for NaN.
+    """
+    num_rows, num_columns, height, width = maps.shape
+    squares = maps[:, :, np.arange(side) * height // side][..., np.arange(side) * width // side]
+    with_gaps = np.pad(squares, ((0, 0), (0, 0), (0, gap), (0, gap)), constant_values=np.nan)
+    image = with_gaps.transpose(0, 2, 1, 3).reshape(num_rows * (side + gap), num_columns * (side + gap))
+    bottom, right = top + image.shape[0], left + image.shape[1]
+    axes.imshow(
+        np.ma.masked_invalid(image),
+        cmap=cmap,
+        vmin=limits[0],
+        vmax=limits[1],
+        interpolation="nearest",
+        extent=(left, right, bottom, top),
+        aspect="auto",
+    )
+
+
+def _save(path: Path, axes: Axes) -> None:
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    with files.replacing(path) as part:
+        figure.savefig(part, format="png", metadata={"Software": None})  # no version in the bytes
+
+
+def _shortened(name: str) -> str:
+    return name if len(name) <= MAX_NAME else f"{name[: MAX_NAME - 3]}..."
+
+
+def _fit(caption: Text, lines: Sequence[str]) -> None:
+    """Give a caption that is too wide a line for each part, and letters that are small enough."""
+    for size in SMALLER:
+        if caption.get_window_extent().width <= CAPTION_WIDTH:
+            return
+        caption.set(text="\n".join(lines), fontsize=size, linespacing=1)

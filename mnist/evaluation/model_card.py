@@ -1,0 +1,115 @@
+"""The model card: what a model is for, how good it is, where it came from; for who finds it in the registry.
+
+The front matter is Hugging Face's model card metadata, so that the file can go to the Hub as it is:
+https://github.com/huggingface/hub-docs/blob/main/modelcard.md
+"""
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+from markupsafe import Markup, escape
+
+from mnist.core import paths
+from mnist.data import page
+from mnist.evaluation.summary import SURE, Summary
+
+if TYPE_CHECKING:
+    from mnist.evaluation.results import Result
+
+TEMPLATE = Path(__file__).parent / "templates/model_card.md.jinja"
+README = "README.md"  # beside the model
+VERSION = "VERSION"  # stands for the number in the registry, until the model has one
+# Of the data sets that are on the Hub under the name of who made them.
+HUB = {"mnist": "ylecun/mnist", "fashion_mnist": "zalando-datasets/fashion_mnist"}
+# What MLflow keeps of a description (mlflow.store.model_registry.dbmodels.models.SqlModelVersion):
+# SQLite takes more, PostgreSQL refuses it.
+MAX_DESCRIPTION = 5000
+MORE = f"\n*The rest is in `{README}`, beside the model.*\n"
+
+
+def text(summary: Summary, result: "Result") -> str:
+    """The whole card, front matter included."""
+    front = yaml.safe_dump(metadata(summary, result), sort_keys=False, allow_unicode=True)
+    return f"---\n{front}---\n\n{_body(summary, result)}\n"
+
+
+def metadata(summary: Summary, result: "Result") -> dict[str, Any]:
+    """The fields of Hugging Face's model card metadata that are known. The repository has no license."""
+    about, name = summary.dataset, result.registration.model_name
+    on_the_hub = HUB.get(about.name)
+    values = {
+        "accuracy": ("Accuracy", summary.scores.accuracy),
+        "loss": ("Loss", summary.scores.loss),
+        "expected_calibration_error": (
+            "Expected calibration error",
+            summary.scores.expected_calibration_error,
+        ),
+    }
+    task = {"type": "image-classification", "name": "Image classification"}
+    return {
+        "library_name": "pytorch",
+        "pipeline_tag": "image-classification",
+        "tags": ["image-classification", about.name, "pytorch", "mlflow", "dvc"],
+        **({"datasets": [on_the_hub]} if on_the_hub else {}),
+        "metrics": ["accuracy"],
+        "model-index": [
+            {
+                "name": name,
+                "results": [
+                    {
+                        "task": task,
+                        "dataset": {"type": on_the_hub or about.name, "name": about.title, "split": "test"},
+                        "metrics": [
+                            {"type": kind, "value": value, "name": title, "verified": False}
+                            for kind, (title, value) in values.items()
+                        ],
+                    }
+                ],
+            }
+        ],
+    }
+
+
+def _body(summary: Summary, result: "Result") -> str:
+    return page.render(
+        TEMPLATE,
+        s=summary,
+        result=result,
+        origin=result.origin,
+        source=result.origin.source,
+        version=VERSION,
+        fence="`" * max(3, 1 + max(map(len, re.findall("`+", result.origin.source.rerun)), default=0)),
+        sure=SURE,
+        paths=paths,
+        plain=plain,
+        shown=page.as_yaml,
+        percent=page.percent,
+        span=page.span,
+        time=page.time,
+    ).strip()
+
+
+def plain(words: object) -> Markup:
+    """Words that Markdown and HTML leave as they are, in one line."""
+    return Markup(re.sub(r"([\\`*_\[\]|#~])", r"\\\1", str(escape(" ".join(str(words).split())))))  # noqa: S704
+
+
+def of_version(card: str, name: str, version: str) -> str:
+    """The card of a model that has its number in the registry now."""
+    return card.replace(f"models:/{name}/{VERSION}", f"models:/{name}/{version}")
+
+
+def description(card: str) -> str:
+    """What MLflow shows of the card beside a version: the body, as far as there is room for its sections."""
+    # Neither front matter nor title: a list of versions shows how the description begins.
+    body = re.sub(r"\A---\n.*?\n---\n\s*(# [^\n]*\n\s*)?", "", card, flags=re.DOTALL)
+    if len(body) <= MAX_DESCRIPTION:
+        return body
+    kept, room = "", MAX_DESCRIPTION - len(MORE)
+    for section in re.split(r"(?m)^(?=## )", body):
+        if len(kept) + len(section) > room:
+            break
+        kept += section
+    return (kept or body[:room]).rstrip() + "\n" + MORE

@@ -1,0 +1,162 @@
+"""SimpleCNN's function computed with the images of a batch innermost, which is how a CPU likes it.
+
+A convolution of few channels leaves most lanes of a SIMD register empty, and oneDNN reaches a tenth
+of what a core can do. With the batch as the innermost dimension every operation runs along full
+lanes: convolution, pooling and their gradients become matrix products and plain vector arithmetic.
+
+Shape suffixes: B images of a batch, C channels in, F channels out, H rows, W columns, Y rows and X
+columns after pooling, P and Q the place in a pooling window (row, column), K classes; a and b count
+pairs of rows and columns of an input window.
+"""
+
+import itertools
+from typing import Any, TypeGuard
+
+import torch
+import torch.nn.functional as F  # noqa: N812 -- its name everywhere
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from mnist.training.model import SimpleCNN
+
+KERNEL = 5  # rows and columns of SimpleCNN's kernels
+MAX_CHANNELS = 28
+LANES = 16  # float32 numbers in an AVX-512 register
+SIDE = 4  # rows and columns that are left of 28 by two convolutions and poolings
+POOL = 2  # rows and columns of its pooling windows
+WINDOW = KERNEL + POOL - 1  # rows and columns of the input that one pooled value sees
+
+
+class BatchLastCNN(nn.Module):
+    """A SimpleCNN with another order of memory: the same parameters, the same function.
+
+    Args:
+        network: its parameters are shared, not copied.
+    """
+
+    def __init__(self, network: SimpleCNN) -> None:
+        super().__init__()
+        self.network = network
+
+    @staticmethod
+    def suits(network: nn.Module) -> TypeGuard[SimpleCNN]:
+        """Whether a training step of `network` on a CPU becomes faster by it.
+
+        Of the time of the network's own step, on one core at batch 128: 0.55 at 6 channels, 0.7 at 20,
+        0.9 at 28, 1.0 to 1.2 at 32. oneDNN makes channels up to whole registers: at 16 it wastes none,
+        and this takes 0.9 of its time at batch 64 and 1.2 at batch 512.
+        """
+        return (
+            isinstance(network, SimpleCNN)
+            and network.conv1.out_channels <= MAX_CHANNELS
+            and network.conv1.out_channels % LANES != 0
+            and network.fc1.in_features == network.conv2.out_channels * SIDE**2
+        )
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        """Log-probabilities, float32 (B, K), of normalized images, float32 (B, 1, H, W)."""
+        net = self.network
+        x_CHWB = x_BCHW.permute(1, 2, 3, 0).contiguous()
+        for conv in (net.conv1, net.conv2):
+            assert conv.bias is not None
+            x_CHWB = convolved_pooled_rectified(x_CHWB, conv.weight, conv.bias)
+        x_FB = F.relu(torch.addmm(net.fc1.bias[:, None], net.fc1.weight, x_CHWB.flatten(0, 2)))
+        logits_KB = torch.addmm(net.fc2.bias[:, None], net.fc2.weight, x_FB)
+        return F.log_softmax(logits_KB, dim=0).t()
+
+
+def convolved_pooled_rectified(x_CHWB: Tensor, weight_FCHW: Tensor, bias_F: Tensor) -> Tensor:
+    """`relu(max_pool2d(conv2d(x, weight, bias), 2))` of a 5x5 kernel, with the batch innermost.
+
+    Args:
+        x_CHWB: float32, contiguous; H and W even, from 6.
+        weight_FCHW: float32 (F, C, 5, 5).
+        bias_F: float32 (F,).
+
+    Returns:
+        float32 (F, (H - 4) / 2, (W - 4) / 2, B).
+    """
+    pooled: Tensor = _ConvolvedPooledRectified.apply(x_CHWB, weight_FCHW, bias_F)
+    return pooled
+
+
+class _ConvolvedPooledRectified(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x_CHWB: Tensor, weight_FCHW: Tensor, bias_F: Tensor) -> Tensor:
+        num_in, height, width, num_images = x_CHWB.shape
+        num_out = len(weight_FCHW)
+        rows, columns = (height - KERNEL + 1) // POOL, (width - KERNEL + 1) // POOL
+        num_pooled = rows * columns * num_images
+
+        # A column of pixels for each pooled value: all that its four convolutions see.
+        c, h, w, b = x_CHWB.stride()
+        windows = x_CHWB.as_strided(
+            (num_in, WINDOW, WINDOW, rows, columns, num_images), (c, h, w, POOL * h, POOL * w, b)
+        ).reshape(num_in * WINDOW**2, num_pooled)
+        # All four are one matrix product. A third of its multiplications are by the zeros around
+        # the kernels, and it takes a third of the time of `conv2d` all the same.
+        placed = weight_FCHW.reshape(num_out * num_in, KERNEL**2) @ PLACES.to(weight_FCHW.dtype)
+        kernels = (
+            placed.view(num_out, num_in, POOL**2, WINDOW**2)
+            .permute(2, 0, 1, 3)
+            .reshape(POOL**2 * num_out, num_in * WINDOW**2)
+        )
+        convolved = (kernels @ windows).view(POOL**2, num_out * num_pooled)
+
+        largest = convolved.amax(0)
+        is_largest = convolved.eq_(largest)  # as 1.0 and 0.0: arithmetic on booleans is slow
+        out_FYXB = largest.view(num_out, num_pooled).add_(bias_F[:, None]).relu_()
+        ctx.save_for_backward(windows, kernels, is_largest, out_FYXB)
+        ctx.shape = x_CHWB.shape
+        return out_FYXB.view(num_out, rows, columns, num_images)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_FYXB: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
+        windows, kernels, is_largest, out_FYXB = ctx.saved_tensors
+        num_in, height, width, num_images = ctx.shape
+        num_out, rows, columns, _ = grad_FYXB.shape
+        num_pooled = rows * columns * num_images
+
+        grad = grad_FYXB.reshape(num_out, num_pooled) * out_FYXB.sign()  # of the rectifier: 1 above 0
+        grad_bias_F = grad.sum(1)
+        # Of equal values `max_pool2d` takes the first. Here they share, which is the same gradient of the
+        # weights where the windows are equal too, as on black ground; other ties are rare chance.
+        grad_convolved = is_largest * (grad.view(num_out * num_pooled) / is_largest.sum(0))
+        grad_convolved = grad_convolved.view(POOL**2 * num_out, num_pooled)
+
+        grad_placed = (
+            (grad_convolved @ windows.t())
+            .view(POOL**2, num_out, num_in, WINDOW**2)
+            .permute(1, 2, 0, 3)
+            .reshape(num_out * num_in, POOL**2 * WINDOW**2)
+        )
+        grad_weight_FCHW = (grad_placed @ PLACES.t().to(grad.dtype)).view(num_out, num_in, KERNEL, KERNEL)
+        if not ctx.needs_input_grad[0]:
+            return None, grad_weight_FCHW, grad_bias_F
+
+        # Each window's gradient, added where the window lay: first along the rows, then down the
+        # columns. By pairs of pixels the windows lie one apart, so that 3 + 3 additions do for 36.
+        pairs = WINDOW // POOL
+        grad_windows = (kernels.t() @ grad_convolved).view(
+            num_in * WINDOW, pairs, POOL, rows, columns, num_images
+        )
+        grad_lines = grad.new_zeros(num_in * WINDOW, rows, width // POOL, POOL, num_images)
+        for b in range(pairs):
+            grad_lines[:, :, b : b + columns] += grad_windows[:, b].permute(0, 2, 3, 1, 4)
+        grad_lines = grad_lines.view(num_in, pairs, POOL, rows, width * num_images)
+        grad_x = grad.new_zeros(num_in, height // POOL, POOL, width * num_images)
+        for a in range(pairs):
+            grad_x[:, a : a + rows] += grad_lines[:, a].transpose(1, 2)
+        return grad_x.view(ctx.shape), grad_weight_FCHW, grad_bias_F
+
+
+def _places() -> Tensor:
+    """Where a kernel's elements lie in a window, for each place in the pool: 0 or 1, float32 (25, 4 x 36)."""
+    places = torch.zeros(KERNEL, KERNEL, POOL, POOL, WINDOW, WINDOW)
+    for row, column, p, q in itertools.product(range(KERNEL), range(KERNEL), range(POOL), range(POOL)):
+        places[row, column, p, q, p + row, q + column] = 1
+    return places.view(KERNEL**2, -1)
+
+
+PLACES = _places()

@@ -1,0 +1,98 @@
+"""What happened during training, and its two tables.
+
+`metrics/steps.csv` has a row for each window of steps, `metrics/history.csv` one for each epoch.
+Neither holds a duration: equal training makes equal bytes.
+"""
+
+import csv
+import io
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import TypeVar, get_type_hints
+
+from mnist.core import files
+from mnist.core.errors import InputError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Window:
+    """The last steps, as the images came by.
+
+    Attributes:
+        epoch: from 1.
+        step: number of optimizer steps so far.
+        num_images: trained on in this window.
+        loss: mean negative log-likelihood, in nats an image, without label smoothing.
+        accuracy: share of the images classified correctly.
+    """
+
+    epoch: int
+    step: int
+    num_images: int
+    loss: float
+    accuracy: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Epoch:
+    """A finished pass over the training images.
+
+    Attributes:
+        epoch: from 1.
+        step: number of optimizer steps so far.
+        train_loss: mean negative log-likelihood, in nats an image, as the images came by.
+        train_accuracy: share of them classified correctly, as they came by.
+        val_loss: the same on the validation images, after the epoch.
+        val_accuracy: the same on the validation images, after the epoch.
+    """
+
+    epoch: int
+    step: int
+    train_loss: float
+    train_accuracy: float
+    val_loss: float
+    val_accuracy: float
+
+
+Row = TypeVar("Row", Window, Epoch)
+
+
+def write(path: Path, events: Iterable[Window | Epoch], kind: type[Row]) -> None:
+    """Write the events of one kind, floats to six significant digits (the noise of float32 lies below)."""
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(field.name for field in fields(kind))
+    for event in events:
+        if isinstance(event, kind):
+            values = asdict(event).values()
+            table.writerow(f"{value:.6g}" if isinstance(value, float) else value for value in values)
+    files.write_text(path, text.getvalue())
+
+
+def read(path: Path, kind: type[Row]) -> list[Row]:
+    """Read a table back.
+
+    Raises:
+        InputError: the file is missing or is not such a table.
+    """
+    columns = get_type_hints(kind)
+    expected = f"a table of {', '.join(columns)}"
+    try:
+        with path.open(newline="", encoding="utf-8") as stream:
+            table = csv.DictReader(stream)
+            header = table.fieldnames
+            rows = [kind(**{name: columns[name](text) for name, text in row.items()}) for row in table]
+    except FileNotFoundError:
+        raise files.missing(path) from None
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(str(path), found=f"{type(error).__name__}: {error}", expected=expected) from None
+    if header != list(columns):  # where there is no row that could have failed
+        raise InputError(str(path), found=f"columns {header}", expected=expected)
+    return rows
+
+
+def summary(events: Iterable[Window | Epoch]) -> dict[str, float]:
+    """Loss and accuracy of the last epoch, to six decimals: what `dvc metrics` and choices go by."""
+    last = asdict([event for event in events if isinstance(event, Epoch)][-1])
+    return {name: round(value, 6) for name, value in last.items() if name not in ("epoch", "step")}

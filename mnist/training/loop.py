@@ -1,0 +1,264 @@
+"""The training loop.
+
+Shape suffixes: N images, M of them, B images of a batch, C channels, H rows, W columns, K classes.
+"""
+
+import functools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F  # noqa: N812 -- its name everywhere
+from torch import Tensor, nn
+
+from mnist.core.config import Precision, Recipe
+from mnist.core.errors import InputError
+from mnist.data.store import IMAGE_SHAPE, Images, Selection
+from mnist.training import cuda_graph, optim
+from mnist.training.distributed import ALONE, Team
+from mnist.training.fast_cnn import BatchLastCNN
+from mnist.training.history import Epoch, Window
+from mnist.training.model import Classifier, log_probabilities
+
+WINDOW = 100  # steps between two reports
+UPLOAD = 100_000  # images that go to a GPU at a time
+GATHERED = 6_400  # images that are gathered and normalized at a time: 20 MB, for whole batches
+WARM_UP = 0.3  # share of the steps in which one_cycle rises, the default of torch's OneCycleLR
+
+
+class Step(Protocol):
+    """One step of training, on this process's share of a batch."""
+
+    def __call__(self, x_BCHW: Tensor, labels_B: Tensor, lr: Tensor, *, num_images: int) -> Tensor:
+        """Log-probabilities, float32 (B, K), of before the step.
+
+        Args:
+            x_BCHW: normalized images, float32 (B, 1, 28, 28), B from 0.
+            labels_B: int64 (B,).
+            lr: float32 (), on the device.
+            num_images: of the whole batch, whosever share they are.
+        """
+
+
+def fit(
+    classifier: Classifier,
+    *,
+    train: Images | Selection,
+    val: Images,
+    recipe: Recipe,
+    seed: int,
+    device: torch.device,
+    precision: Precision,
+    team: Team = ALONE,
+) -> Iterator[Window | Epoch]:
+    """Train `classifier` in place, and yield what happened each `WINDOW` steps and each epoch.
+
+    Some batches are gathered and normalized at a time: by the CPU from where they lie, a
+    memory-mapped file say, and on a GPU from its memory, which holds all images as uint8. Nothing
+    waits for a GPU inside an epoch: its windows are told at the end. Every process of a team calls
+    this with the same arguments but the device, and gets the same events.
+
+    Raises:
+        InputError: the loss is not finite; the weights are of no use then.
+    """
+    classifier.to(device).train()
+    gather = _gathering(train, device)
+    step = stepper(classifier.network, recipe, device=device, precision=precision, team=team)
+    generator = torch.Generator().manual_seed(seed)  # on the CPU: one order on every device
+    steps_an_epoch = math.ceil(len(train) / recipe.batch_size)
+    lr_S = learning_rates(recipe, recipe.epochs * steps_an_epoch).to(device)
+    batches_at_a_time = max(1, GATHERED // recipe.batch_size)
+
+    num_steps = 0
+    for epoch in range(1, recipe.epochs + 1):
+        order = torch.randperm(len(train), generator=generator).to(device).split(recipe.batch_size)
+        offsets_2N = random_offsets(len(train), recipe.shift, generator).to(device)
+        windows: list[Window] = []
+        untold: list[tuple[int, Tensor]] = []
+        for window in _chunks(order, WINDOW):
+            outputs, labels = [], []
+            for batches in _chunks(window, batches_at_a_time):
+                shares = [team.share(index_B) for index_B in batches]
+                index_M, sizes = torch.cat(shares), [len(share) for share in shares]
+                raw_MHW, labels_M = gather(index_M)
+                x_MCHW = classifier.preprocess(shifted(raw_MHW, recipe.shift, offsets_2N[:, index_M]))
+                for x_BCHW, labels_B, index_B in zip(
+                    x_MCHW.split(sizes), labels_M.split(sizes), batches, strict=True
+                ):
+                    outputs.append(step(x_BCHW, labels_B, lr_S[num_steps], num_images=len(index_B)))
+                    num_steps += 1
+                labels.append(labels_M)
+            untold.append((num_steps, team.total(totals(torch.cat(outputs), torch.cat(labels)))))
+            if device.type == "cpu" or num_steps == epoch * steps_an_epoch:
+                windows += _told(untold, epoch, recipe)
+                yield from windows[-len(untold) :]
+                untold.clear()
+        yield _validated(classifier, val, device, windows, recipe)
+
+
+def stepper(
+    network: nn.Module, recipe: Recipe, *, device: torch.device, precision: Precision, team: Team
+) -> Step:
+    """What trains `network`, on `device`, by one batch at a time."""
+    optimizer = optim.make(recipe, network)
+    if device.type == "cpu" and precision == "float32" and BatchLastCNN.suits(network):
+        network = BatchLastCNN(network)
+    network = team.wrapped(network)
+
+    def step(x_BCHW: Tensor, labels_B: Tensor, lr: Tensor, *, num_images: int) -> Tensor:
+        with _autocast(precision, device):
+            log_probs_BK: Tensor = network(x_BCHW)
+        loss = objective(log_probs_BK, labels_B, recipe.label_smoothing) / num_images
+        (team.size * loss).backward()  # times the size, since gradients are averaged over the team
+        optimizer.step(lr)
+        return log_probs_BK.detach()
+
+    if device.type == "cpu" or team.size > 1:
+        return step
+
+    whole_step: cuda_graph.Step | None = None
+
+    def replayed(x_BCHW: Tensor, labels_B: Tensor, lr: Tensor, *, num_images: int) -> Tensor:
+        nonlocal whole_step
+        if num_images < recipe.batch_size:  # the last one of an epoch
+            return step(x_BCHW, labels_B, lr, num_images=num_images)
+        if whole_step is None:
+            plain = functools.partial(step, num_images=recipe.batch_size)
+            whole_step = cuda_graph.captured(plain, optimizer.state(), (x_BCHW, labels_B, lr))
+        return whole_step(x_BCHW, labels_B, lr)
+
+    return replayed
+
+
+def _chunks(batches: Sequence[Tensor], size: int) -> Iterator[Sequence[Tensor]]:
+    """`size` of them at a time, and the rest."""
+    return (batches[first : first + size] for first in range(0, len(batches), size))
+
+
+def _gathering(images: Images | Selection, device: torch.device) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+    """What gives the images, uint8 (M, H, W), and labels, int64 (M,), of M positions; all on `device`."""
+
+    def taken(index_M: Tensor) -> tuple[Tensor, Tensor]:
+        some = images.take(index_M.numpy())
+        return torch.from_numpy(some.images_NHW), torch.from_numpy(some.labels_N).long()
+
+    if device.type == "cpu":
+        return taken
+    # In parts, so that no memory need hold them twice.
+    images_NHW = torch.empty((len(images), *IMAGE_SHAPE), dtype=torch.uint8, device=device)
+    labels_N = torch.empty(len(images), dtype=torch.int64, device=device)
+    for index_M in torch.arange(len(images)).split(UPLOAD):
+        part = slice(int(index_M[0]), int(index_M[-1]) + 1)
+        images_NHW[part], labels_N[part] = taken(index_M)
+    return lambda index_M: (images_NHW[index_M], labels_N[index_M])
+
+
+def objective(log_probs_BK: Tensor, labels_B: Tensor, label_smoothing: float) -> Tensor:
+    """The sum over B images, (), that training lowers: negative log-likelihood, smoothed.
+
+    Smoothing as in Szegedy et al. 2016, https://arxiv.org/abs/1512.00567, section 7.
+    """
+    nll = F.nll_loss(log_probs_BK, labels_B, reduction="sum")
+    if label_smoothing == 0:
+        return nll
+    return (1 - label_smoothing) * nll - label_smoothing * log_probs_BK.mean(1).sum()
+
+
+def totals(log_probs_NK: Tensor, labels_N: Tensor) -> Tensor:
+    """Of N images, float64 (3,): the sum of their negative log-likelihoods, how many are right, N."""
+    nll = F.nll_loss(log_probs_NK, labels_N, reduction="sum")
+    num_right = (log_probs_NK.argmax(1) == labels_N).sum()
+    return torch.stack([nll, num_right, torch.full_like(nll, len(labels_N))]).double()
+
+
+def random_offsets(num_images: int, shift: int, generator: torch.Generator) -> Tensor:
+    """How many pixels each image moves down and right, int64 (2, N), up to `shift` each way."""
+    if shift == 0:
+        return torch.zeros(2, num_images, dtype=torch.int64)  # the generator stays as it is
+    return torch.randint(-shift, shift + 1, (2, num_images), generator=generator)
+
+
+def shifted(images_NHW: Tensor, shift: int, offsets_2N: Tensor) -> Tensor:
+    """Each image moved down and right by its own offset, of up to `shift` pixels; black comes in."""
+    if shift == 0:
+        return images_NHW
+    num_images, height, width = images_NHW.shape
+    padded_NHW = F.pad(images_NHW, (shift, shift, shift, shift))
+    every_shift = padded_NHW.unfold(1, height, 1).unfold(2, width, 1)  # a view, (N, 2 s + 1, 2 s + 1, H, W)
+    image_N = torch.arange(num_images, device=images_NHW.device)
+    return every_shift[image_N, shift - offsets_2N[0], shift - offsets_2N[1]]
+
+
+def learning_rates(recipe: Recipe, num_steps: int) -> Tensor:
+    """The learning rate of each step, float32 (S,)."""
+    return torch.tensor([learning_rate(recipe, step, num_steps) for step in range(num_steps)])
+
+
+def learning_rate(recipe: Recipe, step: int, num_steps: int) -> float:
+    """The learning rate of `step`, from 0: constant, or up to `lr` and down towards 0 in straight lines.
+
+    One cycle: Smith & Topin 2018, https://arxiv.org/abs/1708.07120. The rate is above 0 at every
+    step, and `lr` itself at the end of the rise.
+    """
+    if recipe.schedule == "constant":
+        return recipe.lr
+    peak = max(1, round(WARM_UP * num_steps))
+    if step < peak:
+        return recipe.lr * (step + 1) / peak
+    return recipe.lr * (num_steps - step) / (num_steps - peak + 1)
+
+
+def _autocast(precision: Precision, device: torch.device) -> AbstractContextManager[object]:
+    if precision != "bfloat16":
+        return nullcontext()
+    # No weight is used twice in a step, so there is nothing to cache, and a CUDA graph must not.
+    return torch.autocast(device.type, torch.bfloat16, cache_enabled=False)
+
+
+def _told(untold: list[tuple[int, Tensor]], epoch: int, recipe: Recipe) -> list[Window]:
+    """The windows that ended at these steps with these totals; waits for the device once."""
+    fetched = torch.stack([total for _, total in untold]).tolist()
+    windows = [
+        Window(
+            epoch=epoch,
+            step=step,
+            num_images=int(num_images),
+            loss=nll / num_images,
+            accuracy=num_right / num_images,
+        )
+        for (step, _), (nll, num_right, num_images) in zip(untold, fetched, strict=True)
+    ]
+    for window in windows:
+        _expect_finite(window.loss, window.step, recipe)
+    return windows
+
+
+def _validated(
+    classifier: Classifier, val: Images, device: torch.device, windows: list[Window], recipe: Recipe
+) -> Epoch:
+    """The epoch of these windows, with the scores of the validation images."""
+    log_probs_NK = log_probabilities(classifier, val, device)
+    labels_N = torch.from_numpy(val.labels_N).to(device, torch.int64)
+    val_nll, val_num_right, _ = totals(log_probs_NK, labels_N).tolist()
+    # The last step of all may have been one too many.
+    _expect_finite(val_nll, windows[-1].step, recipe)
+    num_images = sum(window.num_images for window in windows)
+    return Epoch(
+        epoch=windows[-1].epoch,
+        step=windows[-1].step,
+        train_loss=sum(window.loss * window.num_images for window in windows) / num_images,
+        train_accuracy=sum(window.accuracy * window.num_images for window in windows) / num_images,
+        val_loss=val_nll / len(val),
+        val_accuracy=val_num_right / len(val),
+    )
+
+
+def _expect_finite(loss: float, step: int, recipe: Recipe) -> None:
+    if not math.isfinite(loss):
+        raise InputError(
+            "params.yaml: lr",
+            found=f"a loss of {loss} by step {step} at lr {recipe.lr:g}",
+            expected="training that converges: try a smaller lr",
+        )

@@ -1,0 +1,583 @@
+"""`python -m mnist.cli.promote` on a real MLflow store: each situation, its answer and its record."""
+
+import dataclasses
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import sqlalchemy
+from mlflow.entities import Run
+from mlflow.store.artifact.mlflow_artifacts_repo import MlflowArtifactsRepository
+from mlflow.tracking import MlflowClient
+
+from mnist.cli import promote
+from mnist.evaluation import scores
+from mnist.tracking import client
+from tests.conftest import DIGITS
+
+ROOT = Path(__file__).parents[2]
+NUM_IMAGES = 100
+LABELS = np.arange(NUM_IMAGES).astype(np.uint8) % 10
+
+
+@dataclass(frozen=True)
+class Done:
+    """What a command came to."""
+
+    status: int
+    stdout: str
+    stderr: str
+
+
+@dataclass(frozen=True)
+class Desk:
+    """A registered model of its own in the store, and a checkout with its params."""
+
+    folder: Path
+    name: str
+    uri: str
+    capsys: pytest.CaptureFixture[str]
+
+    @property
+    def client(self) -> MlflowClient:
+        return MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
+
+    def run(self, *, wrong: range, weights: str, test: str = "test", finished: bool = True) -> Run:
+        """A run of these weights, which are wrong on these images."""
+        store = client.connect()
+        tags = {"weights_sha256": f"{self.name}-{weights}", "test_sha256": test, "dataset_sha256": "all"}
+        run = store.client.create_run(
+            store.experiment_id, run_name=weights, tags={**tags, "rerun": "dvc repro"}
+        )
+        predicted_N = LABELS.astype(np.int64)
+        predicted_N[list(wrong)] = (predicted_N[list(wrong)] + 1) % 10
+        file = self.folder / "predictions.csv"
+        scores.write_predictions(file, labels_N=LABELS, predicted_N=predicted_N, classes=DIGITS.classes)
+        store.client.log_artifact(run.info.run_id, str(file), "metrics")
+        accuracy = round(float((predicted_N == LABELS).mean()), 6)
+        store.client.log_metric(run.info.run_id, "test_accuracy", accuracy)
+        if finished:
+            store.client.set_terminated(run.info.run_id)
+        return run
+
+    def challenger(self, wrong: range = range(0), *, weights: str = "", test: str = "test") -> str:
+        """A new version, wrong on these images, with the alias; its number."""
+        known = self.client.search_model_versions(f"name = '{self.name}'")
+        weights = weights or f"run-{len(known) + 1}"
+        run = self.run(wrong=wrong, weights=weights, test=test)
+        if not self.client.search_registered_models(f"name = '{self.name}'"):
+            self.client.create_registered_model(self.name)
+        made = self.client.create_model_version(
+            self.name,
+            run.info.artifact_uri,
+            run.info.run_id,
+            tags={"weights_sha256": f"{self.name}-{weights}"},
+        )
+        self.client.set_registered_model_alias(self.name, "challenger", made.version)
+        return str(made.version)
+
+    def version(self, number: str) -> Any:
+        return self.client.get_model_version(self.name, number)
+
+    def champion(self) -> str | None:
+        aliases = self.client.get_registered_model(self.name).aliases
+        return str(aliases["champion"]) if "champion" in aliases else None
+
+    @property
+    def log(self) -> list[dict[str, Any]]:
+        file = self.folder / "promotions.jsonl"
+        return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+    def records(self, number: str) -> list[dict[str, Any]]:
+        """The artifacts of a version's run, oldest first."""
+        run_id = self.version(number).run_id
+        names = sorted(file.path for file in self.client.list_artifacts(run_id, "promotions"))
+        return [json.loads(Path(self.client.download_artifacts(run_id, name)).read_text()) for name in names]
+
+    def promote(self, *arguments: str) -> Done:
+        """Type it; it is never a traceback."""
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys, "argv", ["promote", *arguments])
+            with pytest.raises(SystemExit) as end:
+                promote.main()
+        shown = self.capsys.readouterr()
+        stderr = shown.err
+        status = end.value.code
+        if isinstance(status, str):  # which Python prints, and exits with 1
+            status, stderr = 1, f"{stderr}{status}\n"
+        return Done(status=int(status or 0), stdout=shown.out, stderr=stderr)
+
+    def deny(self, table: str) -> None:
+        """Make the store refuse to write this model's rows of a table."""
+        name = self.name.replace("-", "_")
+        with sqlalchemy.create_engine(self.uri).begin() as connection:
+            for event in ("INSERT", "UPDATE"):
+                connection.exec_driver_sql(
+                    f"CREATE TRIGGER deny_{name}_{table}_{event} BEFORE {event} ON {table} "
+                    f"WHEN NEW.name = '{self.name}' BEGIN SELECT RAISE(ABORT, 'denied'); END"
+                )
+
+    def allow(self, table: str) -> None:
+        """Let it write again."""
+        name = self.name.replace("-", "_")
+        with sqlalchemy.create_engine(self.uri).begin() as connection:
+            for event in ("INSERT", "UPDATE"):
+                connection.exec_driver_sql(f"DROP TRIGGER deny_{name}_{table}_{event}")
+
+
+@pytest.fixture(scope="module")
+def store_uri(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """One store, since making a new one takes two seconds; each test has a model of its own in it."""
+    return f"sqlite:///{tmp_path_factory.mktemp('store')}/mlflow.db"
+
+
+@pytest.fixture
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A tracking server on a store of its own."""
+    folder = tmp_path_factory.mktemp("server")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "mlflow", "server", "--port", str(port), "--workers", "1"]
+    where = ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--artifacts-destination", str(folder)]
+    with (folder / "log").open("w") as log:
+        process = subprocess.Popen([*command, *where], stdout=log, stderr=log, start_new_session=True)
+    try:
+        deadline = time.monotonic() + 60
+        while not answers(f"http://127.0.0.1:{port}/health"):
+            assert process.poll() is None, (folder / "log").read_text()
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)  # its workers, too
+        process.wait(20)
+
+
+def answers(url: str) -> bool:
+    """Whether a server is there."""
+    try:
+        with urllib.request.urlopen(url, timeout=5):
+            return True
+    except OSError:
+        return False
+
+
+@pytest.fixture
+def desk(
+    store_uri: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
+    capsys: pytest.CaptureFixture[str],
+) -> Desk:
+    for variable in ("DVC_ROOT", "MLFLOW_EXPERIMENT_NAME"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store_uri)
+    monkeypatch.chdir(tmp_path)
+    name = f"model-{request.node.name.encode().hex()[-60:]}"
+    lines = (ROOT / "params.yaml").read_text().splitlines(keepends=True)
+    values = {"model_name": name, "min_accuracy": "0.8", "alpha": "0.05"}
+    for key, value in values.items():
+        (at,) = [n for n, line in enumerate(lines) if line.startswith(f"  {key}:")]
+        lines[at] = f"  {key}: {value}\n"
+    (tmp_path / "params.yaml").write_text("".join(lines))
+    return Desk(folder=tmp_path, name=name, uri=store_uri, capsys=capsys)
+
+
+def test_without_a_model_it_says_how_one_is_made(desk: Desk) -> None:
+    for arguments in ([], ["--dry-run"], ["--rollback"]):
+        done = desk.promote(*arguments)
+        assert done.status == 1
+        assert done.stderr == (
+            f"ERROR: models:/{desk.name}: found no such model, expected a registered model: "
+            "`dvc repro` makes one, where registry.min_accuracy is reached\n"
+        )
+        assert done.stdout == ""
+    assert desk.log == []
+
+
+def test_without_a_challenger_it_says_how_one_is_made(desk: Desk) -> None:
+    desk.challenger()
+    desk.client.delete_registered_model_alias(desk.name, "challenger")
+    done = desk.promote()
+    assert done.status == 1
+    assert "@challenger: found no such version, expected one that `dvc repro` gave" in done.stderr
+    assert desk.log == []
+
+
+def test_the_first_champion_is_promoted_on_the_floor_and_written_down_in_three_places(desk: Desk) -> None:
+    number = desk.challenger(range(20))
+    done = desk.promote()
+    assert done.status == 0
+    assert desk.champion() == number
+    assert "champion    none yet" in done.stdout
+    assert "promoted: there is no champion yet" in done.stdout
+    (record,) = desk.log
+    assert record["decision"] == "promoted"
+    assert record["candidate"]["accuracy"] == 0.8
+    assert record["candidate"]["run_id"] == desk.version(number).run_id
+    assert record["incumbent"] is None
+    assert record["model"] == desk.name
+    assert json.loads(desk.version(number).tags["promotion"]) == record
+    assert desk.records(number) == [record]
+
+
+def test_a_dry_run_says_so_and_writes_nothing(desk: Desk) -> None:
+    number = desk.challenger()
+    done = desk.promote("--dry-run")
+    assert done.status == 0
+    assert "would be promoted: there is no champion yet" in done.stdout
+    assert "nothing is written, no alias moves" in done.stdout
+    assert desk.champion() is None
+    assert desk.log == []
+    assert not (desk.folder / "promotions.jsonl").exists()
+    assert desk.records(number) == []
+    assert set(desk.version(number).tags) == {"weights_sha256"}
+    desk.promote()
+    worse = desk.challenger(range(10))
+    refused = desk.promote("--dry-run")
+    assert refused.status == 1
+    assert "would be refused: it is worse" in refused.stdout
+    assert set(desk.version(worse).tags) == {"weights_sha256"}
+    assert len(desk.log) == 1
+
+
+def test_a_better_one_takes_the_place_and_knows_who_was_before(desk: Desk) -> None:
+    desk.challenger(range(10))
+    desk.promote()
+    number = desk.challenger(range(4))
+    done = desk.promote()
+    assert done.status == 0
+    assert desk.champion() == number == "2"
+    assert "challenger  version 2, run run-2: 96.00%, 96 of 100 test images" in done.stdout
+    assert "champion    version 1, run run-1: 90.00%, 90 of 100 test images" in done.stdout
+    assert "6 fixed, 0 broken, +6.00 pp; exact McNemar test: worse p = 1, two-sided p = 0.0312" in done.stdout
+    assert "promoted: it is better than the champion (p = 0.0156" in done.stdout
+    assert "`champion` is version 2 now" in done.stdout
+    assert desk.version("2").tags["promoted_over"] == "1"
+    assert [record["incumbent"] and record["incumbent"]["version"] for record in desk.log] == [None, "1"]
+    assert desk.log[1]["fixed"] == 6
+    assert desk.records("2") == desk.log[1:]
+
+
+def test_within_noise_is_not_worse(desk: Desk) -> None:
+    desk.challenger(range(10))
+    desk.promote()
+    desk.challenger(range(14))
+    done = desk.promote()
+    assert done.status == 0
+    assert "it is not worse than the champion, within noise" in done.stdout
+    assert desk.champion() == "2"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "reason"),
+    [
+        (range(15), "worse than the champion (p = 0.0312"),
+        (range(21), "79.00%, is below registry.min_accuracy"),
+    ],
+    ids=["worse", "below the floor"],
+)
+def test_a_refusal_moves_nothing_and_is_written_down_all_the_same(
+    wrong: range, reason: str, desk: Desk
+) -> None:
+    desk.challenger(range(10))
+    desk.promote()
+    desk.challenger(wrong)
+    done = desk.promote()
+    assert done.status == 1
+    assert done.stderr == ""
+    assert "decision    refused: it" in done.stdout
+    assert reason in done.stdout
+    assert "`champion` stays version 1" in done.stdout
+    assert desk.champion() == "1"
+    assert desk.log[1]["decision"] == "refused"
+    assert reason in desk.log[1]["reason"]
+    assert json.loads(desk.version("2").tags["promotion"]) == desk.log[1]
+    assert "promoted_over" not in desk.version("2").tags
+    assert desk.records("2") == desk.log[1:]
+
+
+@pytest.mark.parametrize("weights", ["run-1", "run-2"], ids=["another version of its weights", "itself"])
+def test_the_champion_again_is_nothing_to_do(weights: str, desk: Desk) -> None:
+    desk.challenger(weights="run-1")
+    desk.promote()
+    if weights == "run-1":
+        desk.challenger(weights="run-1")
+    done = desk.promote()
+    assert done.status == 0
+    assert "nothing to do: version" in done.stdout
+    assert ("same weights" if weights == "run-1" else "the champion already") in done.stdout
+    assert desk.champion() == "1"
+    assert len(desk.log) == 1
+    assert desk.promote("--dry-run").stdout == done.stdout
+
+
+def test_other_test_data_are_refused_until_the_champion_is_tested_on_them(desk: Desk) -> None:
+    desk.challenger(weights="first", test="old")
+    desk.promote()
+    desk.challenger(test="new")
+    done = desk.promote()
+    assert done.status == 1
+    assert "the challenger on test_sha256 new, the champion on old" in done.stdout
+    assert "run the champion's experiment on the present data (it was made by `dvc repro`)" in done.stdout
+    assert desk.champion() == "1"
+    assert desk.log[1]["p_worse"] is None
+    # A run that did not finish proves nothing.
+    desk.run(wrong=range(3), weights="first", test="new", finished=False)
+    assert desk.promote().status == 1
+    # The same weights, tested on the new data.
+    run = desk.run(wrong=range(3), weights="first", test="new")
+    assert desk.promote().status == 0
+    assert desk.champion() == "2"
+    assert desk.log[-1]["incumbent"]["run_id"] == run.info.run_id
+    assert desk.log[-1]["fixed"] == 3
+
+
+@pytest.mark.parametrize("whose", ["1", "2"], ids=["the champion's", "the challenger's"])
+@pytest.mark.parametrize("loss", ["deleted", "purged", "file", "corrupted", "altered"])
+def test_a_vanished_run_is_named_with_what_brings_it_back(whose: str, loss: str, desk: Desk) -> None:
+    desk.challenger(range(5), weights="first")
+    desk.promote()
+    desk.challenger(range(5), weights="second")
+    run_id = desk.version(whose).run_id
+    file = (
+        Path(desk.client.get_run(run_id).info.artifact_uri.removeprefix("file://"))
+        / "metrics/predictions.csv"
+    )
+    if loss in ("deleted", "purged"):
+        desk.client.delete_run(run_id)
+    if loss == "purged":
+        purge = [sys.executable, "-m", "mlflow", "gc", "--backend-store-uri", desk.uri, "--run-ids", run_id]
+        subprocess.run(purge, check=True, capture_output=True)
+    if loss == "file":
+        file.unlink()
+    if loss == "corrupted":
+        file.write_text(file.read_text().replace("\n7,7,7\n", "\n7,7\n"))
+    if loss == "altered":
+        file.write_text(file.read_text().replace("\n7,7,7\n", "\n7,7,77\n"))
+    done = desk.promote()
+    assert done.status == 1
+    reason = {
+        "deleted": f"run {run_id} of version {whose} is deleted: `mlflow runs restore --run-id {run_id}` or ",
+        "purged": f"run {run_id} of version {whose} is gone: ",
+        "file": f"({run_id}) of version {whose} has no metrics/predictions.csv: ",
+        "corrupted": f"({run_id}) of version {whose}, metrics/predictions.csv, line 9: found '7,7', ",
+        "altered": f"({run_id}) of version {whose}, metrics/predictions.csv: found an accuracy of 0.",
+    }[loss]
+    assert reason in done.stdout
+    assert "`make reconcile` brings it back" in done.stdout
+    assert desk.champion() == "1"
+    assert reason in desk.log[1]["reason"]
+    assert json.loads(desk.version("2").tags["promotion"]) == desk.log[1]
+    # Another run of the same weights, as a rebuilt store has, is as good.
+    desk.run(wrong=range(5), weights={"1": "first", "2": "second"}[whose])
+    assert desk.promote().status == 0
+    assert desk.champion() == "2"
+
+
+def test_a_log_that_cannot_be_written_stops_the_alias(desk: Desk) -> None:
+    number = desk.challenger()
+    (desk.folder / "promotions.jsonl").mkdir()
+    done = desk.promote()
+    assert done.status == 1
+    assert done.stderr.startswith("ERROR: [Errno 21]")
+    assert done.stderr.count("\n") == 1
+    assert desk.champion() is None
+    assert set(desk.version(number).tags) == {"weights_sha256"}
+
+
+def test_artifacts_that_cannot_be_written_stop_the_alias(desk: Desk) -> None:
+    number = desk.challenger()
+    artifacts = desk.client.get_run(desk.version(number).run_id).info.artifact_uri.removeprefix("file://")
+    (Path(artifacts) / "promotions").write_text("no folder")
+    done = desk.promote()
+    assert done.status == 1
+    assert "ERROR: MLflow's artifacts: found " in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert desk.champion() is None
+    assert desk.log == []
+    assert set(desk.version(number).tags) == {"weights_sha256"}
+
+
+def test_tags_that_cannot_be_written_stop_the_alias(desk: Desk) -> None:
+    desk.challenger()
+    desk.deny("model_version_tags")
+    done = desk.promote()
+    assert done.status == 1
+    assert "denied" in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert desk.champion() is None
+    assert desk.log == []
+
+
+def test_an_alias_that_does_not_move_is_recorded_already_and_the_next_time_moves(desk: Desk) -> None:
+    desk.challenger()
+    desk.deny("registered_model_aliases")
+    done = desk.promote()
+    assert done.status == 1
+    assert "denied" in done.stderr
+    assert desk.champion() is None
+    assert len(desk.log) == len(desk.records("1")) == 1
+    desk.allow("registered_model_aliases")
+    assert desk.promote().status == 0
+    assert desk.champion() == "1"
+    assert len(desk.log) == 2
+
+
+def test_the_log_only_grows_even_after_a_line_that_a_crash_cut_off(desk: Desk) -> None:
+    log = desk.folder / "promotions.jsonl"
+    log.write_text('{"time": "2026-01-02"}\n{"time": "20')
+    desk.challenger()
+    desk.promote()
+    first, cut, line = log.read_text().splitlines()
+    assert (first, cut) == ('{"time": "2026-01-02"}', '{"time": "20')
+    assert json.loads(line)["decision"] == "promoted"
+
+
+def test_rollback_goes_back_step_by_step_and_promotion_goes_on(desk: Desk) -> None:
+    for _ in range(3):
+        desk.challenger()
+        desk.promote()
+    assert desk.champion() == "3"
+    assert desk.promote("--rollback", "--dry-run").status == 0
+    assert desk.champion() == "3"
+    assert len(desk.log) == 3
+    done = desk.promote("--rollback")
+    assert done.status == 0
+    assert "rolled back: `champion` goes back from version 3" in done.stdout
+    assert desk.champion() == "2"
+    record = desk.log[-1]
+    assert (record["decision"], record["candidate"]["version"]) == ("rolled back", "2")
+    assert record["incumbent"]["version"] == "3"
+    assert json.loads(desk.version("2").tags["promotion"]) == record
+    assert desk.records("2")[-1] == record
+    assert desk.promote("--rollback").status == 0
+    assert desk.champion() == "1"
+    end = desk.promote("--rollback")
+    assert end.status == 1
+    assert "version 1: found no champion before it" in end.stderr
+    assert desk.champion() == "1"
+    assert len(desk.log) == 5
+    assert desk.promote().status == 0
+    assert desk.champion() == "3"
+    assert desk.version("3").tags["promoted_over"] == "1"
+
+
+def test_rollback_retraces_a_version_that_was_the_champion_twice(desk: Desk) -> None:
+    for _ in range(2):
+        desk.challenger()
+        desk.promote()
+    desk.client.set_registered_model_alias(desk.name, "challenger", "1")  # as a rerun of its result does
+    desk.promote()
+    assert desk.champion() == "1"
+    went_back_to = []
+    while desk.promote("--rollback").status == 0:
+        went_back_to.append(desk.champion())
+    assert went_back_to == ["2", "1"]
+
+
+def test_rollback_without_a_champion_or_to_a_deleted_version_says_so(desk: Desk) -> None:
+    desk.challenger()
+    done = desk.promote("--rollback")
+    assert done.status == 1
+    assert "@champion: found no such version, expected a champion to roll back from" in done.stderr
+    desk.promote()
+    desk.challenger()
+    desk.promote()
+    desk.client.delete_model_version(desk.name, "1")
+    done = desk.promote("--rollback")
+    assert done.status == 1
+    assert "found that version 1, the champion before it, is deleted" in done.stderr
+    assert desk.champion() == "2"
+    assert len(desk.log) == 2
+
+
+def test_rollback_needs_no_run(desk: Desk) -> None:
+    for _ in range(2):
+        desk.challenger()
+        desk.promote()
+    for number in ("1", "2"):
+        desk.client.delete_run(desk.version(number).run_id)
+    done = desk.promote("--rollback")
+    assert done.status == 0
+    assert desk.champion() == "1"
+    assert desk.log[-1]["decision"] == "rolled back"
+
+
+def test_a_server_is_served_alike_and_its_password_is_never_written(
+    server: str, desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address = server.removeprefix("http://")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://ada:SECRET@{address}")
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "served")  # whose artifacts are the server's, too
+    desk = dataclasses.replace(desk, uri=server)
+    assert desk.promote().status == 1
+    desk.challenger(range(10))
+    assert desk.promote().status == 0
+    desk.challenger(range(4))
+    assert desk.promote().status == 0
+    assert desk.champion() == "2"
+    assert (desk.version("1").tags["promoted_over"], desk.version("2").tags["promoted_over"]) == ("", "1")
+    assert desk.promote("--rollback").status == 0
+    assert desk.champion() == "1"
+    assert [record["decision"] for record in desk.log] == ["promoted", "promoted", "rolled back"]
+    assert desk.records("1") == desk.log[::2]
+    assert {record["store"] for record in desk.log} == {server}
+    assert "SECRET" not in (desk.folder / "promotions.jsonl").read_text()
+    file = "metrics/predictions.csv"
+    desk.client.delete_run(desk.version("2").run_id)
+    done = desk.promote()
+    assert done.status == 1
+    assert "of version 2 is deleted" in done.stdout
+    desk.challenger()
+    run_id = desk.version("3").run_id
+    delete = MlflowArtifactsRepository(desk.client.get_run(run_id).info.artifact_uri, tracking_uri=server)
+    delete.delete_artifacts(file)
+    done = desk.promote()
+    assert done.status == 1
+    assert f"of version 3 has no {file}" in done.stdout
+
+
+def test_of_two_promotions_at_once_one_promotes_and_the_other_finds_it_done(desk: Desk) -> None:
+    desk.challenger()
+    # Each asks git for a name after it has decided and before it writes: so both would have decided.
+    slow = desk.folder / "bin/git"
+    slow.parent.mkdir()
+    slow.write_text("#!/bin/sh\n[ $1 != config ] || sleep 5\n")
+    slow.chmod(0o755)
+    both = [
+        subprocess.Popen(
+            [sys.executable, "-m", "mnist.cli.promote"],
+            cwd=desk.folder,
+            env={**os.environ, "PYTHONPATH": str(ROOT), "PATH": f"{slow.parent}:{os.environ['PATH']}"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for _ in range(2)
+    ]
+    outputs = [process.communicate(timeout=100)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0], outputs
+    assert sorted("nothing to do: version 1 is the champion" in output for output in outputs) == [False, True]
+    assert len(desk.log) == 1
+
+
+def test_a_wrong_param_is_one_line(desk: Desk) -> None:
+    params = desk.folder / "params.yaml"
+    params.write_text(params.read_text().replace("alpha: 0.05", "alpha: 5"))
+    done = desk.promote()
+    assert done.status == 1
+    assert "params.yaml: registry.alpha: found 5" in done.stderr

@@ -1,0 +1,395 @@
+"""`params.yaml`: what it may hold, how it is read, and how its mistakes are told."""
+
+import math
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from dvc.utils.hydra import apply_overrides
+from dvc.utils.serialize import parse_yaml
+
+from mnist.core import config, paths
+from mnist.core.errors import InputError
+
+ROOT = Path(__file__).parents[3]
+TEXT = (ROOT / paths.PARAMS).read_text(encoding="utf-8")
+HEAVY = {"torch", "torchvision", "mlflow", "great_expectations", "pandas", "matplotlib", "dvc"}
+STAGES = ["download", "validate", "stats", "train", "evaluate", "register"]
+
+Edit = Callable[..., Path]
+
+
+@pytest.fixture
+def edited(tmp_path: Path) -> Edit:
+    """A copy of `params.yaml` in which `edited(lr="1e-3")` has replaced the value of a key."""
+
+    def edit(*, more: str = "", **spellings: str) -> Path:
+        text = TEXT
+        for key, spelling in spellings.items():
+            (line,) = re.findall(rf"^ *{key}: .*\n", text, re.MULTILINE)
+            text = text.replace(line, f"{line.partition(':')[0]}: {spelling}\n")
+        path = tmp_path / "params.yaml"
+        path.write_text(text + more, encoding="utf-8")
+        return path
+
+    return edit
+
+
+def fault(path: Path) -> str:
+    """What is said of a bad file, less its name; it is one line that begins with the name."""
+    with pytest.raises(InputError) as caught:
+        config.load(path)
+    message = str(caught.value)
+    assert message.startswith(f"{path}: ")
+    assert message.splitlines() == [message]
+    return message.removeprefix(f"{path}: ")
+
+
+def test_the_defaults_are_the_tutorials() -> None:
+    read = config.load(ROOT / paths.PARAMS)
+
+    assert (read.model, read.n_features, read.permute_pixels) == ("simple_cnn", 6, False)
+    assert (read.optimizer, read.lr, read.momentum, read.schedule) == ("sgd", 0.01, 0.5, "constant")
+    assert (read.epochs, read.batch_size, read.label_smoothing, read.shift) == (1, 64, 0.0, 0)
+
+
+def test_every_key_has_a_comment() -> None:
+    """Beside it, in the line above it, or on a section that it is in."""
+    sections: list[tuple[int, str, bool]] = []
+    commented: dict[str, bool] = {}
+    line_above = False
+    for line in TEXT.splitlines():
+        words = line.strip()
+        key = re.match(r"([\w.-]+):(?:\s|$)", words)
+        if key:
+            indent = len(line) - len(line.lstrip())
+            while sections and sections[-1][0] >= indent:
+                sections.pop()
+            name = ".".join([*(section for _, section, _ in sections), key[1]])
+            explained = line_above or " #" in line or any(above for _, _, above in sections)
+            sections.append((indent, key[1], explained))
+            commented[name] = explained
+        line_above = words.startswith("#")
+
+    def leaves(values: Any, prefix: str = "") -> list[str]:
+        if not isinstance(values, dict):
+            return [prefix]
+        return [
+            leaf for key, value in values.items() for leaf in leaves(value, f"{prefix}.{key}".lstrip("."))
+        ]
+
+    wanted = {
+        leaf.removesuffix(".min").removesuffix(".max") for leaf in leaves(parse_yaml(TEXT, "params.yaml"))
+    }
+    assert wanted <= commented.keys()
+    assert [leaf for leaf in sorted(wanted) if not commented[leaf]] == []
+
+
+def test_params_are_frozen() -> None:
+    read = config.load(ROOT / paths.PARAMS)
+
+    with pytest.raises(ValueError, match="frozen"):
+        read.lr = 1.0
+
+
+def test_a_stage_gets_its_own_keys_alone() -> None:
+    split = config.load(ROOT / paths.PARAMS).only(config.Split)
+
+    assert split == config.Split(seed=0, val_size=1000)
+    assert split.model_dump() == {"seed": 0, "val_size": 1000}
+
+
+# ---- numbers
+
+
+@pytest.mark.parametrize(
+    "spelling",
+    [
+        *("1e-5", "1e-05", "1e-3", "1E5", "1e5", "1.e3", ".5", "5.", "0.5", "+1.5", "-1.5", "1_000", "1,5"),
+        *("0o17", "017", "08", "0x1F", "0b11", "1", "0", "1:30", "1:30.5", "2024-01-01", "1e"),
+        *("yes", "no", "on", "off", "y", "true", "False", "~", "null", ".inf", "-.inf", ".nan", "nan", "inf"),
+        *("'1'", '"0.5"', "[1]"),
+    ],
+)
+def test_values_are_read_as_dvc_reads_them(edited: Edit, spelling: str) -> None:
+    """Each of four keys takes the value that DVC reads, or refuses it and tells that very value."""
+    value = parse_yaml(f"key: {spelling}\n", "params.yaml")["key"]
+    kind = type(value)
+    takes = {
+        "lr": kind in (int, float) and 0 < value < math.inf,
+        "epochs": kind is int and value >= 1,
+        "permute_pixels": kind is bool,
+        "model_name": kind is str and not {",", ":", "/", "+"} & set(value),
+    }
+
+    read = config.load(edited(**{key: spelling for key, taken in takes.items() if taken}))
+    said = fault(edited(**{key: spelling for key, taken in takes.items() if not taken}))
+
+    for key, taken in takes.items():
+        if taken:
+            got = read.registry.model_name if key == "model_name" else getattr(read, key)
+            assert (got, type(got)) == (value, float if key == "lr" else kind)
+        assert (f"{key}: found {value!r}, expected " in said) is not taken
+
+
+@pytest.mark.parametrize(
+    ("spelling", "value"),
+    [("1e-05", 0.00001), ("1e-3", 0.001), ("1E-3", 0.001), (".5", 0.5), ("1", 1.0), ("1_0.5", 10.5)],
+)
+def test_a_learning_rate_is_a_float(edited: Edit, spelling: str, value: float) -> None:
+    lr = config.load(edited(lr=spelling)).lr
+
+    assert (lr, type(lr)) == (value, float)
+
+
+def test_what_dvc_writes_for_a_small_number_is_that_number(edited: Edit) -> None:
+    path = edited()
+
+    apply_overrides(path, ["lr=1e-5", "registry.min_accuracy=5e-1"])  # as dvc exp run -S does
+
+    assert re.search("^lr: 1e-05 ", path.read_text(), re.MULTILINE)  # which PyYAML takes for a string
+    read = config.load(path)
+    assert (read.lr, read.registry.min_accuracy) == (0.00001, 0.5)
+
+
+# ---- mistakes
+
+
+@pytest.mark.parametrize(
+    ("key", "spelling", "said"),
+    [
+        ("lr", '"fast"', "lr: found 'fast', expected a valid number"),
+        ("lr", "-1", "lr: found -1, expected greater than 0"),
+        ("lr", "0", "lr: found 0, expected greater than 0"),
+        ("lr", ".nan", "lr: found nan, expected a finite number"),
+        ("lr", ".inf", "lr: found inf, expected a finite number"),
+        ("lr", "true", "lr: found True, expected a valid number"),
+        ("lr", "", "lr: found None, expected a valid number"),
+        ("batch_size", "0", "batch_size: found 0, expected greater than or equal to 1"),
+        ("epochs", "0", "epochs: found 0, expected greater than or equal to 1"),
+        ("epochs", "true", "epochs: found True, expected a valid integer"),
+        ("epochs", "1.0", "epochs: found 1.0, expected a valid integer"),
+        ("val_size", "0", "val_size: found 0, expected greater than or equal to 1"),
+        ("seed", "-1", "seed: found -1, expected greater than or equal to 0"),
+        ("seed", "4294967296", "seed: found 4294967296, expected less than 4294967296"),
+        ("momentum", "1", "momentum: found 1, expected less than 1"),
+        ("beta2", "1.0", "beta2: found 1.0, expected less than 1"),
+        ("label_smoothing", "-0.1", "label_smoothing: found -0.1, expected greater than or equal to 0"),
+        ("shift", "15", "shift: found 15, expected less than or equal to 14"),
+        ("n_features", "0", "n_features: found 0, expected greater than or equal to 1"),
+        ("num_threads", "0", "num_threads: found 0, expected greater than or equal to 1"),
+        ("permute_pixels", "1", "permute_pixels: found 1, expected a valid boolean"),
+        ("model", "cnn", "model: found 'cnn', expected 'simple_cnn' or 'mlp'"),
+        ("optimizer", "SGD", "optimizer: found 'SGD', expected 'sgd', 'nesterov' or 'adam'"),
+        ("schedule", "cosine", "schedule: found 'cosine', expected 'constant' or 'one_cycle'"),
+        ("device", "gpu", "device: found 'gpu', expected 'auto', 'cpu' or 'cuda'"),
+        ("min_accuracy", "92", "registry.min_accuracy: found 92, expected less than or equal to 1"),
+        ("alpha", "0", "registry.alpha: found 0, expected greater than 0"),
+        ("dataset", "3", "dataset: found 3, expected a valid string"),
+        (
+            "dataset",
+            "a.b",
+            "dataset: found 'a.b', expected String should match pattern '^[A-Za-z0-9][A-Za-z0-9_-]*$'",
+        ),
+        (
+            "model_name",
+            "'{data}-cnn'",
+            (
+                "registry.model_name: found '{data}-cnn', expected String should match pattern"
+                " '^(\\{dataset\\}|[A-Za-z0-9])(\\{dataset\\}|[A-Za-z0-9 ._-])*$'"
+            ),
+        ),
+    ],
+)
+def test_a_wrong_value_is_told_with_its_key(edited: Edit, key: str, spelling: str, said: str) -> None:
+    assert fault(edited(**{key: spelling})) == said
+
+
+@pytest.mark.parametrize(
+    ("key", "spelling"),
+    [
+        ("val_size", "1"),
+        ("dataset", "2d-Shapes_2"),
+        ("seed", "0"),
+        ("seed", "4294967295"),
+        ("momentum", "0"),
+        ("momentum", "0.999"),
+        ("shift", "14"),
+        ("num_threads", "1"),
+        ("min_accuracy", "0"),
+        ("min_accuracy", "1"),
+    ],
+)
+def test_the_ends_of_a_range_are_in_it(edited: Edit, key: str, spelling: str) -> None:
+    read = config.load(edited(**{key: spelling}))
+
+    value = getattr(read, key, read.registry.min_accuracy)
+    assert value == (spelling if isinstance(value, str) else float(spelling))
+
+
+def test_a_data_set_has_mirrors_and_a_registered_model_of_its_own() -> None:
+    read = config.load(ROOT / paths.PARAMS)
+
+    assert read.model_name == read.registry.of("mnist").model_name == "mnist-simplecnn"
+    assert read.registry.of("fashion_mnist") == read.registry.model_copy(
+        update={"model_name": "fashion_mnist-simplecnn"}
+    )
+    assert read.data.mirrors_of("kmnist") == ["../shared/kmnist"]
+
+
+def test_all_mistakes_are_told_at_once(edited: Edit) -> None:
+    path = edited(lr="fast", epochs="0", model="cnn", min_accuracy="2", more="\nbatchsize: 32\n")
+    path.write_text(path.read_text().replace("seed: 0", "sed: 0"))
+
+    said = fault(path).split("; ")
+
+    assert sorted(said) == [
+        "batchsize: found a key that nothing reads, expected 'batch_size', perhaps",
+        "epochs: found 0, expected greater than or equal to 1",
+        "lr: found 'fast', expected a valid number",
+        "model: found 'cnn', expected 'simple_cnn' or 'mlp'",
+        "registry.min_accuracy: found 2, expected less than or equal to 1",
+        "sed: found a key that nothing reads, expected 'seed', perhaps",
+        "seed: found nothing, expected a value",
+    ]
+
+
+@pytest.mark.parametrize("section", ["data", "registry"])
+def test_an_empty_section_is_told(edited: Edit, section: str) -> None:
+    path = edited()
+    whole_section = re.compile(rf"^{section}:\n(?:(?: .*)?\n)+", re.MULTILINE)
+    text, times = whole_section.subn(f"{section}:\n", path.read_text())
+    assert times == 1
+    path.write_text(text)
+
+    assert fault(path).startswith(f"{section}: found None, expected ")
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ("fnord: 1", "fnord: found a key that nothing reads, expected only known keys"),
+        ("num_thread: 1", "num_thread: found a key that nothing reads, expected 'num_threads', perhaps"),
+        (
+            "  mirors: []",
+            "data.mirors: found a key that nothing reads, expected 'data.mirrors', perhaps",
+        ),
+        ('"a\\nb": 1', "a b: found a key that nothing reads, expected only known keys"),
+        ("3: 1", "3: found 3, expected Keys should be strings"),
+    ],
+    ids=["like nothing", "like a key", "in a section", "of two lines", "a number"],
+)
+def test_an_unknown_key_is_told_with_the_nearest_known_one(edited: Edit, more: str, said: str) -> None:
+    assert fault(edited(more=f"{more}\n")) == said
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (f"{TEXT}\nlr: 0.5\n".encode(), 'found duplicate key "lr" with value "0.5" (original value: "0.01")'),
+        (f"{TEXT}\nlr: [0.5\n".encode(), "found no YAML (while parsing a flow sequence"),
+        (b"lr: 0.5: 1", "found no YAML (mapping values are not allowed here"),
+        (b"\tlr: 0.5", "found character '\\t' that cannot start any token"),
+        (b"lr: *momentum", "found undefined alias 'momentum'"),
+        (b"lr: !!python/object/apply:os.getcwd []", "could not determine a constructor for the tag"),
+        (b"lr: 2024-13-45", "found no YAML (month must be in 1..12)"),
+        (b"lr: 1\n---\nlr: 2\n", "found no YAML (expected a single document"),
+        ("# Größe\n".encode("latin-1"), "found no YAML ('utf-8' codec can't decode byte 0xf6"),
+        (TEXT.encode("utf-16"), "found no YAML ('utf-8' codec can't decode byte 0xff"),
+        (b"", "found NoneType, expected keys and values"),
+        (b"# all commented out\n", "found NoneType, expected keys and values"),
+        (b"- lr\n- epochs\n", "found list, expected keys and values"),
+        (b"lr=0.5\n", "found str, expected keys and values"),
+    ],
+    ids=[
+        "duplicate key",
+        "open bracket",
+        "two colons",
+        "tab",
+        "no anchor",
+        "code",
+        "no such day",
+        "two documents",
+        "latin-1",
+        "utf-16",
+        "empty",
+        "comments alone",
+        "list",
+        "string",
+    ],
+)
+def test_a_broken_file_is_told(tmp_path: Path, content: bytes, said: str) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_bytes(content)
+
+    assert said in fault(path)
+
+
+def test_a_missing_file_is_told(tmp_path: Path) -> None:
+    assert fault(tmp_path / "params.yaml") == "found no such file, expected the pipeline's params"
+
+
+def test_a_file_with_a_byte_order_mark_is_read(edited: Edit) -> None:
+    path = edited()
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+
+    assert config.load(path) == config.load(ROOT / paths.PARAMS)
+
+
+# ---- as a user sees them
+
+
+def start(stage: str, folder: Path) -> "subprocess.CompletedProcess[str]":
+    """Run a stage in `folder`, which is no checkout; the times of its imports come on stderr too."""
+    return subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", f"stages.{stage}"],
+        cwd=folder,
+        env={"PYTHONPATH": str(ROOT), "HOME": str(folder)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def expect_one_line_and_no_heavy_import(done: "subprocess.CompletedProcess[str]", line: str) -> None:
+    times = [said for said in done.stderr.splitlines() if said.startswith("import time:")]
+    others = [said for said in done.stderr.splitlines() if not said.startswith("import time:")]
+    imported = {said.rsplit("|")[-1].strip() for said in times}
+    assert (done.returncode, done.stdout, others) == (1, "", [line])
+    assert "mnist.core.config" in imported
+    assert imported & HEAVY == set()
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_typo_is_one_line_before_any_heavy_import(edited: Edit, stage: str) -> None:
+    path = edited(lr="1e-", epochs="0")
+
+    expect_one_line_and_no_heavy_import(
+        start(stage, path.parent),
+        "ERROR: params.yaml: epochs: found 0, expected greater than or equal to 1;"
+        " lr: found '1e-', expected a valid number",
+    )
+
+
+@pytest.mark.parametrize(
+    ("stage", "missing"),
+    [
+        ("validate", paths.DATASET),
+        ("evaluate", paths.VALIDATION),
+        ("register", paths.TEST_METRICS),
+    ],
+)
+def test_a_missing_input_is_one_line_before_any_heavy_import(edited: Edit, stage: str, missing: Path) -> None:
+    folder = edited().parent
+    shutil.copyfile(ROOT / paths.DATASETS, folder / paths.DATASETS)
+
+    expect_one_line_and_no_heavy_import(
+        start(stage, folder),
+        f"ERROR: {missing}: found no such file, expected the output of an earlier stage: run `dvc repro`",
+    )

@@ -1,0 +1,200 @@
+"""Files that are whole or not there, whatever happens while they are written."""
+
+import hashlib
+import json
+import math
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mnist.core import files
+from mnist.core.errors import InputError
+
+
+@pytest.fixture
+def umask() -> Iterator[None]:
+    before = os.umask(0)
+    os.umask(before)
+    yield
+    os.umask(before)
+
+
+def listing(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+# ---- replacing
+
+
+def test_a_block_that_succeeds_replaces_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "report.json"
+    path.write_text("old")
+
+    with files.replacing(path) as part:
+        part.write_text("new")
+        assert path.read_text() == "old"
+        assert (part.parent, part.suffix) == (path.parent, ".json")
+
+    assert path.read_text() == "new"
+    assert listing(tmp_path) == ["report.json"]
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit])
+def test_a_block_that_raises_leaves_the_old_file_and_nothing_beside_it(
+    tmp_path: Path, error: type[BaseException]
+) -> None:
+    path = tmp_path / "report.json"
+    path.write_text("old")
+
+    def write_half() -> None:
+        with files.replacing(path) as part:
+            part.write_text("half of the n")
+            raise error
+
+    with pytest.raises(error):
+        write_half()
+
+    assert path.read_text() == "old"
+    assert listing(tmp_path) == ["report.json"]
+
+
+def test_folders_are_made(tmp_path: Path) -> None:
+    files.write_text(tmp_path / "a" / "b" / "report.md", "text")
+
+    assert (tmp_path / "a" / "b" / "report.md").read_text() == "text"
+
+
+@pytest.mark.usefixtures("umask")
+@pytest.mark.parametrize("mask", [0o022, 0o002, 0o077], ids=oct)
+def test_permissions_are_those_of_any_new_file(tmp_path: Path, mask: int) -> None:
+    os.umask(mask)
+    (tmp_path / "any").touch()
+
+    files.write_text(tmp_path / "ours", "text")
+
+    assert (tmp_path / "ours").stat().st_mode == (tmp_path / "any").stat().st_mode
+    assert os.umask(mask) == mask  # as it was
+
+
+@pytest.mark.parametrize("link", ["symlink_to", "hardlink_to"])
+def test_a_link_into_a_cache_is_replaced_and_the_cache_left_alone(tmp_path: Path, link: str) -> None:
+    """DVC links outs to its cache where it is told to; writing through the link would spoil the cache."""
+    cached, out = tmp_path / "cached", tmp_path / "out"
+    cached.write_text("old")
+    getattr(out, link)(cached)
+
+    files.write_text(out, "new")
+
+    assert (cached.read_text(), out.read_text()) == ("old", "new")
+
+
+def test_readers_see_a_whole_file_at_any_time(tmp_path: Path) -> None:
+    path = tmp_path / "table.csv"
+    texts = ["a" * 1_000_000, "b" * 1_500_000]
+    files.write_text(path, texts[0])
+    stop = threading.Event()
+
+    def write() -> None:
+        while not stop.is_set():
+            for text in texts:
+                files.write_text(path, text)
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        seen = {path.read_text() for _ in range(200)}
+    finally:
+        stop.set()
+        writer.join()
+
+    assert seen <= set(texts)
+
+
+def test_two_writers_of_one_file_leave_one_whole_file(tmp_path: Path) -> None:
+    path = tmp_path / "table.csv"
+
+    with files.replacing(path) as first, files.replacing(path) as second:
+        assert first != second
+        first.write_text("first")
+        second.write_text("second")
+
+    assert path.read_text() == "first"  # whose block ended last
+    assert listing(tmp_path) == ["table.csv"]
+
+
+# ---- text and JSON
+
+
+def test_text_is_utf8_with_its_own_line_ends(tmp_path: Path) -> None:
+    files.write_text(tmp_path / "text", "Größe\nzwei\r\n")
+
+    assert (tmp_path / "text").read_bytes() == b"Gr\xc3\xb6\xc3\x9fe\nzwei\r\n"
+
+
+def test_json_keeps_the_order_of_keys_and_every_digit(tmp_path: Path) -> None:
+    value = {"b": 0.1 + 0.2, "a": [1, None, True], "ö": "é"}
+
+    files.write_json(tmp_path / "value.json", value)
+
+    text = (tmp_path / "value.json").read_text()
+    assert list(json.loads(text)) == ["b", "a", "ö"]
+    assert text.endswith("\n}\n")
+    assert files.read_json(tmp_path / "value.json") == value
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf], ids=str)
+def test_json_refuses_what_is_no_number(tmp_path: Path, number: float) -> None:
+    path = tmp_path / "value.json"
+    path.write_text("old")
+
+    with pytest.raises(ValueError, match="JSON"):
+        files.write_json(path, {"loss": [number]})
+
+    assert path.read_text() == "old"
+    assert listing(tmp_path) == ["value.json"]
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "found no JSON (Expecting value"),
+        (b'{"a": 1', "found no JSON (Expecting"),
+        (b"\xff{}", "found no JSON ('utf-8' codec"),
+        (b"<!doctype html>\n", "found no JSON (Expecting value"),
+    ],
+    ids=["empty", "half", "not UTF-8", "a web page"],
+)
+def test_broken_json_is_told_in_one_line(tmp_path: Path, content: bytes, said: str) -> None:
+    path = tmp_path / "value.json"
+    path.write_bytes(content)
+
+    with pytest.raises(InputError) as caught:
+        files.read_json(path)
+
+    assert str(caught.value).startswith(f"{path}: {said}")
+    assert len(str(caught.value).splitlines()) == 1
+
+
+# ---- digests
+
+
+@pytest.mark.parametrize("size", [0, 1, 1_000_003], ids=str)
+def test_digests_are_those_of_hashlib(tmp_path: Path, size: int) -> None:
+    content = bytes(index % 251 for index in range(size))
+    (tmp_path / "file").write_bytes(content)
+
+    assert files.sha256(tmp_path / "file") == hashlib.sha256(content).hexdigest()
+
+
+@pytest.mark.parametrize("read", [files.sha256, files.read_json], ids=["sha256", "read_json"])
+def test_a_missing_file_is_told_with_what_makes_it(tmp_path: Path, read: Any) -> None:
+    with pytest.raises(InputError) as caught:
+        read(tmp_path / "file")
+
+    assert str(caught.value) == (
+        f"{tmp_path}/file: found no such file, expected the output of an earlier stage: run `dvc repro`"
+    )

@@ -1,0 +1,146 @@
+"""How a stage ends: what its user sees, and what the shell gets."""
+
+import contextlib
+import gc
+import importlib
+import shutil
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from mnist.core import config, paths, process
+from mnist.core.errors import InputError
+
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.fixture(autouse=True)
+def _checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The current folder is a new one with the repository's `params.yaml`."""
+    shutil.copy(ROOT / paths.PARAMS, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)  # a stage sets it for its process
+
+
+def test_a_stage_gets_its_params_and_no_others() -> None:
+    seen = []
+
+    def run(*, params: config.Split) -> None:
+        seen.append(params)
+
+    process.main(run, config.Split)
+
+    assert seen == [config.Split(seed=0, val_size=1000)]
+
+
+def test_an_input_error_is_one_line_and_exit_status_1(capsys: pytest.CaptureFixture[str]) -> None:
+    def run(*, params: config.Split) -> None:
+        raise InputError("data/file", found=f"{params.val_size}", expected="more")
+
+    with pytest.raises(SystemExit) as caught:
+        process.main(run, config.Split)
+
+    # Python prints a text that is no number to stderr, and exits with 1.
+    assert caught.value.code == "ERROR: data/file: found 1000, expected more"
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("error", [InputError("file", found="this", expected="that"), OSError("no space")])
+def test_a_tool_may_choose_its_exit_status(error: Exception, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught, process.reported(failure=2):
+        raise error
+
+    assert caught.value.code == 2
+    assert capsys.readouterr() == ("", f"ERROR: {error}\n")
+
+
+def test_bad_params_stop_a_stage_before_it_runs() -> None:
+    paths.PARAMS.write_text("lr: fast\n")
+
+    def run(*, params: config.Split) -> None:
+        raise AssertionError(params)
+
+    with pytest.raises(SystemExit, match=r"^ERROR: params\.yaml: ") as caught:
+        process.main(run, config.Split)
+
+    assert len(str(caught.value.code).splitlines()) == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_is_exit_status_130_without_a_traceback(
+    capsys: pytest.CaptureFixture[str], number: signal.Signals
+) -> None:
+    def run(*, params: config.Split) -> None:
+        del params
+        signal.raise_signal(number)
+
+    with pytest.raises(SystemExit) as caught:
+        process.main(run, config.Split)
+
+    assert caught.value.code == 130
+    assert capsys.readouterr() == ("", "interrupted\n")
+
+
+@pytest.mark.parametrize("error", [ValueError, AssertionError, ZeroDivisionError])
+def test_a_fault_of_ours_keeps_its_traceback(error: type[Exception]) -> None:
+    def run(*, params: config.Split) -> None:
+        raise error(params.seed)
+
+    with pytest.raises(error):
+        process.main(run, config.Split)
+
+
+def test_what_the_system_refuses_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "params.yaml").unlink(missing_ok=True)
+    (tmp_path / "params.yaml").mkdir()
+    with pytest.raises(SystemExit) as caught:
+        process.main(lambda: None, config.Split)
+    assert str(caught.value.code).startswith("ERROR: ")
+    assert "params.yaml" in str(caught.value.code)
+    assert "\n" not in str(caught.value.code)
+
+
+# ---- heavy imports
+
+
+@pytest.fixture
+def _thawed() -> Iterator[None]:
+    yield
+    gc.unfreeze()
+
+
+@pytest.mark.usefixtures("_thawed")
+@pytest.mark.parametrize("fails", [False, True], ids=["that works", "that fails"])
+def test_the_garbage_collector_rests_during_an_import(fails: bool) -> None:
+    frozen_before = gc.get_freeze_count()
+
+    with contextlib.suppress(ImportError), process.heavy_imports():
+        assert not gc.isenabled()
+        importlib.import_module("no_such_module" if fails else "json")
+
+    assert gc.isenabled()
+    assert gc.get_freeze_count() > frozen_before
+
+
+def test_a_module_is_imported_while_the_block_computes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "slow_to_import.py").write_text("import time\ntime.sleep(0.3)\nDONE = True\n")
+    (tmp_path / "broken_to_import.py").write_text("raise RuntimeError('broken')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+
+    with process.importing("slow_to_import"):
+        assert not hasattr(sys.modules.get("slow_to_import"), "DONE")
+    with process.importing("broken_to_import"):
+        pass
+
+    assert sys.modules["slow_to_import"].DONE
+    assert gc.isenabled()
+    with pytest.raises(RuntimeError, match="broken"):
+        importlib.import_module("broken_to_import")

@@ -1,0 +1,380 @@
+"""Each expectation is broken once, by data made for it, and must be the one that tells."""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+
+from mnist.data import expectations, image_table
+from mnist.data.catalog import Share, Validation
+from mnist.data.store import Description, Images
+from mnist.data.validation import Finding, Verdict
+from tests.conftest import DIGITS, SmallData, digits
+
+BOUNDS = Validation(
+    num_train=1200,
+    num_test=300,
+    class_share=Share(min=0.09, max=0.115),
+    mean=Share(min=0.12, max=0.13),
+    image_mean=Share(min=0.03, max=0.25),
+    darkest=Share(min=0, max=0),
+    brightest=Share(min=0.6, max=1),
+    ink=Share(min=0.07, max=0.25),
+    max_duplicates=0,
+    max_in_both=0,
+)
+
+
+def judge(
+    train: Images, test: Images, bounds: Validation = BOUNDS, description: Description = DIGITS
+) -> Verdict:
+    return expectations.judge(
+        image_table.rows("train", train),
+        image_table.rows("test", test),
+        description=description,
+        bounds=bounds,
+        dataset_sha256="0" * 64,
+    )
+
+
+def copies(data: SmallData) -> tuple[Images, Images]:
+    train, test = (
+        Images(images_NHW=split.images_NHW.copy(), labels_N=split.labels_N.copy())
+        for split in (data.train, data.test)
+    )
+    return train, test
+
+
+def places(finding: Finding) -> list[tuple[str, int]]:
+    return [(place.split, place.index) for place in finding.offending]
+
+
+Splits = tuple[Images, Images]
+
+
+def blank(train: Images, test: Images) -> Splits:
+    train.images_NHW[17] = 0
+    return train, test
+
+
+def saturated(train: Images, test: Images) -> Splits:
+    test.images_NHW[5] = 255
+    return train, test
+
+
+def gray(train: Images, test: Images) -> Splits:
+    train.images_NHW[3] = 51  # a fifth of white: its mean alone would pass
+    return train, test
+
+
+def dim(train: Images, test: Images) -> Splits:
+    test.images_NHW[[2, 6]] //= 2
+    return train, test
+
+
+def rescaled(train: Images, test: Images) -> Splits:
+    train.images_NHW[:] //= 2
+    test.images_NHW[:] //= 2
+    return train, test
+
+
+def inverted(train: Images, test: Images) -> Splits:
+    return (
+        Images(images_NHW=255 - train.images_NHW, labels_N=train.labels_N),
+        Images(images_NHW=255 - test.images_NHW, labels_N=test.labels_N),
+    )
+
+
+def floats(train: Images, test: Images) -> Splits:
+    pixels_NHW = test.images_NHW.astype(np.float32)
+    return train, Images(images_NHW=pixels_NHW, labels_N=test.labels_N)  # type: ignore[arg-type]
+
+
+def one_too_few(train: Images, test: Images) -> Splits:
+    return train.take(np.arange(1, len(train))), test
+
+
+def one_too_many(train: Images, test: Images) -> Splits:
+    return train, digits(len(test) + 1, seed=2)
+
+
+def unknown_label(train: Images, test: Images) -> Splits:
+    train.labels_N[100] = 11
+    return train, test
+
+
+def missing_class(train: Images, test: Images) -> Splits:
+    train.labels_N[train.labels_N == 3] = 4
+    test.labels_N[(test.labels_N == 0) | (test.labels_N == 9)] = 1
+    return train, test
+
+
+def half_a_class(train: Images, test: Images) -> Splits:
+    threes = np.flatnonzero(train.labels_N == 3)
+    return train.take(np.delete(np.arange(len(train)), threes[::2])), test
+
+
+def repeated(train: Images, test: Images) -> Splits:
+    train.images_NHW[[20, 30]] = train.images_NHW[10]
+    test.images_NHW[8] = test.images_NHW[2]
+    return train, test
+
+
+def leaked(train: Images, test: Images) -> Splits:
+    test.images_NHW[7] = train.images_NHW[31]
+    test.images_NHW[6] = train.images_NHW[900]
+    return train, test
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """Data that are broken in one way, and all that must be said of them."""
+
+    breaks: Callable[[Images, Images], Splits]
+    observed: dict[str, str]
+    offending: list[tuple[str, int]] | None = None  # of every expectation that names images
+
+
+CASES = [
+    Case(
+        breaks=blank,
+        observed={
+            "brightest_pixel": "0 to 1, 1 image outside",
+            "no_blank_image": "0 to 0.22194, 1 image outside",
+            "image_mean": "0 to 0.19869, 1 image outside",
+        },
+        offending=[("train", 17)],
+    ),
+    Case(
+        breaks=saturated,
+        observed={
+            "darkest_pixel": "0 to 1, 1 image outside",
+            "no_saturated_image": "0.076531 to 1, 1 image outside",
+            "image_mean": "0.03856 to 1, 1 image outside",
+        },
+        offending=[("test", 5)],
+    ),
+    Case(
+        breaks=gray,
+        observed={
+            "darkest_pixel": "0 to 0.2, 1 image outside",
+            "brightest_pixel": "0.2 to 1, 1 image outside",
+            "no_saturated_image": "0.076531 to 1, 1 image outside",
+        },
+        offending=[("train", 3)],
+    ),
+    Case(
+        breaks=dim,
+        observed={"brightest_pixel": "0.49804 to 1, 2 images outside"},
+        offending=[("test", 2), ("test", 6)],
+    ),
+    Case(
+        breaks=rescaled,
+        observed={
+            "brightest_pixel": "0.32549 to 0.49804, 1,500 images outside",
+            "image_mean": "0.019218 to 0.09908, 95 images outside",
+            "train_mean": "0.063133",
+            "test_mean": "0.062964",
+        },
+    ),
+    Case(
+        breaks=inverted,
+        observed={
+            "darkest_pixel": "0 to 0.3451, 300 images outside",
+            "no_saturated_image": "0.94005 to 1, 1,500 images outside",
+            "image_mean": "0.80131 to 0.96144, 1,500 images outside",
+            "train_mean": "0.87337",
+            "test_mean": "0.87371",
+        },
+    ),
+    Case(
+        breaks=floats,
+        observed={"pixel_type": "float32, uint8, 300 images outside"},
+        offending=[("test", index) for index in range(10)],
+    ),
+    Case(breaks=one_too_few, observed={"train_size": "1,199 images"}),
+    Case(breaks=one_too_many, observed={"test_size": "301 images"}),
+    Case(
+        breaks=unknown_label,
+        observed={
+            "known_labels": "0 to 11, 1 image outside",
+            "train_class_share": "0.00083333 (label unknown 11) to 0.1 (label 9), 1 image outside",
+        },
+        offending=[("train", 100)],
+    ),
+    Case(
+        breaks=missing_class,
+        observed={
+            "train_has_all_digits": "no 3",
+            "test_has_all_digits": "no 0, 9",
+            "train_class_share": "0.1 (label 9) to 0.2 (label 4), 240 images outside",
+            "test_class_share": "0.1 (label 7) to 0.3 (label 1), 90 images outside",
+        },
+    ),
+    Case(
+        breaks=half_a_class,
+        observed={
+            "train_size": "1,140 images",
+            "train_class_share": "0.052632 (label 3) to 0.10526 (label 9), 60 images outside",
+        },
+    ),
+    Case(breaks=repeated, observed={"train_duplicates": "2", "test_duplicates": "1"}),
+    Case(
+        breaks=leaked,
+        observed={"no_image_in_both_splits": "2 images in both"},
+        offending=[("train", 31), ("test", 7), ("train", 900), ("test", 6)],
+    ),
+]
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.breaks.__name__)
+def test_broken_data_are_told_by_just_the_right_expectations(small_data: SmallData, case: Case) -> None:
+    verdict = judge(*case.breaks(*copies(small_data)))
+
+    assert not verdict.success
+    assert {finding.expectation: finding.observed for finding in verdict.failed} == case.observed
+    if case.offending is not None:
+        for finding in verdict.failed:
+            assert places(finding) == case.offending
+            assert finding.num_offending >= len(case.offending)
+
+
+def test_every_expectation_is_broken_by_some_case(small_data: SmallData) -> None:
+    names = [finding.expectation for finding in judge(small_data.train, small_data.test).expectations]
+
+    assert set().union(*(case.observed for case in CASES)) == set(names)
+    assert len(names) == len(set(names))
+
+
+def test_good_data_hold_and_are_counted(small_data: SmallData) -> None:
+    verdict = judge(small_data.train, small_data.test)
+
+    assert verdict.success
+    assert verdict.failed == []
+    assert verdict.num_images == {"train": 1200, "test": 300}
+    assert verdict.mean == {
+        "train": round(float(small_data.train.images_NHW.mean()) / 255, 6),
+        "test": round(float(small_data.test.images_NHW.mean()) / 255, 6),
+    }
+    assert verdict.class_counts["test"] == {str(digit): 30 for digit in range(10)}
+    assert verdict.duplicates.model_dump() == {"within_train": 0, "within_test": 0, "between_splits": 0}
+    assert all(finding.num_offending == 0 and not finding.offending for finding in verdict.expectations)
+
+
+def test_equal_test_images_and_labels_make_an_equal_digest(small_data: SmallData) -> None:
+    lines = "".join(
+        f"{hashlib.blake2b(image_HW.tobytes(), digest_size=16).hexdigest()} {label}\n"
+        for image_HW, label in zip(small_data.test.images_NHW, small_data.test.labels_N, strict=True)
+    )
+
+    said = judge(small_data.train.take(np.arange(5)), small_data.test)
+
+    assert said.test_sha256 == hashlib.sha256(lines.encode()).hexdigest()
+
+
+def test_duplicates_are_counted_and_named_with_their_originals(small_data: SmallData) -> None:
+    train, test = repeated(*copies(small_data))
+    test.images_NHW[[50, 51]] = train.images_NHW[10]  # two test images that are one training image
+    verdict = judge(train, test)
+    failed = {finding.expectation: finding for finding in verdict.failed}
+
+    assert verdict.duplicates.model_dump() == {"within_train": 2, "within_test": 2, "between_splits": 2}
+    assert places(failed["train_duplicates"]) == [("train", 10), ("train", 20), ("train", 30)]
+    assert places(failed["test_duplicates"]) == [("test", 2), ("test", 8), ("test", 50), ("test", 51)]
+    # It is one picture, however often each split has it.
+    assert places(failed["no_image_in_both_splits"]) == [("train", 10), ("test", 50)]
+
+
+def test_duplicates_up_to_the_bound_are_let_through(small_data: SmallData) -> None:
+    train, test = repeated(*copies(small_data))
+
+    assert judge(train, test, BOUNDS.model_copy(update={"max_duplicates": 2})).success
+    failed = judge(train, test, BOUNDS.model_copy(update={"max_duplicates": 1})).failed
+    assert [finding.expectation for finding in failed] == ["train_duplicates"]
+
+
+def test_images_in_both_splits_up_to_the_bound_are_let_through(small_data: SmallData) -> None:
+    train, test = leaked(*copies(small_data))
+
+    assert judge(train, test, BOUNDS.model_copy(update={"max_in_both": 2})).success
+    (failed,) = judge(train, test, BOUNDS.model_copy(update={"max_in_both": 1})).failed
+    assert failed.line == (
+        "no_image_in_both_splits: expected at most 1 image in both, observed 2 images in both;"
+        " see train 31, test 7, train 900, test 6"
+    )
+
+
+def test_classes_are_told_by_their_names(small_data: SmallData) -> None:
+    three = Description(name="three", title="Three", classes=("fish", "bird", "frog, a"))
+    train, test = (
+        Images(images_NHW=split.images_NHW, labels_N=split.labels_N % 3)
+        for split in (small_data.train, small_data.test)
+    )
+    test.labels_N[test.labels_N == 2] = 3
+    bounds = BOUNDS.model_copy(update={"class_share": Share(min=0, max=1)})
+
+    said = judge(train, test, bounds, three)
+
+    assert said.class_counts["train"] == {"fish": 480, "bird": 360, "frog, a": 360}
+    assert said.class_counts["test"] == {"fish": 120, "bird": 90, "frog, a": 0, "unknown 3": 90}
+    assert {finding.expectation: finding.observed for finding in said.failed} == {
+        "known_labels": "0 to 3, 90 images outside",
+        "test_has_all_classes": "no frog, a",
+    }
+    findings = {finding.expectation: finding for finding in said.expectations}
+    assert findings["train_has_all_classes"].expected == "each of fish to frog, a"
+    assert findings["test_class_share"].observed == "0.3 (label bird) to 0.4 (label fish)"
+
+
+def test_one_pixel_makes_an_image_different(small_data: SmallData) -> None:
+    train, test = leaked(*copies(small_data))
+    test.images_NHW[[6, 7], 0, 0] += 1
+
+    assert judge(train, test).success
+
+
+def test_bounds_include_their_ends(small_data: SmallData) -> None:
+    exact = Share(min=0.1, max=0.1)
+
+    assert judge(small_data.train, small_data.test, BOUNDS.model_copy(update={"class_share": exact})).success
+
+
+def test_at_most_ten_images_are_named_but_all_are_counted(small_data: SmallData) -> None:
+    failed = {finding.expectation: finding for finding in judge(*inverted(*copies(small_data))).failed}
+
+    assert failed["image_mean"].num_offending == 1500
+    assert places(failed["image_mean"]) == [("train", index) for index in range(10)]
+    assert failed["image_mean"].line.endswith("train 9 and 1,490 more")
+
+
+@pytest.mark.parametrize(("num_train", "num_test"), [(0, 0), (0, 1), (1, 0), (1, 1)])
+def test_next_to_no_images_still_get_a_verdict(small_data: SmallData, num_train: int, num_test: int) -> None:
+    verdict = judge(
+        small_data.train.take(np.arange(num_train)),
+        small_data.test.take(np.arange(num_test)),
+    )
+    failed = {finding.expectation: finding.observed for finding in verdict.failed}
+
+    assert failed["train_size"] == ("1 image" if num_train else "0 images")
+    assert {"test_size", "train_has_all_digits", "test_has_all_digits"} <= failed.keys()
+    assert (verdict.mean["train"] is None) == (num_train == 0)
+    if not num_train:
+        assert failed["train_mean"] == failed["train_has_all_digits"] == "no images"
+
+
+def test_the_table_of_one_image() -> None:
+    image_HW = np.zeros((28, 28), np.uint8)
+    image_HW[0, :14] = 255
+    rows = image_table.rows(
+        "train", Images(images_NHW=np.stack([image_HW, image_HW]), labels_N=np.array([7, 7], np.uint8))
+    )
+
+    assert rows.ink.tolist() == rows.mean.tolist() == [14 / 784, 14 / 784]
+    assert rows.darkest.tolist() == [0, 0]
+    assert rows.brightest.tolist() == [1, 1]
+    assert rows.class_share.tolist() == [1, 1]
+    assert rows.repeats.tolist() == [0, 1]
+    assert (rows.digest[0] == rows.digest[1]).all()
+    assert rows.pixel_type == "uint8"

@@ -1,0 +1,171 @@
+"""Mean and standard deviation, to the last bit, and their file."""
+
+import json
+import re
+from fractions import Fraction
+from math import isqrt
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, strategies as st
+from hypothesis.extra.numpy import arrays
+
+from mnist.core.errors import InputError
+from mnist.data import statistics
+from mnist.data.statistics import Stats
+from mnist.data.store import Bytes
+from tests import memory
+
+
+def exact(images_NHW: Bytes) -> tuple[float, float]:
+    """By the definition, in rational numbers; the root to 40 digits."""
+    pixels = [Fraction(int(pixel), 255) for pixel in images_NHW.flat]
+    mean = sum(pixels, Fraction(0)) / len(pixels)
+    variance = sum(((pixel - mean) ** 2 for pixel in pixels), Fraction(0)) / len(pixels)
+    digits = 10**40
+    return float(mean), float(Fraction(isqrt(int(variance * digits**2)), digits))
+
+
+def one_pixel_off(num_images: int, value: int) -> Bytes:
+    images_NHW = np.full((num_images, 28, 28), value, np.uint8)
+    images_NHW[-1, -1, -1] ^= 1
+    return images_NHW
+
+
+@given(arrays(np.uint8, st.tuples(st.integers(1, 3), st.just(4), st.just(5)), elements=st.integers(0, 255)))
+def test_it_is_the_definition(images_NHW: Bytes) -> None:
+    if images_NHW.min() == images_NHW.max():
+        with pytest.raises(InputError):
+            statistics.measure(images_NHW)
+        return
+
+    measured = statistics.measure(images_NHW)
+
+    # Two roundings of float64 each at most.
+    assert (measured.mean, measured.std) == pytest.approx(exact(images_NHW), rel=4e-16, abs=0)
+    assert measured.num_images == len(images_NHW)
+
+
+@pytest.mark.parametrize(
+    "images_NHW",
+    [
+        np.random.default_rng(0).integers(0, 256, (500, 28, 28), np.uint8),
+        np.random.default_rng(0).integers(0, 256, (1, 28, 28), np.uint8),
+        np.random.default_rng(0).choice(np.array([0, 255], np.uint8), (50, 28, 28), p=[0.8, 0.2]),
+    ],
+    ids=["noise", "one image", "black and white"],
+)
+def test_it_is_numpys(images_NHW: Bytes) -> None:
+    pixels = images_NHW.astype(np.float64) / 255
+
+    measured = statistics.measure(images_NHW)
+
+    assert measured.mean == pytest.approx(pixels.mean(), rel=1e-13)
+    assert measured.std == pytest.approx(pixels.std(), rel=1e-13)
+
+
+@pytest.mark.parametrize("value", [0, 1, 128, 254])
+def test_one_other_pixel_counts_where_floats_lose_it(value: int) -> None:
+    """The pixels are `value` but for one of N, which is 1/255 off: the deviation is sqrt(N - 1) / 255 N."""
+    images_NHW = one_pixel_off(2000, value)
+    n = images_NHW.size
+    off = (value ^ 1) - value
+
+    measured = statistics.measure(images_NHW)
+
+    assert measured.std == pytest.approx((n - 1) ** 0.5 / (255 * n), rel=1e-15)
+    assert measured.mean == pytest.approx((value + off / n) / 255, rel=1e-15)
+
+
+def test_the_order_of_the_images_does_not_count() -> None:
+    images_NHW = np.random.default_rng(0).integers(0, 256, (100, 28, 28), np.uint8)
+
+    assert statistics.measure(images_NHW) == statistics.measure(images_NHW[::-1])
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 99, 100, 101])
+def test_how_many_are_counted_at_a_time_does_not_count(monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
+    images_NHW = np.random.default_rng(0).integers(0, 256, (100, 28, 28), np.uint8)
+    at_once = statistics.measure(images_NHW)
+    monkeypatch.setattr(statistics, "CHUNK", chunk)
+
+    assert statistics.measure(images_NHW) == at_once
+    assert statistics.measure(images_NHW[::-1]) == at_once
+
+
+def test_the_images_of_a_file_are_not_kept(tmp_path: Path) -> None:
+    """Of 470 MB; at once they would take 3.8 GB."""
+    memory.make_dataset(tmp_path / "file", num_train=600_000, num_test=0)
+    code = """
+        try:
+            statistics.measure(store.load(path, "train").images_NHW)
+        except ValueError:  # they are all black
+            pass
+    """
+
+    grown_mib, resident_mib = memory.grown_mib(code, tmp_path / "file")
+
+    assert resident_mib > 400
+    assert grown_mib < 50
+
+
+@pytest.mark.parametrize("value", [0, 1, 255])
+@pytest.mark.parametrize("num_images", [0, 1, 100])
+def test_images_without_any_contrast_are_refused(num_images: int, value: int) -> None:
+    with pytest.raises(InputError, match="found pixels that are all alike, expected pictures"):
+        statistics.measure(np.full((num_images, 28, 28), value, np.uint8))
+
+
+# ---- the file
+
+
+def test_every_digit_comes_back(tmp_path: Path) -> None:
+    measured = statistics.measure(np.random.default_rng(0).integers(0, 256, (7, 28, 28), np.uint8))
+
+    statistics.write(tmp_path / "stats.json", measured)
+
+    assert statistics.read(tmp_path / "stats.json") == measured
+    assert json.loads((tmp_path / "stats.json").read_text()) == {
+        "mean": measured.mean,
+        "std": measured.std,
+        "num_images": 7,
+    }
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"mean": 0.1, "std": 0.3}',
+        '{"mean": 0.1, "std": 0.3, "num_images": 7, "median": 0}',
+        '{"mean": "0.1", "std": 0.3, "num_images": 7}',
+        '{"mean": 0.1, "std": 0, "num_images": 7}',
+        '{"mean": 33.3, "std": 78.6, "num_images": 7}',
+        '{"mean": NaN, "std": 0.3, "num_images": 7}',
+        '{"mean": 0.1, "std": null, "num_images": 7}',
+        '{"mean": 0.1, "std": 0.3, "num_images": 0}',
+        "[0.1, 0.3, 7]",
+        "null",
+        "",
+    ],
+)
+def test_another_file_is_refused_in_one_line(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "stats.json"
+    path.write_text(text)
+
+    with pytest.raises(InputError) as caught:
+        statistics.read(path)
+
+    assert re.match(rf"{re.escape(str(path))}: ((mean|std|num_images|median): )?found ", str(caught.value))
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_missing_file_is_told(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="found no such file"):
+        statistics.read(tmp_path / "stats.json")
+
+
+def test_a_file_of_whole_numbers_is_read(tmp_path: Path) -> None:
+    (tmp_path / "stats.json").write_text('{"mean": 0, "std": 1, "num_images": 1}')
+
+    assert statistics.read(tmp_path / "stats.json") == Stats(mean=0, std=1, num_images=1)

@@ -1,0 +1,319 @@
+"""The data set's file, and its cut into training and validation images."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, strategies as st
+from numpy.typing import NDArray
+from safetensors.numpy import save_file
+
+from mnist.core.errors import InputError
+from mnist.data import store
+from mnist.data.store import Images, Selection, SplitName
+from tests import memory
+from tests.conftest import DIGITS, SmallData
+
+
+def numbered(num_images: int) -> Images:
+    """Images that hold their own position, in their first two pixels."""
+    images_NHW = np.zeros((num_images, 28, 28), np.uint8)
+    images_NHW[:, 0, 0], images_NHW[:, 0, 1] = np.divmod(np.arange(num_images), 256)
+    return Images(images_NHW=images_NHW, labels_N=(np.arange(num_images) % 10).astype(np.uint8))
+
+
+def numbers(images: Images | Selection) -> list[int]:
+    """The positions that `numbered` gave these images; their labels must fit."""
+    images = images.take(np.arange(len(images)))
+    number_N = images.images_NHW[:, 0, 0].astype(int) * 256 + images.images_NHW[:, 0, 1]
+    assert (images.labels_N == number_N % 10).all()
+    return [int(number) for number in number_N]
+
+
+# ---- the file
+
+
+def test_both_splits_come_back(small_data: SmallData, dataset_path: Path) -> None:
+    for split, written in (("train", small_data.train), ("test", small_data.test)):
+        read = store.load(dataset_path, split)  # type: ignore[arg-type]
+
+        assert {read.images_NHW.dtype, read.labels_N.dtype} == {np.dtype(np.uint8)}
+        np.testing.assert_array_equal(read.images_NHW, written.images_NHW)
+        np.testing.assert_array_equal(read.labels_N, written.labels_N)
+        assert len(read) == len(written)
+
+
+def test_equal_images_make_equal_bytes(small_data: SmallData, dataset_path: Path, tmp_path: Path) -> None:
+    columns_first = Images(
+        images_NHW=np.asfortranarray(small_data.train.images_NHW), labels_N=small_data.train.labels_N.copy()
+    )
+
+    store.write(tmp_path / "other name", train=columns_first, test=small_data.test, description=DIGITS)
+
+    assert (tmp_path / "other name").read_bytes() == dataset_path.read_bytes()
+
+
+def test_the_file_is_what_the_design_says(dataset_path: Path) -> None:
+    content = dataset_path.read_bytes()
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+
+    assert {name: json.loads(text) for name, text in header.pop("__metadata__").items()} == {
+        "dataset": {"name": "mnist", "title": "MNIST", "classes": list("0123456789")}
+    }
+    assert {name: (tensor["dtype"], tensor["shape"]) for name, tensor in header.items()} == {
+        "train_images": ("U8", [1200, 28, 28]),
+        "train_labels": ("U8", [1200]),
+        "test_images": ("U8", [300, 28, 28]),
+        "test_labels": ("U8", [300]),
+    }
+
+
+def test_what_is_read_cannot_be_changed_and_what_is_taken_can(dataset_path: Path) -> None:
+    read = store.load(dataset_path, "test")
+    taken = read.take(np.array([1, 0]))
+    before = dataset_path.read_bytes()
+
+    with pytest.raises(ValueError, match="read-only"):
+        read.images_NHW[0, 0, 0] = 1
+    taken.images_NHW[:] = taken.labels_N[:] = 77
+
+    assert dataset_path.read_bytes() == before
+    assert 77 not in read.labels_N
+
+
+def test_a_new_file_leaves_the_images_of_the_old_one(small_data: SmallData, dataset_path: Path) -> None:
+    read = store.load(dataset_path, "train")
+
+    store.write(dataset_path, train=numbered(3), test=numbered(2), description=DIGITS)
+
+    np.testing.assert_array_equal(read.images_NHW, small_data.train.images_NHW)
+
+
+def test_no_image_is_copied_until_it_is_taken(tmp_path: Path) -> None:
+    """Of 470 MB, a split, its cut and 64,000 images taken keep 50 + 5 MB, the copy itself included."""
+    memory.make_dataset(tmp_path / "file", num_train=600_000, num_test=3)
+    code = """
+        images = store.load(path, "train")
+        train, val = store.cut(images, val_size=1000, seed=0)
+        images.images_NHW.max()
+        taken = train.take(np.arange(0, len(train), 10))
+    """
+
+    grown_mib, resident_mib = memory.grown_mib(code, tmp_path / "file")
+
+    assert resident_mib > 400  # the pages of the file, which were all looked at
+    assert 40 < grown_mib < 100
+
+
+@pytest.mark.parametrize(("num_train", "num_test"), [(0, 0), (0, 1), (1, 0), (1, 1)])
+def test_next_to_no_images_are_read(tmp_path: Path, num_train: int, num_test: int) -> None:
+    store.write(tmp_path / "file", train=numbered(num_train), test=numbered(num_test), description=DIGITS)
+
+    assert numbers(store.load(tmp_path / "file", "train")) == list(range(num_train))
+    assert numbers(store.load(tmp_path / "file", "test")) == list(range(num_test))
+
+
+def test_a_split_of_no_image_is_read(tmp_path: Path) -> None:
+    store.write(tmp_path / "file", train=numbered(3), test=numbered(0), description=DIGITS)
+
+    assert len(store.load(tmp_path / "file", "test")) == 0
+    assert numbers(store.load(tmp_path / "file", "train")) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+@pytest.mark.parametrize(
+    ("images", "labels", "found"),
+    [
+        (np.zeros((2, 28, 28), np.float32), np.zeros(2, np.uint8), "float32 (2, 28, 28), uint8 (2,)"),
+        (np.zeros((2, 28, 28), np.uint8), np.zeros(2, np.int64), "uint8 (2, 28, 28), int64 (2,)"),
+        (np.zeros((2, 28, 28), np.uint8), np.zeros(3, np.uint8), "uint8 (2, 28, 28), uint8 (3,)"),
+        (np.zeros((2, 784), np.uint8), np.zeros(2, np.uint8), "uint8 (2, 784), uint8 (2,)"),
+        (np.zeros((2, 32, 32), np.uint8), np.zeros(2, np.uint8), "uint8 (2, 32, 32), uint8 (2,)"),
+        (
+            np.zeros((2, 1, 28, 28), np.uint8),
+            np.zeros((2, 1), np.uint8),
+            "uint8 (2, 1, 28, 28), uint8 (2, 1)",
+        ),
+        (np.zeros((2, 28, 28), np.uint8), np.zeros((), np.uint8), "uint8 (2, 28, 28), uint8 ()"),
+    ],
+    ids=["float images", "int64 labels", "more labels", "flat", "32 pixels", "channels", "a scalar label"],
+)
+def test_other_tensors_are_refused(
+    tmp_path: Path, split: SplitName, images: NDArray[Any], labels: NDArray[Any], found: str
+) -> None:
+    path = tmp_path / "file"
+    save_file({f"{split}_images": images, f"{split}_labels": labels}, path)
+
+    with pytest.raises(InputError) as caught:
+        store.load(path, split)
+
+    assert str(caught.value) == (
+        f"{path}: {split}_images, {split}_labels: found {found}, expected uint8 (N, 28, 28), uint8 (N,)"
+    )
+
+
+def broken(content: bytes) -> dict[str, bytes]:
+    """Files that a user may come to have."""
+    bfloat16 = {
+        "train_images": {"dtype": "BF16", "shape": [1, 28, 28], "data_offsets": [0, 1568]},
+        "train_labels": {"dtype": "U8", "shape": [1], "data_offsets": [1568, 1569]},
+    }
+    header = json.dumps(bfloat16).encode()
+    header += b" " * (-len(header) % 8)
+    return {
+        "empty": b"",
+        "cut off": content[: len(content) // 2],
+        "cut off in the header": content[:40],
+        "too long": content + b"\0",
+        "a web page": b"<!doctype html><title>Log in to the hotel's network</title>" * 20,
+        "bfloat16": len(header).to_bytes(8, "little") + header + bytes(1569),
+    }
+
+
+@pytest.mark.parametrize("kind", list(broken(b"")))
+def test_a_broken_file_is_told_in_one_line(dataset_path: Path, kind: str) -> None:
+    dataset_path.write_bytes(broken(dataset_path.read_bytes())[kind])
+
+    messages = []
+    for read in (lambda: store.load(dataset_path, "train"), lambda: store.describe(dataset_path)):
+        with pytest.raises(InputError) as caught:
+            read()
+        messages.append(str(caught.value))
+
+    for message in messages:
+        assert message.startswith(f"{dataset_path}: found ")
+        assert message.endswith(", expected the file that `download` writes")
+        assert len(message.splitlines()) == 1
+
+
+def test_the_file_says_which_data_set_it_is(dataset_path: Path) -> None:
+    assert store.describe(dataset_path) == DIGITS
+    assert store.expect(dataset_path, "mnist") == DIGITS
+    with pytest.raises(InputError) as caught:
+        store.expect(dataset_path, "kmnist")
+    assert str(caught.value) == (
+        f"{dataset_path}: found the data set mnist, expected kmnist, as params.yaml has it: run `dvc repro`"
+    )
+
+
+def test_a_class_is_named_and_an_unknown_label_told() -> None:
+    assert [DIGITS.class_of(label) for label in (0, 9, 10, 255)] == ["0", "9", "unknown 10", "unknown 255"]
+
+
+@pytest.mark.parametrize(
+    ("header", "found"),
+    [
+        ({}, "no word of which data set it is"),
+        ({"other": "{}"}, "no word of which data set it is"),
+        ({"dataset": "no JSON"}, "Invalid JSON"),
+        ({"dataset": '{"name": "a", "title": "A"}'}, "classes"),
+        ({"dataset": '{"name": "a", "title": "A", "classes": [0, 1]}'}, "classes.0"),
+    ],
+)
+def test_a_file_that_does_not_say_what_it_is_is_refused(
+    tmp_path: Path, header: dict[str, str], found: str
+) -> None:
+    save_file({"test_images": np.zeros((1, 28, 28), np.uint8)}, tmp_path / "file", header)
+
+    with pytest.raises(InputError) as caught:
+        store.describe(tmp_path / "file")
+
+    message = str(caught.value)
+    assert message.startswith(f"{tmp_path / 'file'}: found ")
+    assert found in message
+    assert len(message.splitlines()) == 1
+
+
+@pytest.mark.parametrize("missing", ["train_images", "train_labels"])
+def test_a_missing_tensor_is_named(tmp_path: Path, missing: str) -> None:
+    tensors = {"train_images": np.zeros((2, 28, 28), np.uint8), "train_labels": np.zeros(2, np.uint8)}
+    del tensors[missing]
+    save_file(tensors, tmp_path / "file")
+
+    with pytest.raises(InputError, match=missing):
+        store.load(tmp_path / "file", "train")
+
+
+def test_a_missing_file_is_told(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="found no such file, expected the output of an earlier stage"):
+        store.load(tmp_path / "file", "train")
+
+
+def test_a_write_that_fails_leaves_the_old_file(dataset_path: Path) -> None:
+    before = dataset_path.read_bytes()
+    unwritable = Images(images_NHW=np.array([object()]), labels_N=np.zeros(1, np.uint8))
+
+    with pytest.raises(Exception, match="object"):
+        store.write(dataset_path, train=unwritable, test=numbered(1), description=DIGITS)
+
+    assert dataset_path.read_bytes() == before
+    assert [path.name for path in dataset_path.parent.iterdir()] == [dataset_path.name]
+
+
+# ---- the cut
+
+
+@given(num_images=st.integers(2, 700), share=st.floats(0, 1), seed=st.integers(0, 2**32 - 1))
+def test_each_image_is_in_one_part_in_the_files_order(num_images: int, share: float, seed: int) -> None:
+    val_size = 1 + round(share * (num_images - 2))
+
+    train, val = store.cut(numbered(num_images), val_size=val_size, seed=seed)
+
+    assert (len(train), len(val)) == (num_images - val_size, val_size)
+    assert numbers(train) == sorted(numbers(train))
+    assert numbers(val) == sorted(numbers(val))
+    assert sorted(numbers(train) + numbers(val)) == list(range(num_images))
+
+
+@pytest.mark.parametrize("val_size", [1, 999])
+def test_one_image_on_a_side_is_enough(val_size: int) -> None:
+    train, val = store.cut(numbered(1000), val_size=val_size, seed=0)
+
+    assert (len(train), len(val)) == (1000 - val_size, val_size)
+
+
+def test_the_cut_is_the_seeds() -> None:
+    np.random.seed(1)  # noqa: NPY002 -- the global state that must not count
+    first = numbers(store.cut(numbered(1000), val_size=100, seed=3)[1])
+    np.random.seed(2)  # noqa: NPY002
+    again = numbers(store.cut(numbered(1000), val_size=100, seed=3)[1])
+    other = numbers(store.cut(numbered(1000), val_size=100, seed=4)[1])
+
+    assert first == again
+    # Two draws of 100 from 1,000 share 10 +- 3.
+    assert len(set(first) & set(other)) < 30
+
+
+def test_every_image_may_come_to_validate() -> None:
+    """Over 200 seeds each of 20 images is drawn 50 +- 6 times: none below 25 or above 75."""
+    drawn = [
+        number for seed in range(200) for number in numbers(store.cut(numbered(20), val_size=5, seed=seed)[1])
+    ]
+
+    counts = np.bincount(drawn, minlength=20)
+    assert counts.min() >= 25
+    assert counts.max() <= 75
+
+
+@pytest.mark.parametrize("val_size", [10, 11, 59_999])
+def test_a_cut_that_leaves_nothing_to_train_on_is_refused(val_size: int) -> None:
+    with pytest.raises(InputError) as caught:
+        store.cut(numbered(10), val_size=val_size, seed=0)
+
+    assert str(caught.value) == (
+        f"params.yaml: val_size: found {val_size}, expected less than the 10 training images"
+    )
+
+
+def test_a_part_takes_by_its_own_positions() -> None:
+    train, _ = store.cut(numbered(10), val_size=4, seed=0)
+    kept = numbers(train)
+
+    assert numbers(train.take(np.array([5, 0, 0]))) == [kept[5], kept[0], kept[0]]
+    assert numbers(train.take(np.array([], np.int64))) == []
+
+
+def test_images_are_taken_with_their_labels() -> None:
+    assert numbers(numbered(10).take(np.array([7, 2, 2]))) == [7, 2, 2]

@@ -1,0 +1,285 @@
+"""Galleries: what is on them, and that they are the same bytes each time."""
+
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import pytest
+from matplotlib.image import imread
+from numpy.typing import NDArray
+
+from mnist.data.store import Images
+from mnist.evaluation import figures
+from mnist.evaluation.insight import Layer
+from tests.conftest import DIGITS, digits
+
+ROOT = Path(__file__).parents[3]
+
+
+def draw(
+    path: Path,
+    num_images: int,
+    *,
+    num_wrong: int = 0,
+    title: str = "Some digits",
+    classes: Sequence[str] = DIGITS.classes,
+) -> Path:
+    """A gallery in which the first `num_wrong` predictions are wrong."""
+    shown = digits(num_images, seed=3)
+    wrong_N = np.arange(num_images) < num_wrong
+    figures.gallery(
+        path,
+        title=title,
+        images=shown,
+        predicted_N=(shown.labels_N.astype(np.int64) + wrong_N) % 10,
+        confidence_N=np.linspace(0.5, 1, num_images),
+        index_N=np.arange(num_images) * 1111,
+        classes=classes,
+    )
+    return path
+
+
+def share_of(picture: NDArray[Any], color: str) -> float:
+    """Of pixels that have just this colour."""
+    wanted = np.array(mpl.colors.to_rgb(color))
+    return float((np.abs(picture[:, :, :3] - wanted).max(2) < 0.01).mean())
+
+
+@pytest.mark.parametrize(("num_images", "num_rows"), [(0, 1), (1, 1), (5, 1), (6, 2), (10, 2)])
+def test_it_is_a_picture_of_a_size_to_look_at(tmp_path: Path, num_images: int, num_rows: int) -> None:
+    path = draw(tmp_path / "gallery.png", num_images)
+
+    picture = imread(path)
+    assert path.read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+    assert picture.shape[:2] == (34 + 192 * num_rows, 800)
+    assert path.stat().st_size < 100_000
+    assert [path.name for path in tmp_path.iterdir()] == ["gallery.png"]
+
+
+def test_right_is_green_and_wrong_is_red(tmp_path: Path) -> None:
+    right = imread(draw(tmp_path / "right.png", 10))
+    mixed = imread(draw(tmp_path / "mixed.png", 10, num_wrong=4))
+    wrong = imread(draw(tmp_path / "wrong.png", 10, num_wrong=10))
+
+    assert share_of(right, figures.RIGHT) > share_of(mixed, figures.RIGHT) > 0
+    assert share_of(wrong, figures.WRONG) > share_of(mixed, figures.WRONG) > 0
+    assert share_of(right, figures.WRONG) == share_of(wrong, figures.RIGHT) == 0
+
+
+def test_every_pixel_of_an_image_is_on_it(tmp_path: Path) -> None:
+    """Black ink on white, each pixel a rectangle: the picture holds the image, larger."""
+    image_HW = np.zeros((28, 28), np.uint8)
+    image_HW[:14, :14] = 255
+    image_HW[14:, 14:] = 128
+    figures.gallery(
+        tmp_path / "gallery.png",
+        title=" ",
+        images=Images(images_NHW=image_HW[None], labels_N=np.array([1], np.uint8)),
+        predicted_N=np.array([1]),
+        confidence_N=np.array([1.0]),
+        index_N=np.array([0]),
+        classes=DIGITS.classes,
+    )
+
+    gray = imread(tmp_path / "gallery.png")[64:204, 10:150, 0]
+    middle_of = {value: np.argwhere(np.abs(gray - value / 255) < 0.005) for value in (0, 127)}
+    black, half = middle_of[0], middle_of[127]
+    assert len(half) == len(black) == (14 * 5) ** 2  # each pixel is five by five
+    assert (half.mean(0) - black.mean(0)).tolist() == [70, 70]  # down and right
+
+
+def test_all_images_are_on_it_each_in_its_place(tmp_path: Path) -> None:
+    drawn = imread(draw(tmp_path / "ten.png", 10))[:, :, 0]
+    seven = imread(draw(tmp_path / "seven.png", 7))[:, :, 0]
+
+    for row in (0, 1):
+        for column in range(5):
+            cell = np.s_[64 + 192 * row : 204 + 192 * row, 160 * column : 160 * column + 160]
+            assert np.mean(drawn[cell] < 0.5) > 0.02
+            assert bool(np.mean(seven[cell] < 0.5) > 0.02) is (5 * row + column < 7)
+
+
+def test_no_image_says_so(tmp_path: Path) -> None:
+    """A word in the middle is the only ink."""
+    none = imread(draw(tmp_path / "none.png", 0, title=" "))
+
+    rows, columns = np.nonzero(none[:, :, 0] < 0.5)
+    assert 380 <= columns.min() <= columns.max() <= 420
+    assert 100 < rows.min() <= rows.max() < 200
+
+
+def test_the_confidence_is_a_share_and_the_label_is_told_where_it_is_wrong(tmp_path: Path) -> None:
+    """The caption of a mistake is longer, by what the image is."""
+    right = imread(draw(tmp_path / "right.png", 1))[30:60]
+    wrong = imread(draw(tmp_path / "wrong.png", 1, num_wrong=1))[30:60]
+
+    def width(caption: NDArray[Any]) -> int:
+        columns = np.nonzero(caption[:, :, :3].min(axis=(0, 2)) < 0.5)[0]
+        return int(np.ptp(columns))
+
+    assert width(wrong) > width(right) + 30
+
+
+def test_the_bytes_are_the_same_in_another_process(tmp_path: Path) -> None:
+    script = (
+        "import sys; from pathlib import Path; from tests.unit.evaluation.test_figures import draw;"
+        "draw(Path(sys.argv[1]), 10, num_wrong=3)"
+    )
+    subprocess.run([sys.executable, "-c", script, tmp_path / "other name.png"], cwd=ROOT, check=True)
+
+    here = draw(tmp_path / "gallery.png", 10, num_wrong=3)
+
+    assert here.read_bytes() == (tmp_path / "other name.png").read_bytes()
+
+
+def test_a_caption_of_long_names_stays_in_its_cell_and_off_its_image(tmp_path: Path) -> None:
+    """Wherever names are told by words; the last column would else run over the edge."""
+    longest = [f"mammmmmmalian rrrrrrrrrrrrrrrrr {number}" for number in range(10)]
+    for classes in (longest, ["Ankle boot"] * 5 + ["T-shirt/top"] * 5):
+        drawn = imread(draw(tmp_path / "long.png", 10, num_wrong=10, classes=classes))[:, :, 1]
+        for row in (0, 1):
+            top = 34 + 192 * row
+            for column in range(5):
+                caption = drawn[top : top + 30, 160 * column : 160 * column + 160]
+                assert (caption[:, 5:-5] < 0.5).any()
+                assert (caption[:, [0, 1, -2, -1]] > 0.9).all()
+                assert (caption[[0, -1]] > 0.9).all()
+
+
+def test_a_name_between_dollars_is_no_formula(tmp_path: Path) -> None:
+    """A broken one would be an error, and a whole one would lose its dollars."""
+    whole, plain, broken = "$a$", "a", "$\\frac{$"
+    pairs = []
+    for name in (whole, plain, broken):
+        gallery = imread(draw(tmp_path / "gallery.png", 1, classes=[name] * 10))[34:64, :, 1]
+        maps = draw_maps(tmp_path / "maps.png", name=name)[66:]
+        columns_of_ink = (gallery < 0.9).any(axis=0).sum(), (maps[:, :, 3] > 0.1).any(axis=0).sum()
+        pairs.append([int(count) for count in columns_of_ink])
+
+    assert all(dollars > none + 5 for dollars, none in zip(pairs[0], pairs[1], strict=True))
+
+
+def seen(num_images: int, num_channels: int, *, seed: int = 0) -> list[Layer]:
+    """Activations of two layers, each with its largest one in the last place."""
+    rng = np.random.default_rng(seed)
+    layers = []
+    for name, side in (("first", 24), ("second", 8)):
+        maps_NCHW = rng.random((num_images, num_channels, side, side), np.float32)
+        maps_NCHW[-1, -1, -1, -1] = 2
+        layers.append(Layer(name=name, maps_NCHW=maps_NCHW))
+    return layers
+
+
+def draw_maps(path: Path, num_images: int = 3, num_channels: int = 2, name: str = "7") -> NDArray[Any]:
+    inputs_NHW = digits(num_images, seed=1).images_NHW.astype(np.float32)
+    figures.feature_maps(path, inputs_NHW, [name] * num_images, seen(num_images, num_channels))
+    return np.asarray(imread(path))
+
+
+def draw_filters(path: Path, num_filters: int, *, scale: float = 1.0) -> NDArray[Any]:
+    patterns_FHW = np.zeros((num_filters, 5, 5), np.float32)
+    patterns_FHW[:, 0, 0], patterns_FHW[:, 4, 4] = scale, -scale
+    figures.filters(path, patterns_FHW)
+    return np.asarray(imread(path))
+
+
+@pytest.mark.parametrize(("num_filters", "num_rows"), [(1, 1), (6, 1), (8, 1), (9, 2), (32, 4), (40, 4)])
+def test_filters_are_in_rows_of_eight_up_to_thirty_two(
+    tmp_path: Path, num_filters: int, num_rows: int
+) -> None:
+    picture = draw_filters(tmp_path / "filters.png", num_filters)
+
+    for place in range(32):
+        top, left = 66 + place // 8 * 97, 16 + place % 8 * 97
+        cell = picture[top : top + 85, left : left + 85]
+        is_drawn = len(cell) == 85 and bool((cell[:, :, 3] == 1).all())
+        assert is_drawn is (place < num_filters), place
+    assert picture.shape[0] == 66 + num_rows * 97 - 12 + 16
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-3], ids=["large", "small"])
+def test_a_bright_pixel_that_speaks_for_it_is_orange_whatever_the_scale(tmp_path: Path, scale: float) -> None:
+    picture = draw_filters(tmp_path / "filters.png", 1, scale=scale)
+
+    speaks_for, nothing, against = (picture[66 + at, 16 + at, :3] for at in (5, 42, 80))
+    assert speaks_for[0] > speaks_for[2] + 0.3  # more red than blue
+    assert against[2] > against[0] + 0.1
+    assert nothing.min() > 0.95
+
+
+def test_filters_that_are_all_zero_are_drawn(tmp_path: Path) -> None:
+    assert draw_filters(tmp_path / "filters.png", 2, scale=0).shape[2] == 4
+
+
+def test_maps_are_beside_their_image_black_for_nothing_and_bright_for_much(tmp_path: Path) -> None:
+    picture = draw_maps(tmp_path / "maps.png", num_images=3, num_channels=2)
+
+    columns = np.nonzero((picture[66:114, :, 3] == 1).all(axis=0))[0]
+    starts = columns[np.insert(np.diff(columns) > 1, 0, True)].tolist()
+    assert len(starts) == 1 + 2 + 2  # the image, and two channels of two layers
+    bottom, right = 66 + 2 * 52 + 48, starts[4] + 48
+    assert picture[bottom - 3, right - 3, :3].min() > 0.7  # the largest of the layer
+    assert picture[66:114, starts[3] : starts[3] + 48, :3].mean() < 0.6
+
+
+def test_the_ground_is_left_to_the_page_and_the_words_are_read_on_any(tmp_path: Path) -> None:
+    picture = draw_maps(tmp_path / "maps.png")
+
+    assert (picture[:, :, 3] == 0).mean() > 0.3
+    words = picture[:34][picture[:34, :, 3] > 0.99][:, :3]
+    assert len(words) > 50
+    luminance = (np.where(words <= 0.04045, words / 12.92, ((words + 0.055) / 1.055) ** 2.4)) @ np.array(
+        [0.2126, 0.7152, 0.0722]
+    )  # WCAG 2.2, relative luminance
+    dark = 0.0056  # of #0d1117
+    assert (1.05 / (luminance.max() + 0.05)) > 4
+    assert ((luminance.min() + 0.05) / (dark + 0.05)) > 4
+
+
+@pytest.mark.parametrize("name", ["7", "Ankle boot", "a name of thirty-two characters"])
+def test_names_have_room(tmp_path: Path, name: str) -> None:
+    """Nothing is cut off on the left, and no letter lies on the image."""
+    picture = draw_maps(tmp_path / "maps.png", name=name)[66:]
+
+    columns = np.nonzero(picture[:, :, 3].any(axis=0))[0]
+    image_starts = np.nonzero((picture[:48, :, 3] == 1).all(axis=0))[0][0]
+    letters = columns[columns < image_starts]
+    assert 2 < letters.min() <= letters.max() < image_starts - 4
+
+
+@pytest.mark.parametrize("num_channels", [1, 8, 9])
+def test_captions_do_not_lie_on_each_other(tmp_path: Path, num_channels: int) -> None:
+    picture = draw_maps(tmp_path / "maps.png", num_channels=num_channels)
+
+    caption = np.asarray(picture[38:62, :, 3].any(axis=0))
+    gaps = [
+        len(run) for run in "".join("x" if ink else " " for ink in caption.tolist()).strip().split("x") if run
+    ]
+    assert sum(gap >= 12 for gap in gaps) == 2  # between three captions
+
+
+def test_what_a_network_sees_is_the_same_bytes_in_another_process(tmp_path: Path) -> None:
+    script = (
+        "import sys; from pathlib import Path;"
+        "from tests.unit.evaluation.test_figures import draw_filters, draw_maps;"
+        "draw_maps(Path(sys.argv[1])); draw_filters(Path(sys.argv[2]), 9)"
+    )
+    there = [str(tmp_path / name) for name in ("there maps.png", "there filters.png")]
+    subprocess.run([sys.executable, "-c", script, *there], cwd=ROOT, check=True)
+
+    draw_maps(tmp_path / "maps.png")
+    draw_filters(tmp_path / "filters.png", 9)
+
+    assert (tmp_path / "maps.png").read_bytes() == Path(there[0]).read_bytes()
+    assert (tmp_path / "filters.png").read_bytes() == Path(there[1]).read_bytes()
+
+
+def test_the_title_of_maps_ends_on_the_picture(tmp_path: Path) -> None:
+    """A network of one channel makes a narrow one."""
+    narrow = draw_maps(tmp_path / "narrow.png", num_channels=1)
+
+    assert (narrow[:66, -8:, 3] == 0).all()

@@ -1,0 +1,324 @@
+"""The fingerprint of a training, and the command that makes it again."""
+
+import hashlib
+import json
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from mnist.core.errors import InputError
+from mnist.lineage import fingerprint
+
+ROOT = Path(__file__).parents[3]
+
+
+def git(*arguments: str) -> str:
+    identified = ["git", "-c", "user.name=t", "-c", "user.email=t@example.org", *arguments]
+    return subprocess.run(identified, capture_output=True, text=True, check=True).stdout.strip()
+
+
+@pytest.fixture
+def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A small repository whose training depends on two files; it is the current folder."""
+    monkeypatch.chdir(tmp_path)
+    for variable in ("DVC_ROOT", "DVC_EXP_NAME", "DVC_EXP_BASELINE_REV"):
+        monkeypatch.delenv(variable, raising=False)
+    for name, text in {
+        "dvc.yaml": "stages: {train: {cmd: t, deps: [data/mnist.safetensors, code.py], params: [lr, seed]}}",
+        "params.yaml": "lr: 0.01\nseed: 0\nsection:\n  names: [a, b]\n",
+        "data/mnist.safetensors": "images",
+        "code.py": "one = 1\n",
+        "metrics/test.json": "{}",
+    }.items():
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+    git("init", "-q", "-b", "topic")
+    git("add", ".")
+    git("commit", "-qm", "first")
+    return tmp_path
+
+
+def digest() -> str:
+    return fingerprint.of_training().fingerprint
+
+
+def test_equal_inputs_have_one_fingerprint_wherever_they_are(
+    checkout: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    elsewhere = tmp_path_factory.mktemp("elsewhere") / "copy"
+    shutil.copytree(checkout, elsewhere)
+    assert fingerprint.of_training(elsewhere).fingerprint == digest()
+
+
+@pytest.mark.parametrize("name", ["data/mnist.safetensors", "code.py"])
+def test_another_byte_in_a_dep_is_another_training(checkout: Path, name: str) -> None:
+    before = digest()
+    (checkout / name).write_text("something else")
+    assert digest() != before
+
+
+@pytest.mark.parametrize(("key", "is_another"), [("lr", True), ("unlisted", False)])
+def test_another_value_of_a_listed_param_is_another_training(
+    checkout: Path, key: str, is_another: bool
+) -> None:
+    before = digest()
+    params = "lr: 0.01\nseed: 0\nunlisted: 0\nsection:\n  names: [a, b]\n"
+    (checkout / "params.yaml").write_text(params.replace(f"{key}: 0", f"{key}: 9"))
+    assert (digest() != before) == is_another
+
+
+def test_equal_numbers_are_equal_however_they_are_written(checkout: Path) -> None:
+    found = set()
+    for lr in ("1", "1.0", "1e0"):
+        (checkout / "params.yaml").write_text(f"lr: {lr}\nseed: 0\n")
+        found.add(digest())
+    assert len(found) == 1
+    (checkout / "params.yaml").write_text("lr: true\nseed: 0\n")
+    assert digest() not in found
+
+
+def test_a_missing_param_is_named(checkout: Path) -> None:
+    (checkout / "params.yaml").write_text("lr: 0.01\n")
+    with pytest.raises(InputError, match=r"^params\.yaml: found no seed"):
+        fingerprint.of_training()
+
+
+def test_what_training_does_not_depend_on_changes_nothing(checkout: Path) -> None:
+    before = digest()
+    (checkout / "metrics/test.json").write_text('{"accuracy": 1}')
+    (checkout / "README.md").write_text("new")
+    assert digest() == before
+
+
+def test_a_missing_dep_is_named(checkout: Path) -> None:
+    (checkout / "code.py").unlink()
+    with pytest.raises(InputError, match=r"^code\.py: found no such file"):
+        fingerprint.of_training()
+
+
+@pytest.mark.parametrize("text", ["", "stages: {}", "stages: [", "stages: {train: {}}"])
+def test_a_pipeline_without_training_is_an_error_of_one_line(checkout: Path, text: str) -> None:
+    (checkout / "dvc.yaml").write_text(text)
+    with pytest.raises(InputError, match=r"^dvc\.yaml: found .*, expected stage train") as caught:
+        fingerprint.of_training()
+    assert "\n" not in str(caught.value)
+
+
+def test_a_clean_checkout_is_rerun_by_its_commit(checkout: Path) -> None:
+    commit = git("rev-parse", "HEAD")
+    (checkout / "metrics/test.json").write_text("made by the pipeline")
+    source = fingerprint.source()
+    assert (source.commit, source.branch, source.patch) == (commit, "topic", "")
+    assert source.rerun == f"git checkout {commit[:12]} && dvc repro"
+    assert source.name == f"topic-{commit[:7]}"
+
+
+def test_changed_params_are_rerun_as_an_experiment(checkout: Path) -> None:
+    text = (checkout / "params.yaml").read_text()
+    (checkout / "params.yaml").write_text(text.replace("0.01", "1e-05").replace("[a, b]", "[c]"))
+    source = fingerprint.source()
+    assert (
+        source.rerun
+        == f"""git checkout {source.commit[:12]} && dvc exp run -S lr=1e-05 -S 'section.names=["c"]'"""
+    )
+    assert "+lr: 1e-05" in source.patch
+
+
+@pytest.mark.parametrize("setting", ["color.ui=always", "diff.noprefix=true", "diff.external=false"])
+def test_changed_code_is_rerun_from_the_patch(checkout: Path, setting: str) -> None:
+    git("config", *setting.split("="))
+    (checkout / "code.py").write_text("one = 2\n")
+    source = fingerprint.source()
+    assert source.rerun == f"git checkout {source.commit[:12]} && git apply dirty.patch && dvc repro"
+    # The patch is exact: applied to a clean checkout, it gives the changed file.
+    (checkout / "dirty.patch").write_text(source.patch)
+    git("checkout", "-q", "--", "code.py")
+    git("apply", "dirty.patch")
+    assert (checkout / "code.py").read_text() == "one = 2\n"
+
+
+def test_a_dep_that_git_does_not_know_yet_is_in_the_patch(checkout: Path) -> None:
+    text = (checkout / "dvc.yaml").read_text().replace("code.py", "code.py, new.py")
+    (checkout / "dvc.yaml").write_text(text)
+    (checkout / "new.py").write_text("two = 2\n")
+    (checkout / "notes.txt").write_text("nobody's business")
+    source = fingerprint.source()
+    assert git("status", "--porcelain").splitlines()[1:] == ["?? new.py", "?? notes.txt"]  # as it was
+    assert "notes" not in source.patch
+    (checkout / "new.py").unlink()
+    git("checkout", "-q", "--", "dvc.yaml")
+    (checkout / "dirty.patch").write_text(source.patch)
+    git("apply", "dirty.patch")
+    assert (checkout / "new.py").read_text() == "two = 2\n"
+    assert (checkout / "dvc.yaml").read_text() == text
+
+
+def test_a_commit_tells_the_source_that_its_checkout_told(checkout: Path) -> None:
+    (checkout / "params.yaml").write_text("lr: 0.05\nseed: 0\nsection:\n  names: [a, b]\n")
+    told, baseline = fingerprint.source(), git("rev-parse", "HEAD")
+    git("commit", "-qam", "what DVC commits for an experiment")
+    (checkout / "params.yaml").write_text("lr: 7\n")  # what is there now does not matter
+    assert fingerprint.source_of(git("rev-parse", "HEAD"), baseline=baseline, branch="topic") == told
+
+
+def test_an_experiment_goes_by_its_name_and_baseline(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    baseline = git("rev-parse", "HEAD")
+    (checkout / "params.yaml").write_text("lr: 0.05\nseed: 0\nsection:\n  names: [a, b]\n")
+    git("commit", "-qam", "what DVC commits for an experiment")
+    monkeypatch.setenv("DVC_EXP_NAME", "runny-jibe")
+    monkeypatch.setenv("DVC_EXP_BASELINE_REV", baseline)
+    source = fingerprint.source()
+    assert (source.name, source.commit) == ("runny-jibe", baseline)
+    assert source.rerun == f"git checkout {baseline[:12]} && dvc exp run -S lr=0.05"
+
+
+def test_outside_git_there_is_no_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    monkeypatch.delenv("DVC_EXP_BASELINE_REV", raising=False)
+    source = fingerprint.source()
+    assert (source.commit, source.branch, source.patch, source.rerun) == ("", "", "", "dvc repro")
+    assert source.name == "no-commit"
+
+
+@pytest.mark.parametrize("name", ["README.md", ".dvc/config", "metrics/test.json", "dvc.lock", "notes.py"])
+def test_what_no_stage_depends_on_stays_here(checkout: Path, name: str) -> None:
+    path = checkout / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("old")
+    git("add", ".")
+    git("commit", "-qm", "second")
+    baseline = git("rev-parse", "HEAD")
+    path.write_text("password = SECRET")
+    told = fingerprint.source()
+    assert (told.patch, told.rerun) == ("", f"git checkout {baseline[:12]} && dvc repro")
+    git("commit", "-qam", "third")
+    assert fingerprint.source_of("HEAD", baseline=baseline, branch="topic") == told
+
+
+def test_what_was_a_dep_at_the_commit_is_in_the_patch(checkout: Path) -> None:
+    text = (checkout / "dvc.yaml").read_text()
+    (checkout / "dvc.yaml").write_text(text.replace("code.py", "renamed.py"))
+    (checkout / "code.py").rename(checkout / "renamed.py")
+    told, baseline = fingerprint.source(), git("rev-parse", "HEAD")
+    git("add", ".")
+    git("commit", "-qm", "second")
+    assert fingerprint.source_of("HEAD", baseline=baseline, branch="topic") == told
+    git("checkout", "-q", baseline)
+    (checkout / "dirty.patch").write_text(told.patch)
+    git("apply", "dirty.patch")
+    assert (checkout / "renamed.py").exists()
+    assert not (checkout / "code.py").exists()
+
+
+def test_deps_are_names_and_may_be_folders_other_params_or_outside(checkout: Path) -> None:
+    for name in ("src/new.py", "c*.py", "cc.py", "other.yaml"):
+        (checkout / name).parent.mkdir(exist_ok=True)
+        (checkout / name).write_text("{}\n")
+    (checkout / "dvc.yaml").write_text(
+        "stages: {more: {cmd: m, deps: [src, 'c*.py', ../o, /abs, s3://b/k], params: [{other.yaml: [a]}]}}"
+    )
+    added = [line for line in fingerprint.source().patch.splitlines() if line.startswith("+++ b/")]
+    assert added == ["+++ b/c*.py", "+++ b/dvc.yaml", "+++ b/other.yaml", "+++ b/src/new.py"]
+
+
+def test_a_git_that_fails_does_not_mean_that_nothing_was_changed(checkout: Path) -> None:
+    tree = git("rev-parse", "HEAD^{tree}")
+    (checkout / ".git/objects" / tree[:2] / tree[2:]).unlink()
+    (checkout / "code.py").write_text("one = 2\n")
+    with pytest.raises(InputError, match=r"^git diff: found .*tree.*, expected what was changed") as caught:
+        fingerprint.source()
+    assert "\n" not in str(caught.value)
+
+
+def test_without_git_the_commit_is_what_dvc_says(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DVC_EXP_BASELINE_REV", "0" * 40)
+    monkeypatch.setenv("PATH", str(checkout / "nothing"))
+    source = fingerprint.source()
+    assert (source.commit, source.patch) == ("0" * 40, "")
+
+
+def test_a_worktree_has_a_branch_of_its_own(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    git("worktree", "add", "-q", "-b", "side", "linked")
+    monkeypatch.chdir(checkout / "linked")
+    assert fingerprint.source().branch == "side"
+    # Where `dvc exp run --temp` works, no branch is checked out.
+    monkeypatch.chdir(checkout)
+    monkeypatch.setenv("DVC_ROOT", str(checkout / "linked"))
+    assert fingerprint.source().branch == "side"
+
+
+def test_a_repository_without_an_index_is_one(checkout: Path) -> None:
+    (checkout / ".git/index").unlink()
+    (checkout / "code.py").write_text("one = 2\n")
+    assert "+one = 2" in fingerprint.source().patch
+    shutil.rmtree(checkout / ".git")
+    git("init", "-q", "-b", "topic")
+    source = fingerprint.source()
+    assert (source.commit, source.branch, source.patch) == ("", "topic", "")
+
+
+def test_a_patch_keeps_bytes_that_are_not_utf8(checkout: Path) -> None:
+    written = b"# caf\xe9\r\none = 2\n"
+    (checkout / "code.py").write_bytes(written)
+    patch = json.loads(json.dumps(fingerprint.source().patch))
+    git("checkout", "-q", "--", "code.py")
+    (checkout / "dirty.patch").write_bytes(patch.encode(errors="surrogateescape"))
+    git("apply", "--whitespace=nowarn", "dirty.patch")
+    assert (checkout / "code.py").read_bytes() == written
+
+
+def test_a_listed_section_stands_for_its_params(checkout: Path) -> None:
+    text = (checkout / "dvc.yaml").read_text()
+    (checkout / "dvc.yaml").write_text(text.replace("seed]", "section]"))
+    params = "lr: 0.01\nsectional: 1\nsection:\n  names: [a, b]\n  deep: {x: 1}\n"
+    (checkout / "params.yaml").write_text(params)
+    training = fingerprint.of_training()
+    assert training.params == {"lr": 0.01, "section.names": ["a", "b"], "section.deep.x": 1}
+    (checkout / "params.yaml").write_text(params.replace("x: 1", "x: 2"))
+    assert digest() != training.fingerprint
+
+
+def test_params_of_another_file_are_an_error_of_one_line(checkout: Path) -> None:
+    text = (checkout / "dvc.yaml").read_text()
+    (checkout / "dvc.yaml").write_text(text.replace("seed]", "{other.yaml: [seed]}]"))
+    with pytest.raises(InputError) as caught:
+        fingerprint.of_training()
+    expected = "dvc.yaml, stage train: found params of another file: other.yaml, expected keys of params.yaml"
+    assert str(caught.value) == expected
+
+
+def test_a_listed_folder_stands_for_its_files(checkout: Path) -> None:
+    text = (checkout / "dvc.yaml").read_text()
+    (checkout / "dvc.yaml").write_text(text.replace("data/mnist.safetensors", "data"))
+    before = fingerprint.of_training()
+    assert before.dataset_sha256 == hashlib.sha256(b"images").hexdigest()
+    (checkout / "data/deep").mkdir()
+    (checkout / "data/deep/more").write_text("more")
+    more = digest()
+    (checkout / "data/deep/more").rename(checkout / "data/more")
+    assert len({before.fingerprint, more, digest()}) == 3
+
+
+def test_no_secret_of_a_changed_param_is_in_the_command(checkout: Path) -> None:
+    urls = [
+        "https://ada:SECRET@h/mnist/",
+        "https://h/?token=SECRET",
+        "https://a:SEC/RET@h/",
+        "https://h/%20/",
+    ]
+    with (checkout / "params.yaml").open("a") as stream:
+        stream.write(f"mirrors: {json.dumps(urls)}\nurl: {urls[0]}\nsome: [{{url: '{urls[0]}'}}]\nat: a@b\n")
+    rerun = fingerprint.source().rerun
+    assert rerun.partition(" && ")[2] == (
+        """dvc exp run -S 'mirrors=["https://h/mnist/", "https://h/", "(not shown)", "https://h/%20/"]'"""
+        """ -S url=https://h/mnist/ -S 'some=[{"url": "https://h/mnist/"}]' -S at=a@b"""
+    )
+
+
+def test_what_was_trained_before_there_was_a_choice_was_mnist() -> None:
+    assert fingerprint.dataset_of({"dataset": "kmnist", "lr": 0.1}) == "kmnist"
+    assert fingerprint.dataset_of({"lr": 0.1}) == "mnist"

@@ -1,0 +1,217 @@
+import os
+import shutil
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from ruamel.yaml import YAML
+
+from mnist.core import config, paths
+from mnist.core.errors import InputError
+from mnist.data import store, validation, validation_page
+from mnist.data.catalog import DataSet, Share, Validation
+from mnist.data.store import Images
+from stages import validate
+from tests.conftest import DIGITS, SmallData
+
+ROOT = Path(__file__).parents[3]
+VOID = {"meta", "link", "img", "br", "wbr"}
+
+PARAMS = validate.Params(dataset="mnist")
+BOUNDS = Validation(
+    num_train=1200,
+    num_test=300,
+    class_share=Share(min=0.09, max=0.115),
+    mean=Share(min=0.12, max=0.13),
+    image_mean=Share(min=0.03, max=0.25),
+    darkest=Share(min=0, max=0),
+    brightest=Share(min=0.6, max=1),
+    ink=Share(min=0.07, max=0.25),
+    max_duplicates=0,
+    max_in_both=0,
+)
+
+
+class Page(HTMLParser):
+    """Parses a page, and holds that every tag is closed in its turn and nothing is fetched."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.text = ""
+        self.num_images = 0
+        self.feed(html)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag not in VOID:
+            self.open.append(tag)
+        self.num_images += tag == "img"
+        assert tag != "script"
+        for name, value in attrs:
+            if name in {"src", "href"}:
+                assert value is not None
+                assert value.startswith("data:")
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+@pytest.fixture
+def bad_dataset(small_data: SmallData, tmp_path: Path) -> Path:
+    """With a blank training image 17 and training image 31 as test image 7."""
+    train_NHW, test_NHW = small_data.train.images_NHW.copy(), small_data.test.images_NHW.copy()
+    train_NHW[17] = 0
+    test_NHW[7] = train_NHW[31]
+    path = tmp_path / "bad.safetensors"
+    store.write(
+        path,
+        train=Images(images_NHW=train_NHW, labels_N=small_data.train.labels_N),
+        test=Images(images_NHW=test_NHW, labels_N=small_data.test.labels_N),
+        description=DIGITS,
+    )
+    return path
+
+
+@pytest.fixture
+def datasets(small_data: SmallData, tmp_path: Path) -> Path:
+    """A `datasets.yaml` with these bounds."""
+    path = tmp_path / paths.DATASETS
+    YAML(typ="safe").dump({"mnist": small_data.section(validation=BOUNDS.model_dump())}, path)
+    return path
+
+
+def run(datasets: Path, data: Path, folder: Path) -> tuple[Path, Path]:
+    verdict, page = folder / "validation.json", folder / "validation.html"
+    validate.run(params=PARAMS, datasets=datasets, dataset=data, verdict=verdict, page=page)
+    return verdict, page
+
+
+def test_good_data_pass_in_one_line(
+    datasets: Path, dataset_path: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    verdict, page = run(datasets, dataset_path, tmp_path)
+
+    out, err = capfd.readouterr()
+    assert out == f"validate: 18 of 18 expectations hold for 1,200 + 300 images of MNIST; page: {page}\n"
+    assert err == ""  # neither progress bars nor log lines
+    assert validation.read(verdict).success
+    shown = Page(page.read_text())
+    assert "all 18 expectations hold" in shown.text
+    assert "What failed" not in shown.text
+    assert shown.num_images == 20  # the first of each digit in each split
+
+
+def test_equal_data_make_equal_bytes(datasets: Path, dataset_path: Path, tmp_path: Path) -> None:
+    first = [path.read_bytes() for path in run(datasets, dataset_path, tmp_path / "first")]
+    again = [path.read_bytes() for path in run(datasets, dataset_path, tmp_path / "again")]
+
+    assert first == again
+
+
+def test_bad_data_are_written_down_before_they_stop_the_pipeline(
+    datasets: Path, bad_dataset: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError) as caught:
+        run(datasets, bad_dataset, tmp_path)
+
+    told = str(caught.value)
+    assert told.startswith(f"{bad_dataset}: found data that break 4 of 18 expectations")
+    for name in ("brightest_pixel", "no_blank_image", "image_mean", "no_image_in_both_splits"):
+        assert f"\n  {name}: expected " in told
+    assert "observed 0 to 0.22194, 1 image outside; see train 17" in told
+    assert "observed 1 image in both; see train 31, test 7" in told
+
+    said = validation.read(tmp_path / "validation.json")
+    assert not said.success
+    assert len(said.failed) == 4
+    shown = Page((tmp_path / "validation.html").read_text())
+    assert "4 of 18 expectations do not hold" in shown.text
+    assert "Traceback" not in shown.text
+    assert "train 17" in shown.text
+    assert shown.num_images == 20 + 3 + 2
+
+
+def test_the_same_in_another_process(datasets: Path, bad_dataset: Path, tmp_path: Path) -> None:
+    # With another hash seed, so that an order that comes from a set would show.
+    work = tmp_path / "work"
+    (work / "data").mkdir(parents=True)
+    bad_dataset.rename(work / paths.DATASET)
+    shutil.copyfile(ROOT / paths.PARAMS, work / paths.PARAMS)
+    shutil.copyfile(datasets, work / paths.DATASETS)
+
+    done = subprocess.run(
+        [sys.executable, "-m", "stages.validate"],
+        cwd=work,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "PYTHONHASHSEED": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    with pytest.raises(InputError) as caught:
+        run(datasets, work / paths.DATASET, tmp_path)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.splitlines()[1:] == str(caught.value).splitlines()[1:]
+    assert done.stderr.startswith(f"ERROR: {paths.DATASET}: found data that break 4 of 18")
+    assert (work / paths.VALIDATION).read_bytes() == (tmp_path / "validation.json").read_bytes()
+    assert (work / paths.VALIDATION_PAGE).read_bytes() == (tmp_path / "validation.html").read_bytes()
+
+
+@pytest.mark.parametrize("num_images", [0, 1])
+def test_next_to_no_images_have_a_page(
+    datasets: Path, small_data: SmallData, tmp_path: Path, num_images: int
+) -> None:
+    few = Images(
+        images_NHW=small_data.train.images_NHW[:num_images],
+        labels_N=small_data.train.labels_N[:num_images],
+    )
+    path = tmp_path / "few.safetensors"
+    store.write(path, train=few, test=few, description=DIGITS)
+
+    with pytest.raises(InputError, match="train_size: expected 1,200 images, observed"):
+        run(datasets, path, tmp_path)
+
+    assert "do not hold" in Page((tmp_path / "validation.html").read_text()).text
+
+
+def test_what_the_page_shows_is_escaped(small_data: SmallData) -> None:
+    evil = "<script>alert('&')</script>"
+    finding = validation.Finding(
+        expectation=evil,
+        about=evil,
+        success=False,
+        expected=evil,
+        observed=evil,
+        num_offending=0,
+        offending=[],
+    )
+    said = validation.Verdict(
+        success=False,
+        dataset_sha256="0" * 64,
+        test_sha256="1" * 64,
+        num_images={"train": 1200, "test": 300},
+        mean={"train": 0.1, "test": 0.1},
+        class_counts={"train": {}, "test": {}},
+        duplicates=validation.Duplicates(within_train=0, within_test=0, between_splits=0),
+        expectations=[finding],
+    )
+
+    html = validation_page.html(said, small_data.train, small_data.test, description=DIGITS, bounds=BOUNDS)
+
+    assert "<script" not in html
+    assert Page(html).text.count(evil) == 8  # its four texts, in what failed and in the table
+
+
+@pytest.mark.parametrize("key", ["class_share", "mean", "image_mean", "darkest", "brightest", "ink"])
+def test_bounds_the_wrong_way_round_are_refused(small_data: SmallData, key: str) -> None:
+    values = {**BOUNDS.model_dump(), key: {"min": 0.6, "max": 0.5}}
+
+    with pytest.raises(InputError, match=f"validation.{key}: .* expected min at most max"):
+        config.check(DataSet, small_data.section(validation=values), "datasets.yaml")

@@ -1,0 +1,269 @@
+"""The promises that the files make to each other: `dvc.yaml`, the stages, `params.yaml`, the README."""
+
+import ast
+import hashlib
+import importlib
+import inspect
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from mnist.core import paths
+from mnist.core.config import Params, Section
+from mnist.data import catalog
+
+ROOT = Path(__file__).parents[2]
+PIPELINE: dict[str, Any] = yaml.safe_load((ROOT / paths.PIPELINE).read_text())
+STAGES = list(PIPELINE["stages"])
+TARGETS = [
+    "setup",
+    "repro",
+    "test",
+    "lint",
+    "ui",
+    "reconcile",
+    "promote",
+    "verify",
+    "rollback",
+    "reproduce",
+    "preset",
+    "best",
+    "serve",
+    "bench",
+    "diff",
+    "report",
+    "lock",
+    "clean",
+]
+HEAVY = {"torch", "torchvision", "mlflow", "great_expectations", "matplotlib", "pandas", "dvc"}
+
+
+def imported(module: Path) -> set[str]:
+    """The project's own files that `module` imports, wherever in it the import stands."""
+    found = set()
+    for node in ast.walk(ast.parse(module.read_text())):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        for name in names:
+            file = ROOT / (name.replace(".", "/") + ".py")
+            if file.is_file():
+                found.add(file.relative_to(ROOT).as_posix())
+    return found
+
+
+def closure(module: str) -> set[str]:
+    """`module` and every file of ours that it reaches."""
+    reached: set[str] = set()
+    waiting = {module}
+    while waiting:
+        reached |= waiting
+        waiting = {found for name in waiting for found in imported(ROOT / name)} - reached
+    return reached
+
+
+def entries(stage: str, kind: str) -> list[str]:
+    """Paths under deps, outs, metrics or plots of a stage, or its keys of params.yaml."""
+    listed = PIPELINE["stages"][stage].get(kind, [])
+    if kind == "params":
+        return [entry for entry in listed if isinstance(entry, str)]
+    return [next(iter(entry)) if isinstance(entry, dict) else entry for entry in listed]
+
+
+def params_of(stage: str) -> set[str]:
+    """The leaf keys of a stage's `Params`."""
+    section: type[Section] = importlib.import_module(f"stages.{stage}").Params
+    return leaves(section)
+
+
+def leaves(section: type[Section], prefix: str = "") -> set[str]:
+    found = set()
+    for name, field in section.model_fields.items():
+        kind = field.annotation
+        if inspect.isclass(kind) and issubclass(kind, Section):
+            # An interval such as {min, max} is one value.
+            inner = leaves(kind, f"{prefix}{name}.")
+            found |= {prefix + name} if set(kind.model_fields) == {"min", "max"} else inner
+        else:
+            found.add(prefix + name)
+    return found
+
+
+def test_each_stage_is_a_module_of_its_name() -> None:
+    modules = {path.stem for path in (ROOT / "stages").glob("*.py")} - {"__init__"}
+    assert modules == set(STAGES)
+    for stage in STAGES:
+        assert PIPELINE["stages"][stage]["cmd"] == f"python -m stages.{stage}"
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_code_in_deps_is_the_import_closure(stage: str) -> None:
+    listed = {dep for dep in entries(stage, "deps") if dep.startswith(("mnist/", "stages/"))}
+    reached = closure(f"stages/{stage}.py")
+    reached |= {
+        f"{folder.as_posix()}/__init__.py"
+        for name in reached
+        for folder in Path(name).parents
+        if folder != Path()
+    }
+    for name in list(reached):  # a template is code, too
+        reached |= {
+            path.relative_to(ROOT).as_posix()
+            for path in (ROOT / name).parent.glob(f"templates/{Path(name).stem}.*.jinja")
+        }
+    if stage == "register":
+        # It finds the run by a digest of all that training depends on, so it depends on that too.
+        reached |= {dep for dep in entries("train", "deps") if dep.startswith(("mnist/", "stages/"))}
+    assert listed == reached
+
+
+def test_register_depends_on_all_that_determines_training() -> None:
+    assert set(entries("train", "deps")) <= set(entries("register", "deps"))
+    assert set(entries("train", "params")) <= set(entries("register", "params"))
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_params_in_the_pipeline_are_those_of_the_stage(stage: str) -> None:
+    listed = set()
+    for key in entries(stage, "params"):
+        inside = {leaf for leaf in leaves(Params) if leaf == key or leaf.startswith(f"{key}.")}
+        assert inside, f"{key} is no key of params.yaml"
+        listed |= inside
+    assert listed == params_of(stage)
+
+
+def test_every_param_is_used_by_a_stage_or_by_promotion() -> None:
+    used = {key for stage in STAGES for key in params_of(stage)}
+    assert leaves(Params) - used == {"registry.alpha"}
+
+
+def of_the_data_set(stage: str) -> list[str]:
+    """The keys of datasets.yaml that a stage lists, in the section of the data set."""
+    listed = PIPELINE["stages"][stage].get("params", [])
+    return [
+        key.removeprefix("${dataset}.")
+        for entry in listed
+        if isinstance(entry, dict)
+        for key in entry[paths.DATASETS.as_posix()]
+    ]
+
+
+def test_all_that_is_known_of_a_data_set_is_a_param_of_the_stage_that_reads_it() -> None:
+    read = {stage: of_the_data_set(stage) for stage in STAGES}
+
+    assert {stage: keys for stage, keys in read.items() if keys} == {
+        "download": ["title", "classes", "mirrors", "checksums"],
+        "validate": ["validation"],
+    }
+    assert {key for keys in read.values() for key in keys} == set(catalog.DataSet.model_fields)
+    for stage in (stage for stage, keys in read.items() if keys):
+        assert "dataset" in entries(stage, "params")
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_paths_of_run_are_the_files_of_the_stage(stage: str) -> None:
+    run = importlib.import_module(f"stages.{stage}").run
+    parameters = dict(inspect.signature(run).parameters)
+    assert parameters.pop("params").default is inspect.Parameter.empty
+    defaults = set()
+    for parameter in parameters.values():
+        value = parameter.default
+        defaults |= {path.as_posix() for path in (value if isinstance(value, tuple) else (value,))}
+    files = {name for kind in ("deps", "outs", "metrics", "plots") for name in entries(stage, kind)}
+    files = {name for name in files if name.startswith(("data/", "models/", "metrics/"))}
+    # register reads training's inputs through dvc.yaml, and logs three files that DVC knows otherwise; its
+    # report tells commit and time, so DVC must not know it.
+    others = {"params.yaml", "dvc.yaml", "dvc.lock", "metrics/report.html"}
+    extra = set(entries("train", "deps")) | others if stage == "register" else set()
+    if of_the_data_set(stage):  # not as a dep, which would be all of it
+        extra.add(paths.DATASETS.as_posix())
+    assert defaults - extra == files - extra
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_imports_nothing_heavy_before_it_runs(stage: str) -> None:
+    code = f"import sys, stages.{stage}; print(*({HEAVY!r} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
+
+
+def test_training_does_not_import_dynamo() -> None:
+    code = (
+        "import sys, torch, mnist.training.devices, mnist.training.loop, mnist.training.optim;"
+        "import mnist.tracking.client;"
+        "mnist.training.devices.prepare(mnist.core.config.Machine(device='cpu', num_threads=1));"
+        "print('torch._dynamo' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
+def test_no_stage_imports_a_stage_and_mnist_imports_neither_stages_nor_tools() -> None:
+    for path in [*ROOT.glob("stages/*.py"), *ROOT.glob("mnist/**/*.py"), *ROOT.glob("benchmarks/*.py")]:
+        folder = path.relative_to(ROOT).parts[0]
+        allowed = {"mnist"} | ({"benchmarks"} if folder == "benchmarks" else set())
+        assert {Path(name).parts[0] for name in imported(path)} <= allowed, path
+
+
+def test_stages_are_short() -> None:
+    for path in ROOT.glob("stages/*.py"):
+        assert len(path.read_text().splitlines()) < 80, path
+
+
+def test_no_pickle_is_written_or_read() -> None:
+    for path in [*ROOT.glob("stages/*.py"), *ROOT.glob("mnist/**/*.py"), *ROOT.glob("benchmarks/*.py")]:
+        text = path.read_text()
+        assert "import pickle" not in text, path
+        assert not re.search(r"\btorch\.(save|load)\b", text), path
+
+
+def test_metrics_are_in_git_and_what_is_large_is_not() -> None:
+    for stage in STAGES:
+        for kind in ("outs", "metrics", "plots"):
+            for entry in PIPELINE["stages"][stage].get(kind, []):
+                name = next(iter(entry)) if isinstance(entry, dict) else entry
+                cached = not (isinstance(entry, dict) and entry[name].get("cache") is False)
+                if name == paths.REGISTERED.as_posix():  # in neither, so that a new clone registers
+                    assert not cached
+                    ignored = ["git", "check-ignore", "-q", name]
+                    subprocess.run(ignored, cwd=ROOT, check=True)
+                    continue
+                assert cached != name.startswith("metrics/"), name
+
+
+def test_lock_file_has_hashes_and_no_addresses() -> None:
+    text = (ROOT / "requirements.lock").read_text()
+    assert "://" not in text
+    assert text.count("--hash=sha256:") > 1000
+    torch = next(line for line in text.splitlines() if line.startswith("torch=="))
+    assert torch.split()[0] in (ROOT / "pyproject.toml").read_text()
+
+
+def test_make_lists_every_target() -> None:
+    listed = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    for target in TARGETS:
+        assert f"make {target} " in listed
+
+
+def test_the_lock_is_of_this_code() -> None:
+    lock = yaml.safe_load((ROOT / "dvc.lock").read_text())
+    for stage in STAGES:
+        for dep in lock["stages"][stage]["deps"]:
+            if dep["path"].startswith(("mnist/", "stages/")):
+                digest = hashlib.md5((ROOT / dep["path"]).read_bytes(), usedforsecurity=False).hexdigest()
+                assert dep["md5"] == digest, f"{dep['path']} changed: run `dvc repro` and commit dvc.lock"
+
+
+def test_pictures_of_the_readme_exist() -> None:
+    text = (ROOT / "README.md").read_text()
+    pictures = re.findall(r'(?:\]\(|src=")([^)":#]+\.(?:png|md))', text)
+    assert len(pictures) >= 4
+    for picture in pictures:
+        assert (ROOT / picture).is_file(), picture

@@ -1,0 +1,120 @@
+"""Choosing a device, and making it repeatable."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from mnist.core.config import Machine, Precision
+from mnist.core.errors import InputError
+from mnist.training import devices, processor
+
+GPU = torch.cuda.is_available()
+
+
+pytestmark = pytest.mark.usefixtures("torch_as_before")
+
+
+@pytest.fixture(autouse=True)
+def _no_setting_of_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+
+
+@pytest.mark.skipif(GPU, reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_told() -> None:
+    with pytest.raises(InputError) as caught:
+        devices.prepare(Machine(device="cuda", num_threads=1))
+
+    assert str(caught.value) == (
+        "params.yaml: device: found cuda, where torch sees no GPU, expected auto or cpu on this machine"
+    )
+
+
+@pytest.mark.skipif(not GPU, reason="there is no GPU")
+@pytest.mark.parametrize("device", ["auto", "cuda"])
+def test_a_gpu_is_taken(device: str) -> None:
+    taken = devices.prepare(Machine.model_validate({"device": device, "num_threads": 1}))
+
+    assert taken.type == "cuda"
+    assert devices.describe(taken) == torch.cuda.get_device_name()
+
+
+@pytest.mark.parametrize(
+    "device", ["cpu", pytest.param("auto", marks=pytest.mark.skipif(GPU, reason="a GPU"))]
+)
+def test_the_cpu_is_taken(device: str) -> None:
+    taken = devices.prepare(Machine.model_validate({"device": device, "num_threads": 1}))
+
+    assert taken == torch.device("cpu")
+
+
+@pytest.mark.parametrize("num_threads", [2, 3])
+def test_threads_are_as_many_as_asked_for(num_threads: int) -> None:
+    device = devices.prepare(Machine(device="cpu", num_threads=num_threads))
+
+    assert torch.get_num_threads() == num_threads
+    capability = torch.backends.cpu.get_cpu_capability()
+    assert devices.describe(device) == f"CPU ({processor.name()}, {capability}), {num_threads} threads"
+
+
+def test_the_processor_is_named_as_linux_names_it(tmp_path: Path) -> None:
+    (tmp_path / "cpuinfo").write_text("processor : 0\nmodel name\t: Some CPU 9000\nmodel name\t: other\n")
+    assert processor.name(tmp_path / "cpuinfo") == "Some CPU 9000"
+    assert processor.name(tmp_path / "nothing") != ""
+
+
+def test_what_cannot_be_repeated_is_refused() -> None:
+    devices.prepare(Machine(device="cpu", num_threads=1))
+
+    assert torch.are_deterministic_algorithms_enabled()
+    assert not torch.is_deterministic_algorithms_warn_only_enabled()
+    assert not torch.backends.cudnn.benchmark
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+
+
+def test_a_users_own_cublas_setting_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")
+
+    devices.prepare(Machine(device="cpu", num_threads=1))
+
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":16:8"
+
+
+def test_tf32_is_a_gpus() -> None:
+    with pytest.raises(InputError) as caught:
+        devices.prepare(Machine(device="cpu", num_threads=1), precision="tf32")
+
+    assert str(caught.value) == "params.yaml: precision: found tf32 on a CPU, expected float32 or bfloat16"
+
+
+def test_determinism_is_a_choice() -> None:
+    devices.prepare(Machine(device="cpu", num_threads=1), deterministic=False)
+
+    assert not torch.are_deterministic_algorithms_enabled()
+    assert torch.backends.cudnn.benchmark
+
+
+def test_new_tensors_are_not_filled() -> None:
+    """It would cost 7 % of an epoch."""
+    devices.prepare(Machine(device="cpu", num_threads=1))
+
+    assert not torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(("precision", "short"), [("float32", False), ("tf32", True), ("bfloat16", False)])
+def test_a_gpu_rounds_to_tf32_where_it_is_asked_to(precision: Precision, short: bool) -> None:
+    devices.set_precision(precision)
+
+    assert torch.backends.cudnn.allow_tf32 is short
+    assert torch.backends.cuda.matmul.allow_tf32 is short
+    with torch.backends.cudnn.flags():  # it raises where torch's old and new settings contradict
+        pass
+
+
+def test_a_card_that_no_driver_can_use_is_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with a driver that is too old: NVML counts the card, the runtime cannot start."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+    assert devices.prepare(Machine(device="auto", num_threads=1)) == torch.device("cpu")

@@ -1,0 +1,421 @@
+"""The networks and the classifier, against sums written out in NumPy.
+
+Shape suffixes: N images, C channels, H rows, W columns, K classes.
+"""
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import save_file
+from torch import nn
+
+from mnist.core import config, paths
+from mnist.core.config import Architecture
+from mnist.core.errors import InputError
+from mnist.training import model
+from mnist.training.model import MLP, Classifier, SimpleCNN
+from tests.conftest import DIGITS, digits
+
+ROOT = Path(__file__).parents[3]
+CPU = torch.device("cpu")
+CNN = Architecture(model="simple_cnn", n_features=6, permute_pixels=False)
+ARCHITECTURES = [
+    CNN,
+    Architecture(model="simple_cnn", n_features=3, permute_pixels=True),
+    Architecture(model="mlp", n_features=6, permute_pixels=False),
+    Architecture(model="mlp", n_features=6, permute_pixels=True),
+]
+
+Floats = NDArray[np.float64]
+
+all_architectures = pytest.mark.parametrize(
+    "architecture",
+    ARCHITECTURES,
+    ids=lambda a: f"{a.model}-{a.n_features}{'-permuted' if a.permute_pixels else ''}",
+)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def build(architecture: Architecture, seed: int = 0) -> Classifier:
+    return model.build(architecture, classes=DIGITS.classes, seed=seed, mean=0.1307, std=0.3081).eval()
+
+
+def weights(network: nn.Module) -> dict[str, Floats]:
+    return {name: tensor.numpy().astype(np.float64) for name, tensor in network.state_dict().items()}
+
+
+# ---- the networks
+
+
+def convolved(x_NCHW: Floats, weight: Floats, bias: Floats) -> Floats:
+    """Cross-correlation without padding, a tap at a time."""
+    _, _, height, width = x_NCHW.shape
+    taps = weight.shape[2]
+    y_NCHW = np.zeros((len(x_NCHW), len(weight), height - taps + 1, width - taps + 1))
+    for row in range(taps):
+        for column in range(taps):
+            window = x_NCHW[:, :, row : row + height - taps + 1, column : column + width - taps + 1]
+            y_NCHW += np.einsum("nchw,oc->nohw", window, weight[:, :, row, column])
+    return y_NCHW + bias[:, None, None]
+
+
+def pooled(x_NCHW: Floats) -> Floats:
+    """The largest of each two by two."""
+    corners = [x_NCHW[:, :, row::2, column::2] for row in (0, 1) for column in (0, 1)]
+    return np.asarray(np.maximum.reduce(corners))
+
+
+def log_softmax(x_NK: Floats) -> Floats:
+    return np.asarray(x_NK - np.log(np.exp(x_NK).sum(1, keepdims=True)))
+
+
+def flat(x_NCHW: Floats) -> Floats:
+    return x_NCHW.reshape(len(x_NCHW), math.prod(x_NCHW.shape[1:]))
+
+
+def simple_cnn(w: dict[str, Floats], x_NCHW: Floats) -> Floats:
+    """The tutorial's order: convolution, ReLU, pooling."""
+    x_NCHW = pooled(np.maximum(convolved(x_NCHW, w["conv1.weight"], w["conv1.bias"]), 0))
+    x_NCHW = pooled(np.maximum(convolved(x_NCHW, w["conv2.weight"], w["conv2.bias"]), 0))
+    x_NF = np.maximum(flat(x_NCHW) @ w["fc1.weight"].T + w["fc1.bias"], 0)
+    return log_softmax(x_NF @ w["fc2.weight"].T + w["fc2.bias"])
+
+
+def mlp(w: dict[str, Floats], x_NCHW: Floats) -> Floats:
+    x_NF = flat(x_NCHW)
+    x_NF = np.maximum(x_NF @ w["fc1.weight"].T + w["fc1.bias"], 0)
+    x_NF = np.maximum(x_NF @ w["fc2.weight"].T + w["fc2.bias"], 0)
+    return log_softmax(x_NF @ w["fc3.weight"].T + w["fc3.bias"])
+
+
+@pytest.mark.parametrize(
+    ("network", "shapes", "num_parameters"),
+    [
+        (
+            SimpleCNN(784, 6, 10),
+            {
+                "conv1.weight": (6, 1, 5, 5),
+                "conv1.bias": (6,),
+                "conv2.weight": (6, 6, 5, 5),
+                "conv2.bias": (6,),
+                "fc1.weight": (50, 96),
+                "fc1.bias": (50,),
+                "fc2.weight": (10, 50),
+                "fc2.bias": (10,),
+            },
+            6_422,
+        ),
+        (
+            MLP(784, 8, 10),
+            {
+                "fc1.weight": (8, 784),
+                "fc1.bias": (8,),
+                "fc2.weight": (8, 8),
+                "fc2.bias": (8,),
+                "fc3.weight": (10, 8),
+                "fc3.bias": (10,),
+            },
+            6_442,
+        ),
+    ],
+    ids=["simple_cnn", "mlp"],
+)
+def test_the_layers_are_the_tutorials(
+    network: nn.Module, shapes: dict[str, tuple[int, ...]], num_parameters: int
+) -> None:
+    assert {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()} == shapes
+    assert model.num_parameters(network) == num_parameters
+
+
+@pytest.mark.parametrize("num_images", [0, 1, 7])
+@pytest.mark.parametrize(
+    ("network", "by_hand"),
+    [(SimpleCNN(784, 6, 10), simple_cnn), (SimpleCNN(784, 1, 3), simple_cnn), (MLP(784, 8, 10), mlp)],
+    ids=["simple_cnn", "simple_cnn-1-3", "mlp"],
+)
+def test_the_network_is_the_tutorials_function(network: nn.Module, by_hand: Any, num_images: int) -> None:
+    with torch.no_grad():
+        for parameter in network.parameters():  # larger than they begin, so that no term is lost
+            parameter.copy_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)) * 0.3)
+    x_NCHW = torch.randn((num_images, 1, 28, 28), generator=torch.Generator().manual_seed(2))
+
+    log_probs_NK = network(x_NCHW).detach().numpy()
+
+    expected_NK = by_hand(weights(network), x_NCHW.numpy().astype(np.float64))
+    assert log_probs_NK.shape == expected_NK.shape
+    assert log_probs_NK.dtype == np.float32
+    # The log-probabilities reach -100; float32 has seven digits.
+    np.testing.assert_allclose(log_probs_NK, expected_NK, rtol=1e-5, atol=1e-4)
+    np.testing.assert_allclose(np.exp(log_probs_NK.astype(np.float64)).sum(1), 1, atol=1e-5)
+
+
+def test_other_square_images_fit_too() -> None:
+    assert SimpleCNN(32 * 32, 6, 10)(torch.zeros((2, 1, 32, 32))).shape == (2, 10)
+
+
+def test_images_that_are_no_squares_are_refused() -> None:
+    with pytest.raises(ValueError, match="input_size: found 783"):
+        SimpleCNN(783, 6, 10)
+
+
+# ---- the classifier
+
+
+def test_raw_pixels_become_probabilities() -> None:
+    images = digits(7, seed=5)
+    classifier = build(CNN)
+
+    with torch.no_grad():
+        probabilities_NK = classifier(torch.from_numpy(images.images_NHW)).numpy()
+
+    x_NCHW = ((images.images_NHW / 255 - 0.1307) / 0.3081)[:, None]
+    expected_NK = np.exp(simple_cnn(weights(classifier.network), x_NCHW))
+    assert (probabilities_NK.shape, probabilities_NK.dtype) == ((7, 10), np.float32)
+    np.testing.assert_allclose(probabilities_NK, expected_NK, rtol=1e-4)
+    np.testing.assert_allclose(probabilities_NK.sum(1), 1, rtol=1e-5)
+
+
+@all_architectures
+@pytest.mark.parametrize("num_images", [0, 1, 7, 2001])
+def test_log_probabilities_are_those_of_each_image_alone(architecture: Architecture, num_images: int) -> None:
+    """In whatever batches they are computed: 2,001 images are two full ones and one of one image."""
+    classifier = build(architecture).train()
+    images = digits(num_images, seed=6)
+
+    log_probs_NK = model.log_probabilities(classifier, images, CPU)
+
+    assert log_probs_NK.shape == (num_images, 10)
+    assert classifier.training  # as before
+    assert not log_probs_NK.requires_grad
+    for position in {0, num_images // 2, num_images - 1} & set(range(num_images)):
+        one = torch.from_numpy(images.images_NHW[position : position + 1])
+        expected_K = classifier(one)[0].log().detach()
+        torch.testing.assert_close(log_probs_NK[position].clone(), expected_K, rtol=1e-4, atol=1e-5)
+
+
+@all_architectures
+def test_weights_are_the_seeds(architecture: Architecture) -> None:
+    torch.manual_seed(1)
+    first = build(architecture, seed=3).state_dict()
+    torch.manual_seed(2)
+    again = build(architecture, seed=3).state_dict()
+    other = build(architecture, seed=4).state_dict()
+
+    assert first.keys() == again.keys() == other.keys()
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    same = {name for name in first if torch.equal(first[name], other[name])}
+    assert same == {"mean", "std"}
+
+
+# ---- the permutation
+
+
+def permutation(seed: int, *, name: Any = "simple_cnn", n_features: int = 6) -> NDArray[np.int64]:
+    architecture = Architecture(model=name, n_features=n_features, permute_pixels=True)
+    shuffle = build(architecture, seed=seed).permutation
+    assert shuffle is not None
+    return np.asarray(shuffle.numpy())
+
+
+def test_a_permutation_moves_every_pixel_somewhere() -> None:
+    shuffle = permutation(0)
+
+    assert sorted(shuffle) == list(range(784))
+    assert (shuffle == np.arange(784)).sum() < 10  # of a random one, 1 +- 1 pixels stay
+
+
+def test_a_permutation_is_the_seeds_alone() -> None:
+    assert (permutation(0) == permutation(0, name="mlp")).all()
+    assert (permutation(0) == permutation(0, n_features=9)).all()
+    assert (permutation(0) != permutation(1)).any()
+
+
+@pytest.mark.parametrize("name", ["simple_cnn", "mlp"])
+def test_a_permutation_leaves_the_weights_as_they_were(name: Any) -> None:
+    plain = build(Architecture(model=name, n_features=6, permute_pixels=False)).network.state_dict()
+    permuted = build(Architecture(model=name, n_features=6, permute_pixels=True)).network.state_dict()
+
+    assert all(torch.equal(plain[key], permuted[key]) for key in plain)
+
+
+def test_without_a_permutation_pixels_stay_where_they_are() -> None:
+    raw_NHW = torch.arange(2 * 784).remainder(251).to(torch.uint8).view(2, 28, 28)
+
+    x_NCHW = build(CNN).preprocess(raw_NHW)
+
+    assert (x_NCHW.shape, x_NCHW.dtype) == ((2, 1, 28, 28), torch.float32)
+    restored_NHW = (x_NCHW[:, 0] * 0.3081 + 0.1307) * 255
+    torch.testing.assert_close(restored_NHW, raw_NHW.float(), rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["simple_cnn", "mlp"])
+def test_a_permuted_classifier_sees_permuted_images(name: Any) -> None:
+    plain = build(Architecture(model=name, n_features=6, permute_pixels=False))
+    permuted = build(Architecture(model=name, n_features=6, permute_pixels=True))
+    images_NHW = digits(7, seed=5).images_NHW
+    shuffled_NHW = np.take(images_NHW.reshape(7, 784), permutation(0), axis=1).reshape(7, 28, 28)
+
+    with torch.no_grad():
+        seen, expected = permuted(torch.from_numpy(images_NHW)), plain(torch.from_numpy(shuffled_NHW))
+
+    assert torch.equal(seen, expected)
+
+
+# ---- the file
+
+
+@all_architectures
+def test_weights_of_before_there_were_other_classes_are_of_digits(
+    tmp_path: Path, architecture: Architecture
+) -> None:
+    saved = build(architecture)
+    save_file(saved.state_dict(), tmp_path / "weights", {"architecture": architecture.model_dump_json()})
+    loaded = model.load(tmp_path / "weights")
+    assert loaded.classes == tuple("0123456789")
+    assert loaded.state_dict().keys() == saved.state_dict().keys()
+
+
+@all_architectures
+def test_a_classifier_comes_back_bit_for_bit(tmp_path: Path, architecture: Architecture) -> None:
+    saved = build(architecture).train()
+    model.save(tmp_path / "weights", saved, architecture)
+
+    loaded = model.load(tmp_path / "weights")
+
+    assert not loaded.training
+    assert type(loaded.network) is type(saved.network)
+    before, after = saved.state_dict(), loaded.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    images_NHW = torch.from_numpy(digits(3, seed=5).images_NHW)
+    assert torch.equal(saved.eval()(images_NHW), loaded(images_NHW))
+
+
+def test_the_file_holds_tensors_and_one_line_about_them(tmp_path: Path) -> None:
+    path = tmp_path / "weights"
+    model.save(path, build(CNN), CNN)
+
+    content = path.read_bytes()
+    size = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + size])
+    assert header.pop("__metadata__") == {
+        "classifier": '{"architecture":{"model":"simple_cnn","n_features":6,"permute_pixels":false},'
+        '"classes":["0","1","2","3","4","5","6","7","8","9"]}'
+    }
+    assert {tensor["dtype"] for tensor in header.values()} == {"F32"}
+    assert len(content) == 8 + size + 4 * (6_422 + 2)  # the parameters, the mean and the deviation
+
+
+def test_the_file_does_not_know_how_it_was_trained(tmp_path: Path) -> None:
+    everything = config.load(ROOT / paths.PARAMS)
+    other = everything.model_copy(update={"lr": 0.5, "seed": 7, "epochs": 9, "device": "cpu"})
+
+    model.save(tmp_path / "first", build(everything), everything)
+    model.save(tmp_path / "second", build(everything), other)
+
+    assert (tmp_path / "first").read_bytes() == (tmp_path / "second").read_bytes()
+
+
+def test_saving_moves_nothing(tmp_path: Path) -> None:
+    classifier = build(CNN)
+    before = {name: tensor.data_ptr() for name, tensor in classifier.state_dict().items()}
+
+    model.save(tmp_path / "weights", classifier, CNN)
+
+    assert {name: tensor.data_ptr() for name, tensor in classifier.state_dict().items()} == before
+
+
+def header(architecture: Architecture) -> dict[str, str]:
+    return {"classifier": model.Header(architecture=architecture, classes=DIGITS.classes).model_dump_json()}
+
+
+def pickled(path: Path) -> None:
+    torch.save(build(CNN).state_dict(), path)
+
+
+def stored(path: Path, metadata: dict[str, str] | None, *, without: str = "", **more: torch.Tensor) -> None:
+    """The tensors of a plain CNN, less one, plus some, under a header."""
+    tensors = build(CNN).state_dict() | more
+    save_file({name: tensor for name, tensor in tensors.items() if name != without}, path, metadata)
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        pytest.param(lambda path: path.write_bytes(b""), id="empty"),
+        pytest.param(lambda path: path.write_bytes(path.read_bytes()[:-100]), id="cut off"),
+        pytest.param(lambda path: path.write_bytes(path.read_bytes() + b"0"), id="too long"),
+        pytest.param(lambda path: path.write_bytes(bytes(range(256)) * 50), id="garbage"),
+        pytest.param(pickled, id="a pickle"),
+        pytest.param(lambda path: stored(path, None), id="no header"),
+        pytest.param(lambda path: stored(path, {"classifier": '{"model":"vit"}'}), id="another header"),
+        pytest.param(lambda path: stored(path, header(ARCHITECTURES[2])), id="another network"),
+        pytest.param(
+            lambda path: stored(path, header(CNN.model_copy(update={"n_features": 7}))), id="another width"
+        ),
+        pytest.param(
+            lambda path: stored(path, header(CNN.model_copy(update={"permute_pixels": True}))),
+            id="no permutation",
+        ),
+        pytest.param(
+            lambda path: stored(path, header(CNN), permutation=torch.arange(784)), id="one permutation more"
+        ),
+        pytest.param(lambda path: stored(path, header(CNN), without="std"), id="a tensor less"),
+        pytest.param(lambda path: stored(path, header(CNN), more=torch.zeros(1)), id="a tensor more"),
+    ],
+)
+def test_another_file_is_refused_in_one_line(tmp_path: Path, spoil: Callable[[Path], None]) -> None:
+    path = tmp_path / "weights"
+    model.save(path, build(CNN), CNN)
+    spoil(path)
+
+    with pytest.raises(InputError) as caught:
+        model.load(path)
+
+    message = str(caught.value)
+    assert message.startswith(f"{path}: found ")
+    assert message.endswith(", expected weights that `train` wrote")
+    assert len(message.splitlines()) == 1
+
+
+def test_a_network_for_other_classes_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "weights"
+    model.save(path, build(CNN), CNN)
+
+    assert model.load(path, classes=DIGITS.classes).classes == DIGITS.classes
+    with pytest.raises(InputError) as caught:
+        model.load(path, classes=("cat", "dog"))
+    assert str(caught.value) == (
+        f"{path}: found the classes 0, 1, 2, 3, 4, 5, 6, 7, 8, 9,"
+        " expected the classes cat, dog, as the data have: run `dvc repro`"
+    )
+
+
+@all_architectures
+def test_there_is_an_output_for_each_class(tmp_path: Path, architecture: Architecture) -> None:
+    classes = tuple(f"class {number}" for number in range(37))
+    built = model.build(architecture, classes=classes, seed=0, mean=0.1, std=0.3)
+    model.save(tmp_path / "weights", built, architecture)
+
+    loaded = model.load(tmp_path / "weights")
+
+    assert loaded.classes == classes
+    probabilities_NK = loaded(torch.from_numpy(digits(3, seed=5).images_NHW))
+    assert probabilities_NK.shape == (3, 37)
+    torch.testing.assert_close(probabilities_NK.sum(1), torch.ones(3))
+
+
+def test_a_missing_file_is_told(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="found no such file"):
+        model.load(tmp_path / "weights")

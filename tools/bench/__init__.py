@@ -1,1 +1,0 @@
-"""What is fast and what is not, measured side by side: `python -m tools.bench`."""

@@ -1,6 +1,6 @@
 """Give the alias `champion` to the challenger if it is good enough, or back to the champion before.
 
-    python -m mnist.cli.promote [--dry-run]
+    python -m mnist.cli.promote [--dry-run] [--only-this-result]
     python -m mnist.cli.promote --rollback [--dry-run]
 
 It exits with 0 where `champion` is now what was asked for, and with 1 where that is refused. Each
@@ -27,7 +27,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
-from mnist.core import config, paths, process
+from mnist.core import config, files, paths, process
 from mnist.core.config import Registry
 from mnist.core.errors import InputError
 from mnist.evaluation import statistics
@@ -49,11 +49,17 @@ MAX_RUNS = 5  # of the same weights that are looked at, where a version's own ru
 T = TypeVar("T")
 
 
-def promote(store: "Store", registry: Registry, *, dry_run: bool) -> bool:
+def promote(store: "Store", registry: Registry, *, weights_sha256: str = "", dry_run: bool) -> bool:
     """Decide on the challenger, write it down, move the alias; whether it is the champion now.
 
+    Args:
+        store: where the versions are.
+        registry: the name of the model, and what it takes to be promoted.
+        weights_sha256: the weights that the challenger must have; any, if empty.
+        dry_run: print the decision, and change nothing.
+
     Raises:
-        InputError: there is no challenger, or the store or the log refuse.
+        InputError: there is no challenger, it has other weights, or the store or the log refuse.
     """
     name = registry.model_name
     aliases = _aliases(store, name)
@@ -61,6 +67,10 @@ def promote(store: "Store", registry: Registry, *, dry_run: bool) -> bool:
         expected = "one that `dvc repro` gave the alias `challenger`"
         raise InputError(f"models:/{name}@{CHALLENGER}", found="no such version", expected=expected)
     asking = store.client.get_model_version(name, aliases[CHALLENGER])
+    if weights_sha256 and asking.tags.get("weights_sha256") != weights_sha256:
+        found = f"version {asking.version}, another model than {paths.WEIGHTS}"
+        expected = "this result, which is not registered below registry.min_accuracy"
+        raise InputError(f"models:/{name}@{CHALLENGER}", found=found, expected=expected)
     sitting = store.client.get_model_version(name, aliases[CHAMPION]) if CHAMPION in aliases else None
     challenger = _look_at(store, asking)
     champion = _look_at(store, sitting, beside=challenger) if sitting else None
@@ -311,6 +321,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--rollback", action="store_true", help="give it back to the champion before")
     parser.add_argument("--dry-run", action="store_true", help="say what would happen, and do nothing")
+    parser.add_argument(
+        "--only-this-result",
+        action="store_true",
+        help="fail if the challenger is another model than this checkout's",
+    )
     options = parser.parse_args(arguments)
     with process.reported():
         read = config.load(paths.PARAMS)
@@ -319,7 +334,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             if options.rollback:
                 done = roll_back(store, registry.model_name, dry_run=options.dry_run)
             else:
-                done = promote(store, registry, dry_run=options.dry_run)
+                weights_sha256 = files.sha256(paths.WEIGHTS) if options.only_this_result else ""
+                done = promote(store, registry, weights_sha256=weights_sha256, dry_run=options.dry_run)
         sys.exit(not done)
 
 

@@ -1,6 +1,7 @@
 """`python -m mnist.cli.promote` on a real MLflow store: each situation, its answer and its record."""
 
 import dataclasses
+import hashlib
 import json
 import os
 import signal
@@ -252,6 +253,22 @@ def test_a_dry_run_says_so_and_writes_nothing(desk: Desk) -> None:
     assert "would be refused: it is worse" in refused.stdout
     assert set(desk.version(worse).tags) == {"weights_sha256"}
     assert len(desk.log) == 1
+
+
+def test_only_the_result_of_this_checkout_is_promoted_on_request(desk: Desk) -> None:
+    desk.challenger(weights="of an older commit")
+    weights = desk.folder / "models/model.safetensors"
+    weights.parent.mkdir()
+    weights.write_bytes(b"weights")
+    done = desk.promote("--only-this-result")
+    assert done.status == 1
+    assert "found version 1, another model than models/model.safetensors" in done.stderr
+    assert (desk.champion(), desk.log) == (None, [])
+
+    digest = hashlib.sha256(b"weights").hexdigest()
+    desk.client.set_model_version_tag(desk.name, "1", "weights_sha256", digest)
+    assert desk.promote("--only-this-result").status == 0
+    assert desk.champion() == "1"
 
 
 def test_a_better_one_takes_the_place_and_knows_who_was_before(desk: Desk) -> None:

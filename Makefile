@@ -41,6 +41,9 @@ lint: setup ## Check format, style and types, and the workflows of CI (no networ
 	zizmor --quiet --offline --pedantic --strict-collection .github
 	check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
 	check-jsonschema --builtin-schema vendor.dependabot .github/dependabot.yml
+	python -c 'import glob, yaml; print(*("(\n" + step["run"] + "\n)" for file in glob.glob(".github/workflows/*.yml") \
+	    for job in yaml.safe_load(open(file))["jobs"].values() for step in job["steps"] if "run" in step), sep="\n")' \
+	    | shellcheck --shell=bash -
 
 ui: PORT ?= 5000
 ui: setup ## Browse the runs in the MLflow UI

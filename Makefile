@@ -10,10 +10,10 @@ BIN := .venv/bin
 # DVC runs the stages with the `python` that it finds first.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help setup repro test lint ui reconcile promote rollback reproduce verify preset best spread experiments measure serve bench diff report lock clean
+.PHONY: help setup repro test test-all lint ui reconcile promote rollback reproduce verify preset best spread experiments measure serve bench diff report lock clean
 
 help: ## List these targets
-	@sed -nE 's/^([a-z]+):.*## (.*)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r name text; do printf '  make %-9s %s\n' "$$name" "$$text"; done
+	@sed -nE 's/^([a-z-]+):.*## (.*)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r name text; do printf '  make %-9s %s\n' "$$name" "$$text"; done
 
 setup: .venv/installed ## Make .venv with the pinned packages (skipped when nothing changed)
 
@@ -31,7 +31,11 @@ setup: .venv/installed ## Make .venv with the pinned packages (skipped when noth
 repro: setup ## Run the pipeline: download, validate, stats, train, evaluate, register
 	dvc repro
 
-test: setup ## Run the tests (no network, no MNIST)
+test: setup ## Run the units and the pipeline end to end on small data, in 3 minutes (no network)
+	pytest tests/unit tests/e2e/test_pipeline.py
+	@echo 'Everything else, in 15 minutes: make test-all'
+
+test-all: setup ## Run all tests: queues, servers that fail, several processes, workflows, docs
 	pytest
 
 lint: setup ## Check format, style and types, and the workflows of CI (no network)

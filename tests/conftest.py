@@ -117,6 +117,11 @@ class SmallData:
         }
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Start with the tests that take longest, whose set-up the other processes may wait for."""
+    items.sort(key=lambda item: "e2e" not in item.path.parts)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _thawed() -> Iterator[None]:
     """Nothing is frozen at the end: triton would report what stages froze in this process as leaked."""

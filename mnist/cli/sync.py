@@ -19,7 +19,6 @@ from mnist.core.config import Registration
 from mnist.core.errors import AwayError, InputError
 from mnist.evaluation import results
 from mnist.evaluation.results import Result
-from mnist.lineage import fingerprint
 from mnist.tracking import journal
 
 if TYPE_CHECKING:
@@ -126,7 +125,7 @@ def _tell_revision(store: "Store", revision: "Revision", seen: set[tuple[str, st
 
 def _registration(folder: Path) -> Registration:
     """The only section of `params.yaml` that is checked: an old revision may have other keys beside it."""
-    registry = fingerprint.read_yaml(folder / paths.PARAMS).get("registry")
+    registry = config.read_keys(folder, paths.PARAMS).get("registry")
     return config.check(config.Registry, registry, f"{paths.PARAMS}: registry")
 
 

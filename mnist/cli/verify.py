@@ -33,11 +33,11 @@ from typing import Any
 
 import numpy as np
 
-from mnist.core import files, paths, process
+from mnist.core import config, files, paths, process
 from mnist.core.config import Machine
 from mnist.core.errors import InputError
 from mnist.evaluation import scores, statistics
-from mnist.lineage import compare, fingerprint, git, guarantee, lock, revisions, sandbox
+from mnist.lineage import compare, git, guarantee, lock, revisions, sandbox
 from mnist.lineage.compare import Row, Side
 from mnist.lineage.lock import Stage
 from mnist.lineage.sandbox import Replica
@@ -107,7 +107,7 @@ def _contradictions(checkout: Path) -> Iterator[str]:
     if not (checkout / paths.TEST_METRICS).is_file() or not (checkout / paths.PREDICTIONS).is_file():
         return
     try:
-        said = fingerprint.flat(files.read_json(checkout / paths.TEST_METRICS))
+        said = config.flat(files.read_json(checkout / paths.TEST_METRICS))
         predictions = statistics.read(checkout / paths.PREDICTIONS)
     except (InputError, AttributeError):
         return  # the comparison with what is made says what they are
@@ -117,7 +117,7 @@ def _contradictions(checkout: Path) -> Iterator[str]:
         for column in (predictions.labels_N, predictions.predicted_N)
     )
     certain_NK = np.eye(len(names), dtype=np.float32)[predicted_N]
-    counted = fingerprint.flat(scores.score(certain_NK, labels_N, classes=names).model_dump())
+    counted = config.flat(scores.score(certain_NK, labels_N, classes=names).model_dump())
     for key, value in counted.items():
         # The rest depends on the probabilities.
         if key not in ("loss", "expected_calibration_error") and key in said and said[key] != value:

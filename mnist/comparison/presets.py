@@ -7,12 +7,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import Field
-from ruamel.yaml.error import YAMLError
 
 from mnist.core import config
 from mnist.core.config import Architecture, Fraction, Recipe, Section, Threads
 from mnist.core.errors import InputError
-from mnist.lineage import fingerprint
 
 PRESETS = Path("presets.yaml")
 NAME = r"[A-Za-z0-9][A-Za-z0-9_-]*"  # one that DVC takes for an experiment, and a shell for a word
@@ -51,13 +49,7 @@ def load(path: Path) -> dict[str, Preset]:
         InputError: one message that names the preset and every key of it at fault.
     """
     expected = "named params: `name: {claim, accuracy, max_ratio or max_seconds, params}`"
-    try:
-        values = fingerprint.read_yaml(path)
-    except FileNotFoundError:
-        raise InputError(str(path), found="no such file", expected=expected) from None
-    except (YAMLError, ValueError) as error:  # ValueError: not UTF-8, or no such day as 2024-13-45
-        reason = " ".join(str(error).split())
-        raise InputError(str(path), found=f"no YAML ({reason})", expected=expected) from None
+    values = config.read(path, expected=expected)
     if not isinstance(values, dict):
         raise InputError(str(path), found=type(values).__name__, expected=expected)
     for name in values:

@@ -25,7 +25,7 @@ from mnist.core.errors import InputError
 from mnist.data.validation import Verdict
 from mnist.evaluation import statistics
 from mnist.evaluation.statistics import Predictions
-from mnist.lineage import commits, fingerprint
+from mnist.lineage import git
 
 WORKSPACE = "workspace"  # as DVC calls what is checked out, changes included
 MAX_REASON = 200  # characters
@@ -109,12 +109,12 @@ def read(names: Iterable[str], root: Path) -> list[Snapshot]:
             raise InputError(str(root), found=f"a folder in {repo.root_dir}", expected=expected)
         base, *others = [_read(repo, name) for name in names]
         for other in others if base.commit else []:
-            other.num_missing = commits.num_missing(repo, base.commit, other.commit)
+            other.num_missing = git.num_missing(base.commit, other.commit, folder=root)
     return [base, *others]
 
 
 def _read(repo: Repo, name: str) -> Snapshot:
-    commit = "" if name == WORKSPACE else commits.resolve(repo, name)
+    commit = "" if name == WORKSPACE else git.resolve(name, folder=Path(repo.root_dir))
     snapshot = Snapshot(name=commit[:7] if commit and commit.startswith(name) else name, commit=commit)
     try:
         # DVC switches to the revision, and back when the loop ends.
@@ -141,7 +141,7 @@ def _read_metrics(repo: Repo, snapshot: Snapshot) -> None:
             continue
         values = found["data"] if isinstance(found["data"], dict) else {"": found["data"]}
         if values:
-            snapshot.metrics[path] = fingerprint.flat(values)
+            snapshot.metrics[path] = config.flat(values)
         else:
             snapshot.problems[path] = "it holds no metric"
 
@@ -155,7 +155,7 @@ def _read_params(repo: Repo, snapshot: Snapshot) -> None:
             snapshot.problems[path] = "it holds no param"
             continue
         snapshot.params |= {
-            f"{_prefix(path)}{key}": value for key, value in fingerprint.flat(found["data"]).items()
+            f"{_prefix(path)}{key}": value for key, value in config.flat(found["data"]).items()
         }
 
 

@@ -5,6 +5,7 @@ inheritance, so that a stage's `Params` is the list of the sections that it depe
 """
 
 import difflib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
@@ -135,20 +136,62 @@ def load(path: Path) -> Params:
 
 
 def read(path: Path, *, expected: str) -> Any:
-    """What a YAML file holds, numbers as DVC reads them (YAML 1.2); `expected` names that.
+    """Return what a YAML file holds, numbers as DVC reads them (YAML 1.2); `expected` names that.
 
     Raises:
         InputError: it is missing, or no YAML.
     """
     try:
-        # The parser and the settings of DVC itself (dvc.utils.serialize): PyYAML would read
-        # `1e-05`, which is what DVC writes for `-S lr=1e-5`, as a string.
-        return YAML(typ="safe").load(path.read_text(encoding="utf-8"))
+        return parse(path.read_bytes(), str(path))
     except FileNotFoundError:
         raise InputError(str(path), found="no such file", expected=expected) from None
+
+
+def parse(document: bytes | str, where: str) -> Any:
+    """Return what YAML holds, read by the parser and the settings of DVC itself (dvc.utils.serialize).
+
+    PyYAML would read `1e-05`, which is what DVC writes for `-S lr=1e-5`, as a string.
+
+    Raises:
+        InputError: it is no YAML; `where` names it.
+    """
+    try:
+        return YAML(typ="safe").load(document.decode() if isinstance(document, bytes) else document)
     except (YAMLError, ValueError) as error:  # ValueError: not UTF-8, or no such day as 2024-13-45
         reason = " ".join(str(error).split())
-        raise InputError(str(path), found=f"no YAML ({reason})", expected="keys and values") from None
+        raise InputError(where, found=f"no YAML ({reason})", expected="keys and values") from None
+
+
+def read_keys(folder: Path, name: Path) -> dict[str, Any]:
+    """Return the keys and values of the YAML file `name` in `folder`; none where there is no such file.
+
+    Raises:
+        InputError: it holds something else.
+    """
+    path = folder / name
+    return parse_keys(path.read_bytes(), str(name)) if path.is_file() else {}
+
+
+def parse_keys(document: bytes | str, where: str) -> dict[str, Any]:
+    """Return the keys and values of YAML; none of an empty document.
+
+    Raises:
+        InputError: it holds something else; `where` names it.
+    """
+    values = parse(document, where)
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise InputError(where, found=type(values).__name__, expected="keys and values")
+    return values
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested keys as dotted ones."""
+    dotted: dict[str, Any] = {}
+    for key, value in values.items():
+        dotted |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return dotted
 
 
 def check(section: type[S], values: Any, where: str) -> S:

@@ -16,8 +16,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from mnist.core import paths
-from mnist.lineage import fingerprint, guarantee
+from mnist.core import config, paths
+from mnist.lineage import guarantee
 
 Answer = Literal["equal", "close", "other bytes", "NO"]
 MISSING = "-"
@@ -179,7 +179,7 @@ def _is_of_predictions(row: Row) -> bool:
 
 def _json(text: str) -> dict[str, Any]:
     values = json.loads(text)
-    return fingerprint.flat(values) if isinstance(values, dict) else {"": values}
+    return config.flat(values) if isinstance(values, dict) else {"": values}
 
 
 def _csv(text: str) -> dict[str, list[str]]:

@@ -11,11 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-from ruamel.yaml.error import YAMLError
-
-from mnist.core import paths, process
+from mnist.core import config, paths, process
 from mnist.core.errors import InputError
-from mnist.lineage import fingerprint
 
 MAX_LOSS = sys.float_info.max  # any but infinity
 MADE = "what the stages wrote: `dvc repro`"
@@ -165,7 +162,7 @@ def locked(content: bytes | None) -> Locked:
     if content is None:
         raise InputError(str(paths.LOCK), found="no such file", expected=MADE)
     try:
-        stages = fingerprint.read_yaml(content.decode())["stages"]
+        stages = config.parse_keys(content, str(paths.LOCK))["stages"]
         entries = [stages[name] for name in ("train", "evaluate") if name in stages]
         md5s = {file["path"]: file["md5"] for entry in entries for file in [*entry["deps"], *entry["outs"]]}
         return Locked(
@@ -173,7 +170,7 @@ def locked(content: bytes | None) -> Locked:
             md5s=md5s,
             dataset_md5=md5s[paths.DATASET.as_posix()],
         )
-    except (YAMLError, UnicodeDecodeError, LookupError, TypeError, ValueError) as error:
+    except (LookupError, TypeError, ValueError) as error:
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
         raise InputError(str(paths.LOCK), found=reason, expected=MADE) from None
 

@@ -1,11 +1,11 @@
-"""What a result came from: the fingerprint of its training, its commit, the command that makes it again."""
+"""What a result came from: the fingerprint of its training, its commit, the command that reproduces it."""
 
 import hashlib
 import json
 import os
+import re
 import shlex
 import shutil
-import subprocess
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -13,14 +13,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
-
-from mnist.core import files, paths
+from mnist.core import config, files, paths
 from mnist.core.errors import InputError
+from mnist.lineage import git
 
 # Tracked by git, but made by the pipeline: as git's pathspecs.
 EXCLUDED = (":(exclude)dvc.lock", ":(exclude)metrics")
+HERE = Path()
+TEMPLATE = re.compile(r"\$\{[^}]*\}")
+IGNORED = "__pycache__"  # .dvcignore leaves it out, so that importing a folder does not change it
 
 # What `git apply` reads, whatever the user has configured for their own eyes.
 PLAIN = ("--no-ext-diff", "--no-textconv", "--no-color", "--src-prefix=a/", "--dst-prefix=b/")
@@ -36,7 +37,7 @@ class Source:
         patch: what was changed since `commit` in what the pipeline depends on, as `git apply` reads it;
             bytes that are not UTF-8 are lone surrogates (`surrogateescape`).
         experiment: name of the DVC experiment; empty in a plain `dvc repro`.
-        rerun: the command that makes this result again; of URLs in it as much as `paths.shown` shows.
+        rerun: the command that reproduces this result; of URLs in it as much as `paths.shown` shows.
     """
 
     commit: str
@@ -47,7 +48,7 @@ class Source:
 
     @property
     def name(self) -> str:
-        """For people: the experiment's name, or branch and short commit."""
+        """The experiment's name, or branch and short commit."""
         return self.experiment or "-".join(filter(None, [self.branch, self.commit[:7]])) or "no-commit"
 
 
@@ -72,25 +73,25 @@ class Training:
 def of_training(folder: Path = Path(), *, where: Source | None = None) -> Training:
     """Identify the training that the checkout in `folder` would do, or did.
 
-    It reads `dvc.yaml` and `params.yaml` as DVC does, and knows nothing of what the keys mean: so
-    it identifies the trainings of old revisions too, whose keys were others.
+    It reads `dvc.yaml` and `params.yaml` as DVC does, and does not depend on what the keys mean.
 
     Args:
         folder: the root of a checkout, or a copy of what `train` depends on.
-        where: it came from; without it, `source` looks.
+        where: it came from; without it, `source()`.
 
     Raises:
         InputError: `dvc.yaml` has no such stage, or a file or key that it lists is missing, or git
-            does not tell what was changed.
+            fails.
     """
+    pipeline = config.read_keys(folder, paths.PIPELINE)
     try:
-        train = read_yaml(folder / paths.PIPELINE)["stages"]["train"]
+        train = pipeline["stages"]["train"]
         command, names, keys = train["cmd"], train["deps"], train["params"]
-    except (FileNotFoundError, YAMLError, KeyError, TypeError) as error:
-        found = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    except (KeyError, TypeError) as error:
+        found = f"{type(error).__name__}: {error}"
         expected = "stage train with cmd, deps and params"
         raise InputError(str(paths.PIPELINE), found=found, expected=expected) from None
-    params = _listed(keys, flat(read_yaml(folder / paths.PARAMS)))
+    params = _listed(keys, config.flat(config.read_keys(folder, paths.PARAMS)))
     deps = {name: _digest(folder / name) for name in names}
     # DVC takes 1 and 1.0 for equal, and does not run a stage again for it.
     numbers = {
@@ -108,12 +109,12 @@ def of_training(folder: Path = Path(), *, where: Source | None = None) -> Traini
 
 
 def dataset_of(params: Mapping[str, Any]) -> str:
-    """The name of the data set that params name; before there was a choice, it was MNIST."""
+    """Return the name of the data set that params name."""
     return str(params.get("dataset", "mnist"))
 
 
 def _listed(keys: Iterable[Any], values: Mapping[str, Any]) -> dict[str, Any]:
-    """The params that a stage lists, by dotted keys; a section stands for all that is in it."""
+    """Return the params that a stage lists, by dotted keys; a section stands for all that is in it."""
     params: dict[str, Any] = {}
     missing = []
     for key in keys:
@@ -131,36 +132,44 @@ def _listed(keys: Iterable[Any], values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _digest(dep: Path) -> Any:
-    """The digest of a file; of a folder, those of all files in it by their names there."""
+    """Return the digest of a file; of a folder, those of all files in it by their names there."""
     if not dep.is_dir():
         return files.sha256(dep)
     return {
         path.relative_to(dep).as_posix(): files.sha256(path)
         for path in sorted(dep.rglob("*"))
-        if path.is_file()
+        if path.is_file() and IGNORED not in path.relative_to(dep).parts
     }
 
 
 def source() -> Source:
-    """Look at the checkout in the current folder, and at what DVC says of the experiment.
+    """Describe the checkout in the current folder, with what DVC has in the environment of an experiment.
 
     Raises:
-        InputError: there is a commit, but git does not tell what was changed since.
+        InputError: there is a commit, but git fails to show what was changed since.
     """
-    commit = os.environ.get("DVC_EXP_BASELINE_REV") or _git("rev-parse", "--verify", "-q", "HEAD")
+    commit = os.environ.get("DVC_EXP_BASELINE_REV") or git.commit_here("HEAD", folder=HERE)
     # A temporary tree of `dvc exp run --temp` has no branch, the user's checkout has.
-    branch = _git("-C", str(paths.checkout()), "symbolic-ref", "--short", "-q", "HEAD")
+    branch = git.text_or_empty("symbolic-ref", "--short", "-q", "HEAD", folder=paths.checkout())
     experiment = os.environ.get("DVC_EXP_NAME", "")
+    if not commit or not git.text_or_empty("rev-parse", "--git-dir", folder=HERE):
+        return Source(commit=commit, branch=branch, patch="", experiment=experiment, rerun=_rerun(commit, ""))
     inputs = _inputs(commit)
-    with _index_with_new(inputs if commit else []) as index:
+    with _index_with_new(inputs) as index:
         return _source(commit, branch, experiment, inputs, index=index)
 
 
 def source_of(revision: str, *, baseline: str, branch: str = "", experiment: str = "") -> Source:
-    """What `source` would have said where `revision` was made from the commit `baseline`.
+    """Return what `source` returned in the checkout whose state `revision` recorded.
+
+    Args:
+        revision: a commit.
+        baseline: the commit that it was made from.
+        branch: of the checkout.
+        experiment: name of the DVC experiment.
 
     Raises:
-        InputError: git does not tell what is different between them.
+        InputError: git fails to show what is different between them.
     """
     return _source(baseline, branch, experiment, _inputs(baseline, revision), revision=revision)
 
@@ -172,24 +181,30 @@ def _source(
     inputs: list[str],
     *,
     revision: str = "",
-    index: str | None = None,
+    index: Path | None = None,
 ) -> Source:
-    patch, rerun = "", "dvc repro"
-    if commit:
-        between = [commit, *filter(None, [revision]), "--", *inputs]
-        patch = _told("diff", "--binary", *PLAIN, *between, index=index)
-        changed = _told("diff", "--name-only", *between, index=index).splitlines()
-        if changed == [str(paths.PARAMS)]:
-            changes = _params_since(commit, revision)
-            rerun = " ".join(["dvc exp run", *(f"-S {shlex.quote(change)}" for change in changes)])
-        elif changed:
-            rerun = "git apply dirty.patch && dvc repro"
-        rerun = f"git checkout {commit[:12]} && {rerun}"
-    return Source(commit=commit, branch=branch, patch=patch, experiment=experiment, rerun=rerun)
+    between = [commit, *filter(None, [revision]), "--", *inputs]
+    patch = git.output("diff", "--binary", *PLAIN, *between, folder=HERE, index=index)
+    names = git.output("diff", "--name-only", *between, folder=HERE, index=index).decode(errors="replace")
+    rerun = "git apply dirty.patch && dvc repro" if names else ""
+    if names.splitlines() == [str(paths.PARAMS)]:
+        changes = _params_since(commit, revision)
+        rerun = " ".join(["dvc exp run", *(f"-S {shlex.quote(change)}" for change in changes)])
+    return Source(
+        commit=commit,
+        branch=branch,
+        patch=patch.decode(errors="surrogateescape"),
+        experiment=experiment,
+        rerun=_rerun(commit, rerun),
+    )
+
+
+def _rerun(commit: str, command: str) -> str:
+    return " && ".join([*([f"git checkout {commit[:12]}"] if commit else []), command or "dvc repro"])
 
 
 def _inputs(commit: str, revision: str = "") -> list[str]:
-    """What the pipeline depends on, now and at `commit`, as git's pathspecs; outputs aside.
+    """Return what the pipeline depends on, now and at `commit`, as git's pathspecs; outputs aside.
 
     The rest of a checkout makes no difference to a result, and may hold secrets (`.dvc/config`).
 
@@ -197,78 +212,64 @@ def _inputs(commit: str, revision: str = "") -> list[str]:
         commit: what was removed since, was a dep there.
         revision: now; without it, the checkout in the current folder.
     """
-    now = _git("show", f"{revision}:./{paths.PIPELINE}") if revision else paths.PIPELINE
-    before = _git("show", f"{commit}:./{paths.PIPELINE}") if commit else ""
-    names = {str(paths.PIPELINE), str(paths.PARAMS), *_deps(now), *_deps(before)}
-    here = _git("rev-parse", "--show-prefix")
+    names = {str(paths.PIPELINE), str(paths.PARAMS)}
+    names |= _deps(_read(paths.PIPELINE, revision)) | _deps(_read(paths.PIPELINE, commit))
+    here = git.text_or_empty("rev-parse", "--show-prefix", folder=HERE)
     # Git takes a name outside of its repository for an error.
     ours = sorted(name for name in names if not os.path.normpath(Path(here, name)).startswith(("/", "..")))
-    return [*(f":(literal){name}" for name in ours), *EXCLUDED]
+    return [*map(_pathspec, ours), *EXCLUDED]
 
 
-def _deps(pipeline: Path | str) -> set[str]:
-    """The files and folders that the stages of a `dvc.yaml` list; none where it does not read as one."""
+def _pathspec(name: str) -> str:
+    """Return the pathspec of a dep; a `${param}` in its name may be anything."""
+    pattern = TEMPLATE.sub("*", name)
+    return f":(literal){name}" if pattern == name else f":(glob){pattern}"
+
+
+def _read(name: Path, revision: str) -> str:
+    """Return a file's text at a commit, or without one in the current folder; empty where there is none."""
+    if revision:
+        return git.text_or_empty("show", f"{revision}:./{name}", folder=HERE)
+    return name.read_text(encoding="utf-8") if name.is_file() else ""
+
+
+def _deps(pipeline: str) -> set[str]:
+    """Return the deps that the stages of a `dvc.yaml` list; none where it does not read as one."""
     try:
-        stages = read_yaml(pipeline)["stages"].values()
+        entries = config.parse_keys(pipeline, str(paths.PIPELINE))["stages"].values()
+        stages = [entry.get("do", entry) for entry in entries]  # of a `foreach`
         deps = {dep for stage in stages for dep in stage.get("deps", [])}
-        entries = [entry for stage in stages for entry in stage.get("params", [])]
-    except (FileNotFoundError, YAMLError, KeyError, TypeError, AttributeError):
+        params = [entry for stage in stages for entry in stage.get("params", [])]
+    except (InputError, KeyError, TypeError, AttributeError):
         return set()
-    return deps | {file for entry in entries if isinstance(entry, dict) for file in entry}
+    return deps | {file for entry in params if isinstance(entry, dict) for file in entry}
 
 
 @contextmanager
-def _index_with_new(inputs: list[str]) -> Iterator[str | None]:
-    """A copy of git's index that knows the inputs that are not added yet; None without any.
+def _index_with_new(inputs: list[str]) -> Iterator[Path | None]:
+    """Yield a copy of git's index that knows the inputs that are not added yet; None without any.
 
     `git diff` passes over files that are not in the index; a patch without them is not what ran.
     """
-    untracked = _told("ls-files", "-z", "--others", "--exclude-standard", "--", *inputs) if inputs else ""
-    if not untracked:
+    listed = git.output("ls-files", "-z", "--others", "--exclude-standard", "--", *inputs, folder=HERE)
+    names = [os.fsdecode(name) for name in listed.split(b"\0") if name]
+    if not names:
         yield None
         return
     with tempfile.TemporaryDirectory() as folder:
-        index = str(Path(folder) / "index")
+        index = Path(folder) / "index"
         with suppress(FileNotFoundError):  # git has none before the first `git add`
-            shutil.copyfile(_git("rev-parse", "--git-path", "index"), index)
-        names = filter(None, untracked.split("\0"))
-        _told("--literal-pathspecs", "add", "--intent-to-add", "--", *names, index=index)
+            shutil.copyfile(git.text("rev-parse", "--git-path", "index", folder=HERE), index)
+        git.output("--literal-pathspecs", "add", "--intent-to-add", "--", *names, folder=HERE, index=index)
         yield index
 
 
-def _told(*arguments: str, index: str | None = None) -> str:
-    """What git prints, to the byte; empty without git or outside of it.
-
-    Raises:
-        InputError: git fails.
-    """
-    done = _run(*arguments, index=index)
-    if done and done.returncode != 0 and _git("rev-parse", "--git-dir"):
-        lines = done.stderr.decode(errors="replace").strip().splitlines()
-        found = lines[0] if lines else f"exit status {done.returncode}"
-        command = next(argument for argument in arguments if not argument.startswith("-"))
-        raise InputError(f"git {command}", found=found, expected="what was changed since the commit")
-    return done.stdout.decode(errors="surrogateescape") if done and done.returncode == 0 else ""
-
-
-def _git(*arguments: str) -> str:
-    """What git prints; empty where it fails, since a copy without git works too."""
-    done = _run(*arguments)
-    return done.stdout.decode(errors="replace").strip() if done and done.returncode == 0 else ""
-
-
-def _run(*arguments: str, index: str | None = None) -> subprocess.CompletedProcess[bytes] | None:
-    environment = {**os.environ, "GIT_INDEX_FILE": index} if index else None
-    try:
-        return subprocess.run(["git", *arguments], capture_output=True, check=False, env=environment)
-    except FileNotFoundError:
-        return None
-
-
 def _params_since(commit: str, revision: str) -> list[str]:
-    """`key=value` for each param that is not what it was at `commit`; without `revision`, in the file."""
-    now = _git("show", f"{revision}:./{paths.PARAMS}") if revision else paths.PARAMS
-    before, after = flat(read_yaml(_git("show", f"{commit}:./{paths.PARAMS}"))), flat(read_yaml(now))
+    """Return `key=value` for each param that is not what it was at `commit`."""
+    before, after = (
+        config.flat(config.parse_keys(_read(paths.PARAMS, name), str(paths.PARAMS)))
+        for name in (commit, revision)
+    )
     changed = {key: _fit_to_show(value) for key, value in after.items() if before.get(key) != value}
     return [
         f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in changed.items()
@@ -276,23 +277,10 @@ def _params_since(commit: str, revision: str) -> list[str]:
 
 
 def _fit_to_show(value: Any) -> Any:
-    """A param's value; of a URL in it that may hold a password or a token, what `paths.shown` shows."""
+    """Return a param's value; of a URL that may hold a password or a token, what `paths.shown` shows."""
     if isinstance(value, list):
         return [_fit_to_show(one) for one in value]
     if isinstance(value, dict):
         return {key: _fit_to_show(one) for key, one in value.items()}
     may_hold = isinstance(value, str) and "://" in value and any(mark in value for mark in "@?#")
     return paths.shown(value) if may_hold else value
-
-
-def read_yaml(document: Path | str) -> Any:
-    """A file or a text, read as DVC reads it (YAML 1.2: `1e-05` is a number)."""
-    return YAML(typ="safe").load(document) or {}
-
-
-def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested keys as dotted ones."""
-    dotted: dict[str, Any] = {}
-    for key, value in values.items():
-        dotted |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return dotted

@@ -1,31 +1,200 @@
-"""Git, asked about the repository that lies in a folder, whatever repository the environment names."""
+"""The one runner of git: commands on the repository that lies in a folder, whatever the environment names."""
 
 import os
+import re
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 from mnist.core.errors import InputError
 
+TIMEOUT_SECONDS = 120  # for one command, a fetch too
+HASH = re.compile("[0-9a-f]{40}")
+# What `git rev-parse --local-env-vars` lists for a repository: in a hook and under `git rebase --exec`
+# it leads to the user's.
+LOCAL = (
+    "GIT_ALTERNATE_OBJECT_DIRECTORIES",
+    "GIT_COMMON_DIR",
+    "GIT_DIR",
+    "GIT_INDEX_FILE",
+    "GIT_NAMESPACE",
+    "GIT_OBJECT_DIRECTORY",
+    "GIT_PREFIX",
+    "GIT_SHALLOW_FILE",
+    "GIT_WORK_TREE",
+)
+MAX_SHOWN = 200  # characters of a name
+UNKNOWN = "no such commit, branch, tag or experiment here"
+
+
+def run(
+    *arguments: str, folder: Path, stdin: bytes = b"", index: Path | None = None
+) -> subprocess.CompletedProcess[bytes]:
+    """Run a command, whatever its exit status; without git installed, that is 127.
+
+    Args:
+        arguments: of `git`.
+        folder: to run in.
+        stdin: its input.
+        index: the file to use as git's index.
+
+    Raises:
+        InputError: it does not end in time.
+    """
+    environment = {name: value for name, value in os.environ.items() if name not in LOCAL}
+    environment["GIT_TERMINAL_PROMPT"] = "0"  # a password is not asked for
+    if index:
+        environment["GIT_INDEX_FILE"] = str(index)
+    command = ["git", *arguments]
+    try:
+        return subprocess.run(
+            command,
+            cwd=folder,
+            env=environment,
+            input=stdin,
+            capture_output=True,
+            check=False,
+            timeout=TIMEOUT_SECONDS,
+        )
+    except FileNotFoundError:
+        return subprocess.CompletedProcess(command, 127, b"", b"git is not installed")
+    except subprocess.TimeoutExpired:
+        found = f"no answer in {TIMEOUT_SECONDS} s"
+        raise InputError(f"git {arguments[0]}", found=found, expected="an `origin` that answers") from None
+
+
+def output(*arguments: str, folder: Path, stdin: bytes = b"", index: Path | None = None) -> bytes:
+    """Return what a command prints.
+
+    Raises:
+        InputError: it fails.
+    """
+    done = run(*arguments, folder=folder, stdin=stdin, index=index)
+    if done.returncode != 0:
+        raise InputError(f"git {' '.join(arguments)}", found=_reason(done), expected="success")
+    return done.stdout
+
 
 def text(*arguments: str, folder: Path) -> str:
-    """What git prints, without the white space around it.
+    """Return what a command prints, without the white space around it.
 
     Raises:
         InputError: it fails.
     """
-    return output(*arguments, folder=folder).decode().strip()
+    return output(*arguments, folder=folder).decode(errors="replace").strip()
 
 
-def output(*arguments: str, folder: Path) -> bytes:
-    """What git prints.
+def text_or_empty(*arguments: str, folder: Path) -> str:
+    """Return what a command prints; nothing where it fails, as in a copy without git."""
+    done = run(*arguments, folder=folder)
+    return done.stdout.decode(errors="replace").strip() if done.returncode == 0 else ""
+
+
+def blobs(names: Sequence[str], *, folder: Path) -> list[bytes | None]:
+    """Return the contents of objects, such as `<commit>:./<file>`, by one process; None for no such one."""
+    if not names:
+        return []
+    data = output("cat-file", "--batch", folder=folder, stdin="\n".join(names).encode() + b"\n")
+    found: list[bytes | None] = []
+    start = 0
+    for _ in names:
+        line, _, _ = data[start:].partition(b"\n")  # "<hash> blob <size>", or "<name> missing"
+        start += len(line) + 1
+        if line.endswith(b" missing"):
+            found.append(None)
+            continue
+        size = int(line.rpartition(b" ")[2])
+        found.append(data[start : start + size])
+        start += size + 1
+    return found
+
+
+def resolve(name: str, *, folder: Path) -> str:
+    """Return the full hash of a commit: a branch, tag, hash or DVC experiment; else one that `origin` has.
+
+    What is at `origin` alone is fetched, into no ref.
 
     Raises:
-        InputError: it fails.
+        InputError: it is not known there either, or `origin` does not answer.
     """
-    # In a hook of git's, and under `git rebase --exec`, GIT_DIR leads to the user's repository.
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
-    done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, check=False, env=environment)
-    if done.returncode != 0:
-        found = " ".join(done.stderr.decode(errors="replace").split()) or f"exit status {done.returncode}"
-        raise InputError(f"git {' '.join(arguments)}", found=found, expected="success")
-    return done.stdout
+    if not name.strip():
+        raise _unknown(name, "nothing")
+    return commit_here(name, folder=folder) or _fetch(name, folder)
+
+
+def commit_here(name: str, *, folder: Path) -> str:
+    """Return the full hash of a commit that is in this repository; empty where there is no such one."""
+    commit = text_or_empty(
+        "rev-parse", "--verify", "--quiet", "--end-of-options", f"{name}^{{commit}}", folder=folder
+    )
+    if HASH.fullmatch(commit) or not _is_name(name, folder):
+        return commit if HASH.fullmatch(commit) else ""
+    # Experiments of DVC: refs/exps/<start of the baseline>/<the rest of it>/<name>; the newest of that name.
+    found = text_or_empty(
+        "for-each-ref",
+        "--sort=-committerdate",
+        "--format=%(objectname)",
+        f"refs/exps/??/*/{name}",
+        folder=folder,
+    )
+    return found.partition("\n")[0]
+
+
+def num_missing(commit: str, other: str, *, folder: Path) -> int | None:
+    """Count the commits of `commit` that are not in `other`; None in a shallow clone, which does not know."""
+    if _is_shallow(folder):
+        return None
+    counted = text_or_empty("rev-list", "--count", commit, f"^{other or 'HEAD'}", folder=folder)
+    return int(counted) if counted else None
+
+
+def _fetch(name: str, folder: Path) -> str:
+    wanted = name.removeprefix("origin/")
+    # What is no name could be a refspec, which writes into a ref.
+    if not _is_name(wanted, folder):
+        raise _unknown(name, UNKNOWN)
+    ref, commit = (wanted, wanted) if HASH.fullmatch(wanted) else _at_origin(name, wanted, folder)
+    # A fetch with depth 1 of what is here would cut off the history behind it.
+    if not commit_here(commit, folder=folder):
+        depth = ["--depth=1"] if _is_shallow(folder) else []  # a clone that has all history is to keep it
+        # Into no ref: a branch of that name may be another one here.
+        into_none = ["--no-tags", "--refmap=", "--no-write-fetch-head"]
+        done = run("fetch", "--quiet", *into_none, *depth, "origin", ref, folder=folder)
+        if done.returncode != 0 or not commit_here(commit, folder=folder):
+            reason = _reason(done) if done.returncode != 0 else "it is no commit"
+            raise _unknown(name, f"{UNKNOWN}; `git fetch origin {wanted}`: {reason}")
+    return commit
+
+
+def _at_origin(name: str, wanted: str, folder: Path) -> tuple[str, str]:
+    """Return the ref that `origin` has of this name, and its commit; of a tag, the one that it points to."""
+    refs = [f"refs/tags/{wanted}", f"refs/heads/{wanted}"]  # git takes the tag first, too
+    done = run("ls-remote", "origin", *refs, f"{refs[0]}^{{}}", folder=folder)
+    lines = done.stdout.decode(errors="replace").splitlines()
+    found = {ref: commit for commit, _, ref in (line.partition("\t") for line in lines)}
+    for ref in refs:
+        if ref in found:
+            return ref, found.get(f"{ref}^{{}}", found[ref])
+    reason = _reason(done) if done.returncode != 0 else "no such branch or tag"
+    raise _unknown(name, f"{UNKNOWN}; `git ls-remote origin {wanted}`: {reason}")
+
+
+def _is_name(name: str, folder: Path) -> bool:
+    return run("check-ref-format", f"refs/heads/{name}", folder=folder).returncode == 0
+
+
+def _is_shallow(folder: Path) -> bool:
+    return text_or_empty("rev-parse", "--is-shallow-repository", folder=folder) == "true"
+
+
+def _reason(done: subprocess.CompletedProcess[bytes]) -> str:
+    return " ".join(done.stderr.decode(errors="replace").split()) or f"exit status {done.returncode}"
+
+
+def _unknown(name: str, found: str) -> InputError:
+    shown = " ".join(name.split())[:MAX_SHOWN]
+    return InputError(
+        f"revision {shown}".strip(),
+        found=" ".join(found.split())[: 3 * MAX_SHOWN],
+        expected="one that git or DVC knows",
+    )

@@ -13,8 +13,8 @@ from typing import Any, Literal
 from safetensors import SafetensorError, safe_open
 
 from mnist.core import files, paths
+from mnist.core.config import flat, read_keys
 from mnist.core.errors import InputError
-from mnist.lineage.fingerprint import flat, read_yaml
 
 # Tags of a run that say on what it was made: with all of them equal, equal inputs make equal bytes.
 MACHINE = ("device", "python", "torch", "numpy")
@@ -190,7 +190,7 @@ def _tensors(path: Path) -> Iterator[tuple[str, Any]]:
 
 def _inputs(lock: Path) -> dict[str, Any]:
     """What `MAKERS` read according to `dvc.lock`, what the pipeline itself makes aside."""
-    stages = read_yaml(lock).get("stages", {}) if lock.is_file() else {}
+    stages = read_keys(lock.parent, paths.LOCK).get("stages", {})
     made = {out["path"] for stage in stages.values() for out in stage.get("outs", [])}
     inputs: dict[str, Any] = {}
     for name in MAKERS:

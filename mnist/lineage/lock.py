@@ -15,11 +15,9 @@ from dvc.dependency import ParamsDependency
 from dvc.exceptions import DvcException
 from dvc.repo import Repo
 from dvc.stage import PipelineStage
-from ruamel.yaml.error import YAMLError
 
-from mnist.core import paths
+from mnist.core import config, paths
 from mnist.core.errors import InputError
-from mnist.lineage import fingerprint
 
 MAKERS = ("train", "evaluate")  # the stages that make a result
 
@@ -97,19 +95,8 @@ def locked(folder: Path) -> dict[str, Any]:
     Raises:
         InputError: it is no YAML.
     """
-    stages: dict[str, Any] = _read(folder, paths.LOCK).get("stages", {})
+    stages: dict[str, Any] = config.read_keys(folder, paths.LOCK).get("stages", {})
     return stages
-
-
-def _read(folder: Path, file: Path) -> dict[str, Any]:
-    """A file of YAML; empty where there is none."""
-    try:
-        values = fingerprint.read_yaml(folder / file) if (folder / file).is_file() else {}
-    except YAMLError as error:
-        raise InputError(str(file), found=" ".join(str(error).split()), expected="YAML") from None
-    if not isinstance(values, dict):
-        raise InputError(str(file), found=type(values).__name__, expected="keys and values")
-    return values
 
 
 def digests(made: Mapping[str, Any], kind: Literal["deps", "outs"]) -> dict[str, str]:
@@ -183,7 +170,7 @@ def _since(stage: Stage, made: Mapping[str, Any]) -> Iterator[str]:
 
 def _params_since(params: Mapping[str, Mapping[str, Any]], ran: Mapping[str, Any]) -> Iterator[str]:
     for file in dict.fromkeys([*params, *ran]):
-        now, was = fingerprint.flat(params.get(file, {})), fingerprint.flat(ran.get(file, {}))
+        now, was = config.flat(params.get(file, {})), config.flat(ran.get(file, {}))
         prefix = "" if file == str(paths.PARAMS) else f"{file}:"
         for key in dict.fromkeys([*now, *was]):
             if key not in was:
@@ -208,7 +195,10 @@ def check(folder: Path) -> None:
     for name in MAKERS:
         if name not in made:
             raise _stale(f"no stage {name}")
-    pipeline, values = _read(folder, paths.PIPELINE).get("stages", {}), _read(folder, paths.PARAMS)
+    pipeline, values = (
+        config.read_keys(folder, paths.PIPELINE).get("stages", {}),
+        config.read_keys(folder, paths.PARAMS),
+    )
     for name in MAKERS:
         now = pipeline.get(name, {})
         stage = Stage(

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from mnist.core import paths
+from mnist.core import config, paths
 from mnist.core.config import DATASET
 from mnist.core.errors import InputError
 from mnist.data.download import CACHE, VARIABLE
@@ -159,5 +159,4 @@ def first_mirror(checkout: Path) -> str | None:
 
 def params(checkout: Path) -> dict[str, Any]:
     """All params of a checkout, by dotted keys; none where it has no such file."""
-    path = checkout / paths.PARAMS
-    return fingerprint.flat(fingerprint.read_yaml(path)) if path.is_file() else {}
+    return config.flat(config.read_keys(checkout, paths.PARAMS))

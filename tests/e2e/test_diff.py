@@ -497,7 +497,7 @@ def test_a_clone_of_one_branch_keeps_its_history(origin: Clone, told: Told) -> N
     assert git(made, "rev-parse", "--is-shallow-repository") == "false"
     # What is at origin only, and not a branch:
     error = told(made, "nowhere").error
-    assert "`git ls-remote origin nowhere` says: no such branch or tag" in error
+    assert "`git ls-remote origin nowhere`: no such branch or tag" in error
 
 
 def test_without_a_remote_it_is_a_line(clone: Clone, told: Told) -> None:

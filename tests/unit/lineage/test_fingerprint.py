@@ -102,7 +102,7 @@ def test_a_missing_dep_is_named(checkout: Path) -> None:
 @pytest.mark.parametrize("text", ["", "stages: {}", "stages: [", "stages: {train: {}}"])
 def test_a_pipeline_without_training_is_an_error_of_one_line(checkout: Path, text: str) -> None:
     (checkout / "dvc.yaml").write_text(text)
-    with pytest.raises(InputError, match=r"^dvc\.yaml: found .*, expected stage train") as caught:
+    with pytest.raises(InputError, match=r"^dvc\.yaml: found .*, expected ") as caught:
         fingerprint.of_training()
     assert "\n" not in str(caught.value)
 
@@ -229,7 +229,7 @@ def test_a_git_that_fails_does_not_mean_that_nothing_was_changed(checkout: Path)
     tree = git("rev-parse", "HEAD^{tree}")
     (checkout / ".git/objects" / tree[:2] / tree[2:]).unlink()
     (checkout / "code.py").write_text("one = 2\n")
-    with pytest.raises(InputError, match=r"^git diff: found .*tree.*, expected what was changed") as caught:
+    with pytest.raises(InputError, match=r"^git diff .*: found .*tree.*, expected success") as caught:
         fingerprint.source()
     assert "\n" not in str(caught.value)
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from benchmarks import gpu, growth, harness, loop, pipeline, presets, scaling, tracking
+from benchmarks import gpu, harness, loop, pipeline, presets
 from benchmarks.harness import FailedError, tell
 from mnist.core import files, process
 from mnist.core.errors import InputError
@@ -28,9 +28,6 @@ PARTS: Mapping[str, ModuleType] = {
     "pipeline": pipeline,
     "presets": presets,
     "gpu": gpu,
-    "scaling": scaling,
-    "growth": growth,
-    "tracking": tracking,
 }
 RESULTS = Path("metrics/bench.json")
 

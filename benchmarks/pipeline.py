@@ -75,9 +75,8 @@ def _stages(bench: Bench) -> dict[str, float]:
     with bench.checkout() as clone:
         clone.run("git", "checkout", "--quiet", "--", "dvc.lock")  # which `register` puts beside the run
         for name in STAGES:
-            outcome = clone.python("-m", "benchmarks.timed", f"stages.{name}")
+            outcome = clone.python("-m", f"stages.{name}")
             measured[f"{name}_seconds"] = outcome.seconds
-            measured[f"{name}_imports"] = outcome.numbers["import_seconds"]
             measured[f"{name}_gib"] = outcome.peak_bytes / 2**30
             tell(f"  {name} {outcome.seconds:.1f} s, {outcome.peak_bytes / 2**30:.2f} GiB")
     return measured
@@ -93,7 +92,6 @@ def summary(measured: Measurements) -> dict[str, Any]:
     stages = {
         name: {
             **harness.spread(measured[f"{name}_seconds"]),
-            "import_seconds": median(measured[f"{name}_imports"]),
             "peak_gib": max(measured[f"{name}_gib"]),
             "holds": max(measured[f"{name}_gib"]) <= MAX_STAGE_GIB,
         }
@@ -129,8 +127,8 @@ def tables(result: Mapping[str, Any]) -> str:
         "| --- | ---: | ---: | ---: | --- | --- |",
         *(_figure_line(figure, result["figures"][figure.key]) for figure in FIGURES),
         "",
-        "| stage on its own | median | min to max | of it imports | peak memory | held against | holds |",
-        "| --- | ---: | ---: | ---: | ---: | --- | --- |",
+        "| stage on its own | median | min to max | peak memory | held against | holds |",
+        "| --- | ---: | ---: | ---: | --- | --- |",
         *(_stage_line(name, values) for name, values in result["stages"].items()),
         "",
         f"Stages take {stages_seconds:.2f} s; the rest of `dvc repro`, {rest_seconds:.2f} s, is DVC's.",
@@ -150,5 +148,4 @@ def _figure_line(figure: Figure, values: Mapping[str, Any]) -> str:
 
 def _stage_line(name: str, values: Mapping[str, Any]) -> str:
     limit, peak = f"at most {MAX_STAGE_GIB:g} GiB", f"{values['peak_gib']:.2f} GiB"
-    cells = f"{harness.shown(values)} | {values['import_seconds']:.2f} s | {peak}"
-    return f"| `{name}` | {cells} | {limit} | {harness.verdict(values)} |"
+    return f"| `{name}` | {harness.shown(values)} | {peak} | {limit} | {harness.verdict(values)} |"

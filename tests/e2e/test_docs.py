@@ -97,7 +97,6 @@ ELSEWHERE = {
     "test_presets.py::test_the_bench_trains_each_seed_and_scores_test_images": [
         'make bench ARGS="--only presets"'
     ],
-    "test_scaling.py::test_an_epoch_is_timed": ['make bench ARGS="--only scaling"'],
     "test_bench.py::test_a_part_replaces_its_result_alone": ['make bench ARGS="--only loop --rounds 5"'],
     "test_bench.py::test_a_gpu_is_held_against_fifty_times_the_tutorial": ['make bench ARGS="--only gpu"'],
 }

@@ -1,9 +1,8 @@
-"""What the bench computes, shows and cleans up, and the tutorial's script; no times are judged."""
+"""Tests of what the bench computes, shows and cleans up; no times are judged."""
 
 import contextlib
 import json
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -38,7 +37,6 @@ def measured() -> dict[str, list[float]]:
     values |= {"experiment": [10.0, 9.0, 17.0]}
     for stage in harness.STAGES:
         values |= {f"{stage}_seconds": [1.0, 2.0, 3.0], f"{stage}_gib": [0.5, 1.5, 0.25]}
-        values |= {f"{stage}_imports": [0.5, 1.5, 0.75]}
     return values
 
 
@@ -55,7 +53,7 @@ def test_the_rows_are_median_spread_ratio_and_limit(measured: dict[str, list[flo
         "| `dvc repro`, nothing to do | 1.20 s | 1.00 to 9.00 s | 0.12 x | at most 1.2 s | yes |",
         "| `dvc exp run -S lr=0.05` | 10.00 s | 9.00 to 17.00 s | 1.00 x | at most 1 x | yes |",
     ]
-    assert table[9] == "| `download` | 2.00 s | 1.00 to 3.00 s | 0.75 s | 1.50 GiB | at most 1.5 GiB | yes |"
+    assert table[9] == "| `download` | 2.00 s | 1.00 to 3.00 s | 1.50 GiB | at most 1.5 GiB | yes |"
     assert table[-1] == "Stages take 12.00 s; the rest of `dvc repro`, 5.00 s, is DVC's."
 
 
@@ -91,19 +89,6 @@ def test_the_warming_up_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
     assert pipeline.measure(harness.Bench(source=place, data=Path(), commit=""), 2) == {
         "tutorial": [1.0, 2.0]
     }
-
-
-@pytest.mark.parametrize("end", ["", "os._exit(0)"], ids=["as Python ends", "as a stage ends"])
-def test_imports_are_told_from_work(here: harness.Checkout, end: str) -> None:
-    (here.folder / "slow.py").write_text("import time; time.sleep(0.3)")
-    (here.folder / "made.py").write_text(f"import os, time\nimport slow\ntime.sleep(0.5)\nimport slow\n{end}")
-
-    outcome = here.python("-m", "benchmarks.timed", "made")
-
-    assert 0.3 <= outcome.numbers["import_seconds"] < outcome.seconds - 0.5
-
-
-# ---- the loop
 
 
 def speeds(**values: float) -> dict[str, list[float]]:
@@ -152,8 +137,8 @@ def test_a_gpu_is_held_against_fifty_times_the_tutorial() -> None:
 
 def test_a_part_replaces_its_result_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     results = tmp_path / "bench.json"
-    tracking = {"old": 2, "machine": {}}
-    results.write_text(json.dumps({"loop": {"old": 1, "machine": {}}, "tracking": tracking}))
+    other = {"old": 2, "machine": {}}
+    results.write_text(json.dumps({"loop": {"old": 1, "machine": {}}, "gpu": other}))
     place = harness.Checkout(folder=tmp_path, environment={})
     bench = harness.Bench(source=place, data=tmp_path, commit="abc")
     monkeypatch.setattr(harness, "prepared", lambda: contextlib.nullcontext(bench))
@@ -162,7 +147,7 @@ def test_a_part_replaces_its_result_alone(tmp_path: Path, monkeypatch: pytest.Mo
     everything.measure(["loop"], 5, results)
 
     kept = json.loads(results.read_text())
-    assert kept["tracking"] == tracking
+    assert kept["gpu"] == other
     assert (kept["loop"]["new"], kept["loop"]["num_rounds"], kept["loop"]["commit"]) == (5, 5, "abc")
     assert "old" not in kept["loop"]
 
@@ -208,14 +193,6 @@ def test_a_file_of_something_else_is_told_before_anything_is_measured(
 
         assert str(caught.value.code).startswith(f"ERROR: {results}: {found}")
     assert results.read_text() == content
-
-
-def test_a_place_that_cannot_be_written_is_told_before_anything_is_measured(checkout: Path) -> None:
-    with pytest.raises(SystemExit) as caught:
-        everything.main(["--output", str(checkout / "missing" / "bench.json")])
-
-    assert "missing/bench.json: found no folder to write to" in str(caught.value.code)
-    assert not (checkout / "missing").exists()
 
 
 def test_a_command_is_measured(here: harness.Checkout) -> None:
@@ -265,13 +242,6 @@ def test_children_start_from_nothing(tmp_path: Path) -> None:
     assert all(value == "true" or Path(value).is_relative_to(tmp_path) for value in places)
 
 
-def test_the_machine_is_told() -> None:
-    facts = harness.machine()
-
-    assert set(facts) == {"cpu", "num_cores", "memory_gib", "python", "torch", "dvc", "mlflow"}
-    assert all(facts.values())
-
-
 def test_no_heavy_library_swells_the_parent() -> None:
     code = "import sys, benchmarks.__main__; print(*{name.split('.')[0] for name in sys.modules})"
 
@@ -281,14 +251,6 @@ def test_no_heavy_library_swells_the_parent() -> None:
 
     heavy = {"torch", "torchvision", "mlflow", "great_expectations", "matplotlib", "pandas", "numpy", "dvc"}
     assert not heavy & set(loaded.stdout.split())
-
-
-@pytest.mark.parametrize("arguments", [["--rounds", "0"], ["--only", "luck"]], ids=" ".join)
-def test_impossible_numbers_are_refused(arguments: list[str]) -> None:
-    with pytest.raises(SystemExit) as caught:
-        everything.main(arguments)
-
-    assert caught.value.code == 2
 
 
 def commit_checkout(folder: Path, mirrors: list[str], small_data: SmallData) -> None:
@@ -340,21 +302,7 @@ def test_the_tutorial_runs_on_what_is_prepared(
     assert not list((checkout.parent / "tmp").iterdir())
 
 
-def test_without_a_mirror_it_says_so_in_a_line(checkout: Path) -> None:
-    (checkout.parent / "mirror").unlink()
-
-    with pytest.raises(SystemExit) as caught:
-        everything.main([])
-
-    message = str(caught.value.code)
-    assert message.startswith("ERROR: the data set: found no mirror gave t10k-images-idx3-ubyte.gz, ")
-    assert "MNIST_MIRROR=/that/folder" in message
-    assert "\n" not in message
-    assert not list((checkout.parent / "tmp").iterdir())
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
-def test_an_interrupt_leaves_nothing(checkout: Path, number: signal.Signals) -> None:
+def test_an_interrupt_leaves_nothing(checkout: Path) -> None:
     slow = checkout / "benchmarks" / "tutorial.py"
     beats = checkout.parent / "beats"
     child = f"import time\nwhile True: time.sleep(0.1); print(file=open({str(beats)!r}, 'a'))"
@@ -369,7 +317,7 @@ def test_an_interrupt_leaves_nothing(checkout: Path, number: signal.Signals) -> 
         deadline = time.monotonic() + 120
         while not beats.exists() and time.monotonic() < deadline:
             time.sleep(0.05)
-        process.send_signal(number)
+        process.send_signal(signal.SIGTERM)
         _, err = process.communicate(timeout=60)
 
     assert (process.returncode, err.splitlines()[-1]) == (130, "interrupted")
@@ -385,10 +333,3 @@ def test_the_tutorials_network_is_ours() -> None:
     x_BCHW = torch.randn(5, 1, 28, 28, generator=torch.Generator().manual_seed(0))
 
     assert torch.equal(ours(x_BCHW), theirs(x_BCHW))
-
-
-def test_the_readme_shows_what_was_measured_last() -> None:
-    kept = json.loads((ROOT / everything.RESULTS).read_text())
-    _, shown, _ = re.split(r"<!-- /?bench -->\n", (ROOT / "README.md").read_text())
-
-    assert shown.strip() == everything.headline(kept), "put what `headline` gives between the marks"

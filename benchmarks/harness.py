@@ -20,7 +20,7 @@ from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 
-from mnist.core import config, paths, process
+from mnist.core import config, paths
 from mnist.core.errors import InputError
 from mnist.training import processor
 
@@ -208,8 +208,7 @@ def prepared() -> Iterator[Bench]:
 
 def fetch() -> None:
     """Lay out the archives, and unpacked as torchvision wants them; runs in a process of its own."""
-    with process.heavy_imports():
-        from mnist.data import catalog, download
+    from mnist.data import catalog, download
 
     folder = Path(sys.argv[1])
     archives, raw = folder / "archives", folder / "torchvision" / "MNIST" / "raw"

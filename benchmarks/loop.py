@@ -4,6 +4,7 @@ Every training is a process of its own. The tutorial's epoch is 60,000 images; o
 split leaves of them to train on, and the scoring of the rest.
 """
 
+import gc
 import json
 import subprocess
 import sys
@@ -66,11 +67,11 @@ def time_training() -> None:
     and images of the whole training and of the epochs after the first, what it came to, on the
     test images too, and the size of the network.
     """
-    with process.heavy_imports():
-        from mnist.data import statistics, store
-        from mnist.evaluation import scores
-        from mnist.training import devices, loop, model
-        from mnist.training.history import Epoch
+    gc.set_threshold(process.GC_THRESHOLD)
+    from mnist.data import statistics, store
+    from mnist.evaluation import scores
+    from mnist.training import devices, loop, model
+    from mnist.training.history import Epoch
 
     values = {**config.load(paths.PARAMS).model_dump(), **json.loads(sys.argv[1])}
     settings = config.check(config.Params, values, "params")

@@ -37,18 +37,15 @@ def run(
     """Score all test images; draw the first ten, the ten most confident mistakes, filters, feature maps."""
     gate.check(validation, dataset)
     classes, test = data.describe(dataset).classes, data.load(dataset, "test")
-    with process.heavy_imports():
-        from mnist.evaluation import insight
-        from mnist.training import devices, model
+    from mnist.evaluation import figures, insight
+    from mnist.training import devices, model
 
     device = devices.prepare(params)
-    with process.importing("mnist.evaluation.figures"):  # matplotlib: 0.1 s less in all
-        classifier = model.load(weights, classes=classes)
-        log_probs_NK = model.log_probabilities(classifier, test, device).cpu().numpy()
-        first_M = np.unique(test.labels_N, return_index=True)[1][:NUM_PICTURES]  # one a class
-        examples = test.take(first_M)
-        inputs_MHW, layers = insight.layers(classifier, examples.images_NHW)
-    from mnist.evaluation import figures
+    classifier = model.load(weights, classes=classes)
+    log_probs_NK = model.log_probabilities(classifier, test, device).cpu().numpy()
+    first_M = np.unique(test.labels_N, return_index=True)[1][:NUM_PICTURES]  # one a class
+    examples = test.take(first_M)
+    inputs_MHW, layers = insight.layers(classifier, examples.images_NHW)
 
     result = scores.score(log_probs_NK, test.labels_N, classes=classes)
     predicted_N, confidence_N = log_probs_NK.argmax(1), scores.confidence(log_probs_NK)

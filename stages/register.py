@@ -42,8 +42,8 @@ def run(
         files.write_text(report, results.report(entry))
         files.write_json(registered, result.identity)
         print(f"register: {terminal.bold(said.headline)}\n  also   {said.details}")
-        with process.heavy_imports():
-            from mnist.tracking import delivery
+        from mnist.tracking import delivery
+
         try:
             delivered = delivery.deliver(entry)
         except AwayError as error:

@@ -10,7 +10,7 @@ starts itself as so many, of which the first one writes (`mnist.training.launch`
 import time
 from pathlib import Path
 
-from mnist.core import files, paths, process
+from mnist.core import files, paths
 from mnist.core.config import Architecture, Execution, Machine, Recipe, Split, Subject
 from mnist.data import gate, statistics, store as data
 from mnist.lineage import fingerprint
@@ -42,8 +42,7 @@ def run(
         train, val = data.cut(data.load(dataset, "train"), val_size=params.val_size, seed=seed)
         source = fingerprint.of_training()
         us.expect_alike(source.fingerprint)
-        with process.heavy_imports():
-            from mnist.training import devices, loop, model
+        from mnist.training import devices, loop, model
 
         device = devices.prepare(
             params, precision=precision, deterministic=params.deterministic, local_rank=us.local_rank

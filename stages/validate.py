@@ -32,8 +32,7 @@ def run(
     bounds = catalog.load(datasets, params.dataset).validation
     described = data.expect(dataset, params.dataset)
     train, test = data.load(dataset, split="train"), data.load(dataset, split="test")
-    with process.heavy_imports():
-        from mnist.data import expectations
+    from mnist.data import expectations
 
     said = expectations.judge(
         image_table.rows("train", train),

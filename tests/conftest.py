@@ -1,6 +1,5 @@
 """Small, learnable data in MNIST's own form, made anew for every test run."""
 
-import gc
 import gzip
 import hashlib
 import os
@@ -120,13 +119,6 @@ class SmallData:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Start with the tests that take longest, whose set-up the other processes may wait for."""
     items.sort(key=lambda item: "e2e" not in item.path.parts)
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _thawed() -> Iterator[None]:
-    """Nothing is frozen at the end: triton would report what stages froze in this process as leaked."""
-    yield
-    gc.unfreeze()
 
 
 MadeOnce = Callable[[str, Callable[[Path], None]], Path]

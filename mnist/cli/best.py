@@ -191,8 +191,7 @@ def mlflow_run(best: Candidate) -> str:
     file = uri.removeprefix("sqlite:///").partition("?")[0]
     if uri.startswith("sqlite:") and not Path(file).exists():  # to open it would make it
         return f"no run: there is no {file} (make reconcile)"
-    with process.heavy_imports():
-        from mnist.tracking import client
+    from mnist.tracking import client
 
     try:
         store = client.connect()

@@ -50,8 +50,8 @@ def compare(base: str, head: str) -> "Changes":
         InputError: a revision is unknown, or there is no metric on either side.
     """
     with _clerk() as timings_of:
-        with process.heavy_imports():
-            from mnist.comparison import changes, diff, revision
+        from mnist.comparison import changes, diff, revision
+
         before, after = revision.read([base, head], paths.checkout())
         _check(before, after)
         base_timing, head_timing = timings_of([_evaluation_sha256(side) for side in (before, after)])
@@ -140,8 +140,8 @@ def _evaluation_sha256(snapshot: "Snapshot") -> str | None:
 def _serve(pipe: Connection) -> None:
     """In the other process: open the store, then tell the times or why there are none, in plain values."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the one that asks ends this one
-    with process.heavy_imports():
-        from mnist.tracking import client
+    from mnist.tracking import client
+
     try:
         store = client.connect()
         pipe.send([_timing(store, evaluation) if evaluation else None for evaluation in pipe.recv()])

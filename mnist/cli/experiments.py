@@ -164,9 +164,8 @@ def sentence(result: Mapping[str, Any]) -> str:
 
 def draw(path: Path, result: Mapping[str, Any]) -> None:
     """Both networks, in place and shuffled: a dot for each seed, a line through the means."""
-    with process.heavy_imports():
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7.6, 4.2), dpi=100, layout="constrained")
     FigureCanvasAgg(figure)

@@ -67,10 +67,9 @@ def taken_names(root: Path) -> set[str]:
     Raises:
         InputError: the folder `root` is no checkout with git and DVC.
     """
-    with process.heavy_imports():
-        from dvc.exceptions import DvcException
-        from dvc.repo import Repo
-        from dvc.repo.experiments.utils import exp_refs_by_baseline
+    from dvc.exceptions import DvcException
+    from dvc.repo import Repo
+    from dvc.repo.experiments.utils import exp_refs_by_baseline
 
     try:
         with Repo(str(root)) as repo:

@@ -306,8 +306,7 @@ def _artifact_store() -> Iterator[None]:
 @contextmanager
 def _store() -> Iterator["Store"]:
     """The store, locked; its refusals are one line."""
-    with process.heavy_imports():
-        from mnist.tracking import client
+    from mnist.tracking import client
 
     store = client.connect()
     with client.answering(store.uri), client.lock("registry"):

@@ -78,8 +78,7 @@ def reproduce(model: str) -> bool:
     Raises:
         InputError: there is no such model, its record is incomplete, or its pipeline fails.
     """
-    with process.heavy_imports():
-        from mnist.tracking import client
+    from mnist.tracking import client
 
     store = client.connect()
     with sandbox.temporary("reproduce") as aside:

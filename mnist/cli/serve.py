@@ -257,14 +257,13 @@ def serve(port: int) -> None:
     """Serve the champion until an interrupt."""
     read = config.load(paths.PARAMS)
     with listen(port) as listener:
-        with process.heavy_imports():
-            from mnist.tracking import client
+        from mnist.tracking import client
+
         store = client.connect()
         version = find_champion(store, read.model_name)
-        with process.heavy_imports():
-            import torch
-            import uvicorn
-            from mlflow.pyfunc import scoring_server
+        import torch
+        import uvicorn
+        from mlflow.pyfunc import scoring_server
 
         torch.set_num_threads(read.num_threads)
         app = Guard(scoring_server.init(load(store, version)))

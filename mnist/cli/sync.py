@@ -33,8 +33,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     with process.reported():
         if options.follow:
-            with process.heavy_imports():
-                from mnist.tracking import courier
+            from mnist.tracking import courier
+
             courier.follow(options.follow)
             process.leave()  # `train` waits for it
         else:
@@ -47,9 +47,8 @@ def reconcile() -> int:
     Raises:
         InputError: the store does not answer, or this is no checkout.
     """
-    with process.heavy_imports():
-        from mnist.lineage import revisions
-        from mnist.tracking import client, delivery
+    from mnist.lineage import revisions
+    from mnist.tracking import client, delivery
 
     store = client.connect()
     num_left = delivery.deliver_waiting(store, say=lambda line: print(f"reconcile: {line}"))

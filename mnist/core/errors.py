@@ -4,7 +4,7 @@
 class InputError(ValueError):
     """Something that came from outside is not what it must be.
 
-    It is caught once, in `mnist.core.process.main`, and printed as one line; a fault of our own
+    It is caught once, in `mnist.core.process.reported`, and printed as one line; a fault of our own
     is an `AssertionError` or whatever it happens to be, and keeps its traceback.
 
     Args:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-from mnist.core import config, paths, process
+from mnist.core import config, paths
 from mnist.core.errors import InputError
 
 MAX_LOSS = sys.float_info.max  # any but infinity
@@ -62,10 +62,9 @@ def look(root: Path, revs: Sequence[str] | None) -> Sweep:
     Raises:
         InputError: the folder `root` is no checkout with git and DVC, or has no such commit.
     """
-    with process.heavy_imports():
-        from dvc.exceptions import DvcException
-        from dvc.repo import Repo
-        from dvc.repo.experiments.utils import exp_refs_by_baseline
+    from dvc.exceptions import DvcException
+    from dvc.repo import Repo
+    from dvc.repo.experiments.utils import exp_refs_by_baseline
 
     head = _commit(root, "HEAD")
     commits = {_commit(root, rev): rev for rev in (["HEAD"] if revs is None else revs)}

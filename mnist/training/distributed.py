@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from mnist.core import process
 from mnist.core.errors import InputError
 from mnist.training import launched
 
@@ -109,9 +108,9 @@ def joined(processes: int) -> Iterator[Team]:
             launched.close_properly(place)
         yield ALONE
         return
-    with process.heavy_imports():
-        import torch
-        import torch.distributed as dist
+    import torch
+    import torch.distributed as dist
+
     # Gloo carries what is on CPUs, NCCL what is on GPUs.
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     try:

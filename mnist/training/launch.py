@@ -85,11 +85,10 @@ def _start(module: str, settings: config.Params, num_nodes: int) -> None:
     os.environ.setdefault("OMP_NUM_THREADS", str(settings.num_threads))
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")  # what fails is told by an exception, too
     logging.disable()  # of this process; what torchrun logs is told below, in a line
-    with process.heavy_imports():
-        import torch.distributed as dist
-        from torch.distributed import run as torchrun
-        from torch.distributed.elastic.multiprocessing import SignalException
-        from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    import torch.distributed as dist
+    from torch.distributed import run as torchrun
+    from torch.distributed.elastic.multiprocessing import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     with tempfile.TemporaryDirectory(prefix="mnist-team-") as folder, _interruptible(folder):
         arguments = ["--max-restarts=0", f"--shutdown-timeout={SHUTDOWN_SECONDS}", f"--log-dir={folder}"]

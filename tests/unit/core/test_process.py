@@ -1,11 +1,8 @@
-"""How a stage ends: what its user sees, and what the shell gets."""
+"""How a process ends: what its user sees, and what the shell gets."""
 
-import contextlib
 import gc
-import importlib
 import shutil
 import signal
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -106,41 +103,18 @@ def test_what_the_system_refuses_is_one_line(tmp_path: Path, monkeypatch: pytest
     assert "\n" not in str(caught.value.code)
 
 
-# ---- heavy imports
-
-
 @pytest.fixture
-def _thawed() -> Iterator[None]:
+def _gc_threshold() -> Iterator[None]:
+    before = gc.get_threshold()
     yield
-    gc.unfreeze()
+    gc.set_threshold(*before)
 
 
-@pytest.mark.usefixtures("_thawed")
-@pytest.mark.parametrize("fails", [False, True], ids=["that works", "that fails"])
-def test_the_garbage_collector_rests_during_an_import(fails: bool) -> None:
-    frozen_before = gc.get_freeze_count()
+@pytest.mark.usefixtures("_gc_threshold")
+def test_garbage_is_collected_rarely_while_libraries_are_imported() -> None:
+    def run(*, params: config.Split) -> None:
+        del params
+        assert gc.isenabled()
+        assert gc.get_threshold()[0] == process.GC_THRESHOLD
 
-    with contextlib.suppress(ImportError), process.heavy_imports():
-        assert not gc.isenabled()
-        importlib.import_module("no_such_module" if fails else "json")
-
-    assert gc.isenabled()
-    assert gc.get_freeze_count() > frozen_before
-
-
-def test_a_module_is_imported_while_the_block_computes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "slow_to_import.py").write_text("import time\ntime.sleep(0.3)\nDONE = True\n")
-    (tmp_path / "broken_to_import.py").write_text("raise RuntimeError('broken')\n")
-    monkeypatch.syspath_prepend(tmp_path)
-
-    with process.importing("slow_to_import"):
-        assert not hasattr(sys.modules.get("slow_to_import"), "DONE")
-    with process.importing("broken_to_import"):
-        pass
-
-    assert sys.modules["slow_to_import"].DONE
-    assert gc.isenabled()
-    with pytest.raises(RuntimeError, match="broken"):
-        importlib.import_module("broken_to_import")
+    process.main(run, config.Split)

@@ -38,10 +38,11 @@ test: setup ## Run the units and the pipeline end to end on small data, in 3 min
 test-all: setup ## Run all tests: queues, servers that fail, several processes, workflows, docs
 	pytest
 
-lint: setup ## Check format, style and types, and the workflows of CI (no network)
+lint: setup ## Check format, style, types, pages and the workflows of CI (no network)
 	ruff format --check
 	ruff check
 	mypy
+	python -m tests.lint_docs
 	zizmor --quiet --offline --pedantic --strict-collection .github
 	check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
 	check-jsonschema --builtin-schema vendor.dependabot .github/dependabot.yml

@@ -78,16 +78,16 @@ verify: setup ## Say whether the committed results are what the committed code m
 
 preset: export NAME := $(NAME)
 preset: setup ## List the presets, params that show what SimpleCNN can do, or run one: NAME=quick
-	@python -m mnist.cli.preset $(if $(NAME),"$$NAME") $(ARGS)
+	@python -m mnist preset $(if $(NAME),"$$NAME") $(ARGS)
 
 best: setup ## Rank the experiments by validation accuracy, and say how to apply the best one
-	@python -m mnist.cli.best $(ARGS)
+	@python -m mnist best $(ARGS)
 
 spread: setup ## Mean, deviation and interval of the test accuracy over seeds, of each recipe
-	@python -m mnist.cli.seeds $(ARGS)
+	@python -m mnist seeds $(ARGS)
 
 experiments: setup ## The tutorial's: train both networks on pixels in place and shuffled, print and draw
-	@python -m mnist.cli.experiments $(ARGS)
+	@python -m mnist experiments $(ARGS)
 
 serve: PORT ?= 5001
 serve: setup ## Answer with the champion over HTTP, on this machine alone (PORT=5001)

@@ -22,7 +22,7 @@ from mnist.evaluation.results import Result
 from mnist.tracking import journal
 
 if TYPE_CHECKING:
-    from mnist.lineage.revisions import Revision
+    from mnist.lineage.experiments import Revision
     from mnist.tracking.client import Store
 
 
@@ -47,12 +47,12 @@ def reconcile() -> int:
     Raises:
         InputError: the store does not answer, or this is no checkout.
     """
-    from mnist.lineage import revisions
+    from mnist.lineage import experiments
     from mnist.tracking import client, delivery
 
     store = client.connect()
     num_left = delivery.deliver_waiting(store, say=lambda line: print(f"reconcile: {line}"))
-    past = revisions.every(paths.checkout())
+    past = experiments.every(paths.checkout())
     # The newest first: where the same weights were evaluated twice, by other code, that one counts.
     seen = set()
     if here := _workspace():
@@ -93,14 +93,14 @@ def _tell_revision(store: "Store", revision: "Revision", seen: set[tuple[str, st
         seen: results that were looked at before, of newer revisions.
         kept: a folder for files that revisions share.
     """
-    from mnist.lineage import lock, revisions
+    from mnist.lineage import experiments, lock
     from mnist.tracking import client
 
     name = f"{revision.kind} {revision.name}"
     with tempfile.TemporaryDirectory(dir=kept) as temporary:
         folder = Path(temporary)
         try:
-            revisions.restore(paths.checkout(), revision, folder, kept=kept)
+            experiments.restore(paths.checkout(), revision, folder, kept=kept)
             lock.check(folder)
             result = results.gather(
                 _registration(folder),

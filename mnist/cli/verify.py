@@ -37,7 +37,7 @@ from mnist.core import config, files, paths, process
 from mnist.core.config import Machine
 from mnist.core.errors import InputError
 from mnist.evaluation import scores, statistics
-from mnist.lineage import compare, git, guarantee, lock, revisions, sandbox
+from mnist.lineage import compare, experiments, git, guarantee, lock, sandbox
 from mnist.lineage.compare import Row, Side
 from mnist.lineage.lock import Stage
 from mnist.lineage.sandbox import Replica
@@ -80,7 +80,7 @@ def verify() -> bool:
         left_out = f", but not {others}: nothing of it is kept in git or DVC's cache" if others else ""
         _say(f"  running {', '.join(one.name for one in kept)} in {aside.checkout}{left_out}")
         _keep(aside, kept)
-        sandbox.run(aside, [one.name for one in kept], cache=revisions.cache(home), output=sys.stderr)
+        sandbox.run(aside, [one.name for one in kept], cache=experiments.cache(home), output=sys.stderr)
         rows = _rows(aside, kept, committed, lock.locked(aside.checkout))
     cells = [(row.what, row.committed, row.made, row.text) for row in rows]
     _say("", *guarantee.aligned([("what", "committed", "made again", "equal?"), *cells]), "")

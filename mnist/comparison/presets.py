@@ -1,31 +1,31 @@
-"""What `presets.yaml` may hold: named params for stage `train`, and what they claim."""
+"""Presets: named params for stage `train` and what they claim, as `presets.yaml` holds them."""
 
 import difflib
-import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import Field
+from tabulate import tabulate
 
+from mnist.comparison.recipes import as_typed
 from mnist.core import config
-from mnist.core.config import Architecture, Fraction, Recipe, Section, Threads
+from mnist.core.config import Architecture, Fraction, Params, Recipe, Section, Threads
 from mnist.core.errors import InputError
 
 PRESETS = Path("presets.yaml")
-NAME = r"[A-Za-z0-9][A-Za-z0-9_-]*"  # one that DVC takes for an experiment, and a shell for a word
 
 
 class Settings(Recipe, Architecture):
-    """The params of a preset: the network and how it learns, and the threads for the claimed time."""
+    """The params of a preset: the network, how it learns, and the threads for the claimed time."""
 
     num_threads: Threads
 
 
 class Preset(Section):
-    """Params, and what they are to show, by one limit of accuracy and one of time."""
+    """Params, and the accuracy and the time that they claim; the time by one limit of the two."""
 
-    claim: Annotated[str, Field(pattern=r"^\S.*$")]  # a line for people
+    claim: str  # in words
     accuracy: Fraction  # at least, on the test images, as the mean over seeds
     max_ratio: Annotated[float, Field(gt=0)] | None = None  # of training to the tutorial's epoch
     max_seconds: Annotated[float, Field(gt=0)] | None = None  # of training
@@ -33,17 +33,12 @@ class Preset(Section):
 
     @property
     def overrides(self) -> dict[str, str]:
-        """Its params as they are typed after `-S`."""
-        return {key: shown(value) for key, value in self.params.model_dump().items()}
-
-
-def shown(value: Any) -> str:
-    """A param's value as it is typed after `-S key=`."""
-    return str(value).lower() if isinstance(value, bool) else str(value)
+        """Its params as one types them after `-S`."""
+        return {key: as_typed(value) for key, value in self.params.model_dump().items()}
 
 
 def load(path: Path) -> dict[str, Preset]:
-    """Read and check all presets, in the file's order, numbers as in `params.yaml`.
+    """Read and check all presets, in the order of the file.
 
     Raises:
         InputError: one message that names the preset and every key of it at fault.
@@ -52,20 +47,16 @@ def load(path: Path) -> dict[str, Preset]:
     values = config.read(path, expected=expected)
     if not isinstance(values, dict):
         raise InputError(str(path), found=type(values).__name__, expected=expected)
-    for name in values:
-        if not isinstance(name, str) or not re.fullmatch(NAME, name):
-            raise InputError(f"{path}: {name}", found="this name", expected="letters, digits, - and _")
-    presets = {name: config.check(Preset, value, f"{path}: {name}") for name, value in values.items()}
+    presets = {str(name): config.check(Preset, one, f"{path}: {name}") for name, one in values.items()}
     for name, preset in presets.items():
-        limits = [preset.max_ratio, preset.max_seconds]
-        if limits.count(None) != 1:
-            found = "neither" if None in limits else "both"
+        if (preset.max_ratio is None) == (preset.max_seconds is None):
+            found = "neither" if preset.max_ratio is None else "both"
             raise InputError(f"{path}: {name}", found=found, expected="max_ratio or max_seconds")
     return presets
 
 
 def named(presets: Mapping[str, Preset], name: str) -> Preset:
-    """The preset of this name.
+    """Return the preset of this name.
 
     Raises:
         InputError: there is none; the message has the closest name.
@@ -75,3 +66,18 @@ def named(presets: Mapping[str, Preset], name: str) -> Preset:
     close = difflib.get_close_matches(name, presets, n=1)
     expected = f"{close[0]!r}, perhaps" if close else f"one of {', '.join(presets)}"
     raise InputError(str(PRESETS), found=f"no preset {name!r}", expected=expected)
+
+
+def arguments(name: str, preset: Preset, options: tuple[str, ...]) -> list[str]:
+    """Return the arguments of `dvc` that run a preset; the user's own options come last, and so win."""
+    settings = [part for key, value in preset.overrides.items() for part in ("-S", f"{key}={value}")]
+    return ["exp", "run", "--name", name, *settings, *options]
+
+
+def listing(presets: Mapping[str, Preset], current: Params) -> str:
+    """Return each name with its claim, and below it the params that differ from the `current` ones."""
+    here, rows = current.model_dump(), []
+    for name, preset in presets.items():
+        changed = [f"{key}={new}" for key, new in preset.overrides.items() if new != as_typed(here[key])]
+        rows += [[name, preset.claim], ["", " ".join(changed)]]
+    return tabulate(rows, tablefmt="plain", disable_numparse=True)

@@ -1,158 +1,159 @@
-"""What a recipe comes to over seeds: mean, standard deviation and interval of its test accuracy.
+"""The test accuracy of each recipe over seeds: its mean, standard deviation and interval.
 
-One training says little: by the seed alone, the default params come to accuracies a point apart.
+A recipe is all params of the training but the seed. The accuracy of one training says little: by the
+seed alone, the default params reach accuracies that are a point apart.
 """
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+from tabulate import tabulate
+
 from mnist.core import paths
-from mnist.core.errors import InputError
 from mnist.lineage import experiments
-from mnist.lineage.experiments import Contents, Revision, Sweep
+from mnist.lineage.experiments import Result
 
 ACCURACY = "accuracy"
-FILES = paths.TEST_METRICS, paths.LOCK  # that are read of each revision
 CONFIDENCE = 0.95
-
-
-@dataclass(frozen=True, kw_only=True)
-class Result:
-    """One training, and what its weights came to.
-
-    Attributes:
-        revision: where it is.
-        seed: of the training.
-        accuracy: on the test images, 0 to 1.
-        params: all others that it was trained with.
-        dataset_md5: of the file that the images are from.
-    """
-
-    revision: Revision
-    seed: int
-    accuracy: float
-    params: Mapping[str, Any]
-    dataset_md5: str
+FIGURES = ("seeds", "test accuracy", "sd", "95 % interval", "least to most")
+FEW_SEEDS = 3  # with fewer, the interval is too wide to say much
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """The results that differ by their seed alone.
+    """Results that differ in their seed alone.
 
     Attributes:
         params: that they have in common.
         dataset_md5: of the file that their images are from.
-        results: one a seed, by rising seed.
+        by_seed: accuracies on the test images, 0 to 1.
     """
 
     params: Mapping[str, Any]
     dataset_md5: str
-    results: tuple[Result, ...]
+    by_seed: dict[int, float]
 
     @property
     def accuracies(self) -> list[float]:
-        """By rising seed."""
-        return [result.accuracy for result in self.results]
+        """The accuracies by rising seed."""
+        return [self.by_seed[seed] for seed in sorted(self.by_seed)]
 
     @property
     def mean(self) -> float:
-        """Of the accuracies."""
+        """The mean of the accuracies."""
         return mean(self.accuracies)
 
     @property
     def sd(self) -> float | None:
         """The standard deviation of the accuracies, of a sample; None for one seed."""
-        return stdev(self.accuracies) if len(self.results) > 1 else None
+        return stdev(self.accuracies) if len(self.by_seed) > 1 else None
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        """Of the mean over all seeds, on these test images, and within 0 to 1; None for one seed."""
-        found = interval(self.accuracies)
-        return found and (max(found[0], 0.0), min(found[1], 1.0))
+        """That of the mean over all seeds, on these test images, within 0 to 1; None for one seed."""
+        if len(self.by_seed) == 1:
+            return None
+        low, high = interval(self.accuracies)
+        return max(low, 0.0), min(high, 1.0)
 
 
-def interval(values: Sequence[float]) -> tuple[float, float] | None:
-    """The 95 % interval of the mean of what `values` are a sample of; None for one.
+def interval(values: Sequence[float]) -> tuple[float, float]:
+    """Return the 95 % interval of the mean of the population that two or more `values` are drawn from.
 
-    Student's t: mean ± t(n - 1, 0.975) sd / sqrt(n), for values that are about normal. Of accuracies
-    over seeds it tells the luck of the seed; other test images of the same kind would add to it.
+    Student's t: mean ± t(n - 1, 0.975) sd / sqrt(n), for values that are about normal. For accuracies
+    over seeds it is the luck of the seed; other test images of the same kind would add to it.
     """
-    if len(values) == 1:
-        return None
     from scipy.special import stdtrit  # type: ignore[import-untyped]
 
     half = float(stdtrit(len(values) - 1, (1 + CONFIDENCE) / 2)) * stdev(values) / len(values) ** 0.5
     return mean(values) - half, mean(values) + half
 
 
-def recipes(root: Path, revs: Sequence[str] | None) -> tuple[Sweep, list[Recipe], list[str]]:
-    """What the repository knows, the best recipe first, and a line for each result that was left out.
-
-    Args:
-        root: of the checkout.
-        revs: commits that experiments started from; None: any commit.
+def load(root: Path, revs: Sequence[str] | None) -> tuple[list[Recipe], list[str]]:
+    """Return the recipes that the experiments of `revs` tried, the best first, and notes in lines.
 
     Raises:
         InputError: there is no checkout with git and DVC, or no such commit.
     """
-    known = experiments.look(root, revs)
-    results, left_out = [], []
-    for revision, content in zip(
-        known.revisions, experiments.contents(root, known.revisions, FILES), strict=True
-    ):
-        try:
-            results.append(read(revision, content))
-        except InputError as error:
-            left_out.append(f"left out: {revision.name}: {error}")
-    found, twice = grouped(results)
-    return known, found, left_out + twice
+    results = experiments.load(root, revs, paths.TEST_METRICS, (ACCURACY,))
+    recipes, notes = grouped(results.found)
+    return recipes, [*notes, *results.notes]
 
 
-def read(revision: Revision, contents: Contents) -> Result:
-    """Take a result out of a revision's files.
+def grouped(results: Iterable[Result]) -> tuple[list[Recipe], list[str]]:
+    """Return the recipes, the best first, and a line for each result that contradicts an earlier one.
+
+    Of several results with one recipe and seed the first counts; without a change of the code, of the
+    versions or of the machine they are equal.
+    """
+    recipes: dict[str, Recipe] = {}
+    notes = []
+    for one in results:
+        params = {key: value for key, value in one.params.items() if key != "seed"}
+        recipe = recipes.setdefault(
+            repr((one.dataset_md5, sorted(params.items()))),
+            Recipe(params=params, dataset_md5=one.dataset_md5, by_seed={}),
+        )
+        accuracy = one.numbers[ACCURACY]
+        known = recipe.by_seed.setdefault(one.split.seed, accuracy)
+        if known != accuracy:
+            notes.append(f"left out: {one.revision.name}: {accuracy:.2%}, where another has {known:.2%}")
+    return sorted(recipes.values(), key=lambda recipe: -recipe.mean), notes
+
+
+def as_typed(value: Any) -> str:
+    """Return a param's value as one types it after `-S key=`."""
+    if value is None:
+        return "-"
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def differing(all_params: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the keys of params that are not equal in all of them."""
+    keys = dict.fromkeys(key for params in all_params for key in params)
+    return [key for key in keys if len({as_typed(params.get(key)) for params in all_params}) > 1]
+
+
+def figures(recipe: Recipe) -> list[str]:
+    """Return what a table shows of a recipe under `FIGURES`, in percent."""
+    least, most = min(recipe.accuracies), max(recipe.accuracies)
+    return [
+        str(len(recipe.by_seed)),
+        f"{recipe.mean:.2%}",
+        "-" if recipe.sd is None else f"{100 * recipe.sd:.2f}",
+        "-" if recipe.interval is None else " to ".join(f"{100 * end:.2f}" for end in recipe.interval),
+        f"{100 * least:.2f} to {100 * most:.2f}",
+    ]
+
+
+def aligned(rows: Sequence[Sequence[str]], headers: Sequence[str], *, left: Container[int] = ()) -> str:
+    """Return a table for a terminal: its columns are aligned to the right, but for those in `left`."""
+    align = ["left" if column in left else "right" for column in range(len(headers))]
+    return tabulate(rows, headers, tablefmt="plain", colalign=align, disable_numparse=True)
+
+
+def table(recipes: Sequence[Recipe]) -> str:
+    """Return a row for each recipe, with the params that differ."""
+    keys = differing([recipe.params for recipe in recipes])
+    rows = [[*figures(one), *(as_typed(one.params.get(key)) for key in keys)] for one in recipes]
+    headers = [*FIGURES, *keys]
+    return aligned(rows, headers)
+
+
+def report(root: Path, revs: Sequence[str] | None) -> str:
+    """Return the table of the recipes that the experiments of `revs` tried; None: of any commit.
 
     Raises:
-        InputError: one is missing or broken, or the metrics are not those that the lock knows.
+        InputError: there is no checkout with git and DVC, or no such commit.
     """
-    metrics, lock = contents
-    if metrics is None:
-        raise InputError(str(paths.TEST_METRICS), found="no such file", expected=experiments.MADE)
-    accuracy = experiments.number(paths.TEST_METRICS, metrics, ACCURACY, most=1)
-    locked = experiments.locked(lock)
-    locked.expect(paths.TEST_METRICS, metrics)
-    params = dict(locked.params)
-    seed = params.pop("seed", None)
-    if not isinstance(seed, int):
-        raise InputError(f"{paths.LOCK}: seed", found=repr(seed), expected="a whole number")
-    return Result(
-        revision=revision, seed=seed, accuracy=accuracy, params=params, dataset_md5=locked.dataset_md5
-    )
-
-
-def grouped(results: Sequence[Result]) -> tuple[list[Recipe], list[str]]:
-    """The recipes, the best first, and a line for each seed that has two accuracies, of which one counts.
-
-    A result that several revisions have, as an experiment that was committed, counts once.
-    """
-    by_recipe: dict[tuple[Any, ...], dict[int, Result]] = {}
-    twice = []
-    for result in results:
-        key = (result.dataset_md5, *sorted((name, repr(value)) for name, value in result.params.items()))
-        known = by_recipe.setdefault(key, {}).setdefault(result.seed, result)
-        if known.accuracy != result.accuracy:
-            there = f"{known.accuracy:.2%} in {known.revision.name}"
-            twice.append(
-                f"left out: {result.revision.name}: {result.accuracy:.2%} by seed {result.seed}, and {there}"
-            )
-    found = [
-        Recipe(
-            params=(one := [by_seed[seed] for seed in sorted(by_seed)])[0].params,
-            dataset_md5=one[0].dataset_md5,
-            results=tuple(one),
-        )
-        for by_seed in by_recipe.values()
-    ]
-    return sorted(found, key=lambda recipe: -recipe.mean), twice
+    recipes, notes = load(root, revs)
+    lines = [table(recipes) if recipes else "seeds: none has a result"]
+    if recipes and all(len(recipe.by_seed) < FEW_SEEDS for recipe in recipes):
+        lines += ["", "try more seeds: dvc exp run --queue -S 'seed=range(0,5)' && dvc queue start -j 2"]
+    if len({recipe.dataset_md5 for recipe in recipes}) > 1:
+        lines += ["", "these are of several data sets: their accuracies do not compare"]
+    return "\n".join([*lines, *notes])

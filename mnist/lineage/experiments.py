@@ -1,245 +1,318 @@
-"""What the repository knows of its experiments: which there are, what waits, and their results."""
+"""Which experiments and branches there are, and where their files are: in git and in DVC's cache."""
 
 import hashlib
 import io
 import json
+import math
+import os
+import re
 import subprocess
 import sys
-from argparse import ArgumentParser, Namespace
-from collections.abc import Mapping, Sequence
+import tarfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal
 
 from mnist.core import config, paths
+from mnist.core.config import Split
 from mnist.core.errors import InputError
+from mnist.lineage import fingerprint, git
+from mnist.lineage.fingerprint import Source
 
-MAX_LOSS = sys.float_info.max  # any but infinity
-MADE = "what the stages wrote: `dvc repro`"
+if TYPE_CHECKING:
+    from dvc.api import DVCFileSystem
+    from dvc.repo import Repo
 
-Contents: TypeAlias = tuple[bytes | None, ...]  # of some files of a revision; None: no such file
+# Of a finished experiment: its baseline commit and its name. DVC keeps its queue under refs/exps, too.
+EXPERIMENT_REF = re.compile(r"refs/exps/([0-9a-f]{2})/([0-9a-f]{38})/(.+)")
+BRANCH_REF = "refs/heads/"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Revision:
-    """Where a result may be.
+    """A place that may hold a result.
 
     Attributes:
-        kind: an experiment of DVC, a commit that experiments started from, or the workspace.
-        name: of the experiment; for a commit, what the user calls it, or its short hash.
+        kind: an experiment of DVC, a local branch, a commit, or the workspace.
+        name: of the experiment or branch; of a commit, the name that the user gave, or its short hash.
         commit: full hash; empty for the workspace.
-        baseline: full hash of the commit that an experiment started from; empty otherwise.
+        baseline: the commit that an experiment started from; of a branch, `commit`; empty otherwise.
+        time_ms: of the commit of an experiment or branch, since 1970.
     """
 
-    kind: Literal["experiment", "commit", "workspace"]
+    kind: Literal["experiment", "branch", "commit", "workspace"]
     name: str
     commit: str = ""
     baseline: str = ""
+    time_ms: int = 0
+
+    @property
+    def source(self) -> Source:
+        """The source that a stage would record in a checkout of this experiment or branch."""
+        return fingerprint.source_of(self.commit, baseline=self.baseline, **{self.kind: self.name})
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sweep:
-    """What the repository knows.
+class Result:
+    """The numbers of a revision, and what they were trained with.
+
+    Attributes:
+        revision: where it is.
+        numbers: of its metrics file, by key.
+        params: that stage `train` ran with, as `dvc.lock` records them.
+        dataset_md5: of the file that all images are from.
+        split: how the validation images were cut from it.
+    """
+
+    revision: Revision
+    numbers: Mapping[str, float]
+    params: Mapping[str, Any]
+    dataset_md5: str
+    split: Split
+
+
+@dataclass(frozen=True, kw_only=True)
+class Results:
+    """The results of some commits, of the experiments that started from them, and of the workspace.
 
     Attributes:
         head: full hash of HEAD.
-        revisions: the commits, their experiments, and the workspace where HEAD is one of the commits.
-        failed: names of the experiments that the queue ran without success.
-        num_queued: experiments that wait in the queue.
-        num_running: experiments that the queue runs.
+        num_experiments: that have finished, with or without a result that can be read.
+        found: the results.
+        notes: lines on what was left out and why, and on what the queue still holds.
     """
 
     head: str
-    revisions: tuple[Revision, ...]
-    failed: tuple[str, ...]
-    num_queued: int
-    num_running: int
+    num_experiments: int
+    found: tuple[Result, ...]
+    notes: tuple[str, ...]
 
 
-def look(root: Path, revs: Sequence[str] | None) -> Sweep:
-    """Find the experiments that started from the commits `revs`; None: from any commit.
+def every(root: Path) -> list[Revision]:
+    """Return all experiments and local branches of the repository at `root`, the newest first.
 
     Raises:
-        InputError: the folder `root` is no checkout with git and DVC, or has no such commit.
+        InputError: it is no git repository.
     """
-    from dvc.exceptions import DvcException
-    from dvc.repo import Repo
-    from dvc.repo.experiments.utils import exp_refs_by_baseline
-
-    head = _commit(root, "HEAD")
-    commits = {_commit(root, rev): rev for rev in (["HEAD"] if revs is None else revs)}
-    try:
-        with Repo(str(root)) as repo:
-            # Not `repo.experiments.ls`, which fails while `dvc repro` holds the lock.
-            experiments = [
-                Revision(kind="experiment", name=ref.name, commit=repo.scm.get_ref(str(ref)), baseline=start)
-                for start, refs in exp_refs_by_baseline(
-                    repo.scm, None if revs is None else set(commits)
-                ).items()
-                for ref in refs
-            ]
-            queue = repo.experiments.celery_queue
-            queued, running = list(queue.iter_queued()), list(queue.iter_active())
-            failed = [done.entry for done in queue.iter_failed()]
-    except DvcException as error:
-        raise InputError(str(root), found=str(error), expected="a checkout with git and DVC") from None
-    if revs is None:
-        starts = sorted({one.baseline for one in experiments} - set(commits))
-        commits |= {start: start[:7] for start in starts}
-    else:
-        queued, running, failed = (
-            [entry for entry in entries if entry.baseline_rev in commits]
-            for entries in (queued, running, failed)
+    fields = "--format=%(objectname) %(committerdate:unix) %(refname)"
+    refs = git.text("for-each-ref", "--sort=-committerdate", fields, BRANCH_REF, "refs/exps/", folder=root)
+    found = []
+    for commit, seconds, ref in (line.split(" ", 2) for line in refs.splitlines()):
+        if experiment := EXPERIMENT_REF.fullmatch(ref):
+            first, rest, name = experiment.groups()
+            kind: Literal["experiment", "branch"] = "experiment"
+            baseline = first + rest
+        elif ref.startswith(BRANCH_REF):
+            kind, name, baseline = "branch", ref.removeprefix(BRANCH_REF), commit
+        else:
+            continue
+        found.append(
+            Revision(kind=kind, name=name, commit=commit, baseline=baseline, time_ms=1000 * int(seconds))
         )
+    return found
+
+
+def load(root: Path, revs: Sequence[str] | None, file: Path, keys: Sequence[str]) -> Results:
+    """Load these numbers of the experiments that started from `revs`, of those commits and the workspace.
+
+    Args:
+        root: of the checkout.
+        revs: commits, as a user names them; None: HEAD and all that experiments started from.
+        file: of metrics; no other result is read.
+        keys: of the numbers in it.
+
+    Raises:
+        InputError: there is no checkout with git and DVC, or no such commit.
+    """
+    head = _commit(root, "HEAD")
+    experiments = [one for one in every(root) if one.kind == "experiment"]
+    commits = {_commit(root, rev): rev for rev in (["HEAD"] if revs is None else revs)}
+    if revs is None:
+        commits = {one.baseline: one.baseline[:7] for one in experiments} | commits
+    experiments = [one for one in experiments if one.baseline in commits]
     revisions = [Revision(kind="commit", name=name, commit=commit) for commit, name in commits.items()]
     revisions += experiments
     if head in commits:
         revisions.append(Revision(kind="workspace", name="workspace"))
-    finished = {one.name for one in experiments}
-    return Sweep(
-        head=head,
-        revisions=tuple(revisions),
-        failed=tuple(sorted({entry.name or entry.stash_rev[:7] for entry in failed} - finished)),
-        num_queued=len(queued),
-        num_running=len(running),
-    )
+    found, notes, seen = [], [], set()
+    contents = (_contents(root, revisions, path) for path in (file, paths.LOCK))
+    for revision, metrics, lock in zip(revisions, *contents, strict=True):
+        if revision.kind == "workspace" and (metrics, lock) in seen:
+            continue  # as committed, or as applied
+        seen.add((metrics, lock))
+        try:
+            found.append(_result(revision, file, metrics, lock, keys))
+        except InputError as error:
+            notes.append(f"left out: {revision.name}: {error}")
+    notes += _queue(root, set(commits), finished={one.name for one in experiments})
+    return Results(head=head, num_experiments=len(experiments), found=tuple(found), notes=tuple(notes))
 
 
 def _commit(root: Path, rev: str) -> str:
-    """The full hash of what a user calls a commit."""
-    command = ["git", "rev-parse", "--verify", "--quiet", "--end-of-options", f"{rev}^{{commit}}"]
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise InputError(f"{rev} in {root}", found="no such commit", expected="one of a git checkout")
-    return done.stdout.strip()
+    """Return the full hash of what a user calls a commit."""
+    if commit := git.commit_here(rev, folder=root):
+        return commit
+    raise InputError(f"{rev} in {root}", found="no such commit", expected="one of a git checkout")
 
 
-def contents(root: Path, revisions: Sequence[Revision], files: Sequence[Path]) -> list[Contents]:
-    """These files of each revision, by one git process for all of them."""
-    names = [f"{one.commit}:./{file.as_posix()}" for one in revisions if one.commit for file in files]
-    command = ["git", "cat-file", "--batch"]
-    done = subprocess.run(command, cwd=root, input="\n".join(names).encode(), capture_output=True, check=True)
-    stream, found = io.BytesIO(done.stdout), []
-    for one in revisions:
-        content: list[bytes | None] = []
-        for file in files:
-            if one.commit:
-                *_, size = stream.readline().split()  # "<hash> blob <size>", or "<name> missing"
-                content.append(None if size == b"missing" else stream.read(int(size) + 1)[:-1])
-            else:
-                content.append((root / file).read_bytes() if (root / file).is_file() else None)
-        found.append(tuple(content))
-    return found
+def _contents(root: Path, revisions: Sequence[Revision], file: Path) -> list[bytes | None]:
+    """Return the bytes of a file in each revision; None where it has no such file."""
+    names = [f"{one.commit}:./{file.as_posix()}" for one in revisions if one.commit]
+    committed = iter(git.blobs(names, folder=root))
+    here = (root / file).read_bytes() if (root / file).is_file() else None
+    return [next(committed) if one.commit else here for one in revisions]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Locked:
-    """What `dvc.lock` says of a result.
-
-    Attributes:
-        params: that stage `train` ran with.
-        md5s: of the files that `train` and `evaluate` read and wrote, by path.
-        dataset_md5: that of the file that all images are from.
-    """
-
-    params: Mapping[str, Any]
-    md5s: Mapping[str, str]
-    dataset_md5: str
-
-    def expect(self, path: Path, content: bytes) -> None:
-        """Raise `InputError` unless the file is the one that the stages wrote."""
-        if hashlib.md5(content, usedforsecurity=False).hexdigest() != self.md5s.get(path.as_posix()):
-            raise InputError(str(path), found="not the file that dvc.lock knows", expected=MADE)
-
-
-def locked(content: bytes | None) -> Locked:
-    """Read `dvc.lock`.
+def _result(
+    revision: Revision, file: Path, metrics: bytes | None, lock: bytes | None, keys: Sequence[str]
+) -> Result:
+    """Read a result.
 
     Raises:
-        InputError: it is missing or broken.
+        InputError: a file is missing or broken, or the metrics are not those that `dvc.lock` records.
     """
-    if content is None:
-        raise InputError(str(paths.LOCK), found="no such file", expected=MADE)
+    expected = "what the stages write: `dvc repro`"
+    if metrics is None or lock is None:
+        missing = file if metrics is None else paths.LOCK
+        raise InputError(str(missing), found="no such file", expected=expected)
     try:
-        stages = config.parse_keys(content, str(paths.LOCK))["stages"]
+        stages = config.parse_keys(lock, str(paths.LOCK))["stages"]
         entries = [stages[name] for name in ("train", "evaluate") if name in stages]
-        md5s = {file["path"]: file["md5"] for entry in entries for file in [*entry["deps"], *entry["outs"]]}
-        return Locked(
-            params=dict(stages["train"]["params"][str(paths.PARAMS)]),
-            md5s=md5s,
-            dataset_md5=md5s[paths.DATASET.as_posix()],
-        )
+        md5s = {one["path"]: one.get("md5") for entry in entries for one in [*entry["deps"], *entry["outs"]]}
+        params = dict(stages["train"]["params"][str(paths.PARAMS)])
+        dataset_md5 = md5s[paths.DATASET.as_posix()]
+    except (LookupError, TypeError, AttributeError) as error:
+        raise InputError(str(paths.LOCK), found=_reason(error), expected=expected) from None
+    if hashlib.md5(metrics, usedforsecurity=False).hexdigest() != md5s.get(file.as_posix()):
+        raise InputError(str(file), found="other bytes than dvc.lock records", expected=expected)
+    try:
+        values = json.loads(metrics)
+        numbers = {key: float(values[key]) for key in keys}
     except (LookupError, TypeError, ValueError) as error:
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        raise InputError(str(paths.LOCK), found=reason, expected=MADE) from None
+        raise InputError(str(file), found=_reason(error), expected=expected) from None
+    for key, number in numbers.items():
+        if not math.isfinite(number):
+            raise InputError(f"{file}: {key}", found=str(number), expected="a finite number")
+    split = {key: params[key] for key in Split.model_fields if key in params}
+    return Result(
+        revision=revision,
+        numbers=numbers,
+        params=params,
+        dataset_md5=dataset_md5,
+        split=config.check(Split, split, f"{paths.LOCK}: train"),
+    )
 
 
-def number(path: Path, content: bytes, key: str, *, most: float) -> float:
-    """A number of a metrics file, from 0.
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+
+
+def _queue(root: Path, commits: set[str], *, finished: set[str]) -> list[str]:
+    """Describe what DVC's queue holds of experiments that started from `commits`, in lines."""
+    with _repository(root) as repo:
+        queue = repo.experiments.celery_queue
+        num_running, num_queued = (
+            sum(entry.baseline_rev in commits for entry in entries)
+            for entries in (queue.iter_active(), queue.iter_queued())
+        )
+        ended = [one.entry for one in queue.iter_failed() if one.entry.baseline_rev in commits]
+    failed = {entry.name or entry.stash_rev[:7] for entry in ended} - finished
+    lines = [f"left out: {name}: it failed, see `dvc queue logs {name}`" for name in sorted(failed)]
+    if num_running:
+        lines.append(f"{num_running} still running: dvc queue status")
+    if num_queued:
+        lines.append(f"{num_queued} still queued: dvc queue start -j 2")
+    return lines
+
+
+def dvc(*arguments: str) -> int:
+    """Run DVC in this checkout as in an activated environment, and return its exit status."""
+    # The stages call `python`: the one of this process comes first.
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+    command = [sys.executable, "-m", "dvc", *arguments]
+    return subprocess.run(command, env={**os.environ, "PATH": path}, check=False).returncode
+
+
+def restore(root: Path, revision: Revision, folder: Path, *, kept: Path) -> None:
+    """Write the files of a revision into an empty folder: those in git, and those that its stages made.
+
+    Args:
+        root: of the repository.
+        revision: whose files they are.
+        folder: for them.
+        kept: a folder on the same disk for what comes out of DVC's cache, by digest: revisions share it.
 
     Raises:
-        InputError: the file is broken, or the number is missing or out of range.
+        InputError: a file is neither in DVC's cache nor on its remote, or DVC cannot read `dvc.yaml`.
     """
+    from dvc.api import DVCFileSystem
+
+    from mnist.lineage import lock
+
+    with tarfile.open(fileobj=io.BytesIO(git.output("archive", revision.commit, folder=root))) as archive:
+        # As an attribute: Python 3.11.2, which is Debian 12's, has no argument `filter`.
+        archive.extraction_filter = getattr(tarfile, "data_filter", None)
+        archive.extractall(folder)  # noqa: S202, with that filter; and it is what git packed
+    outs: dict[str, str] = {}
+    for stage in lock.locked(folder).values():
+        outs |= lock.digests(stage, "outs")
+    missing = {path: digest for path, digest in outs.items() if not (folder / path).exists()}
+    if not missing:
+        return
+    tracked = DVCFileSystem(str(root), rev=revision.commit)
+    # An out that DVC does not keep, such as that of `register`, is left out: no result needs it.
+    for path in sorted(missing.keys() & _cached(tracked)):
+        copy = kept / missing[path]
+        if not copy.exists():
+            _fetch(tracked, path, copy)
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        os.link(copy, folder / path)
+
+
+def _cached(tracked: "DVCFileSystem") -> set[str]:
+    """Return the paths of the outs that DVC keeps in its cache, by the `dvc.yaml` of that revision."""
+    from dvc.exceptions import DvcException
+
     try:
-        values = json.loads(content)
-    except ValueError as error:
-        raise InputError(str(path), found=f"no JSON ({error})", expected=MADE) from None
-    value = values.get(key) if isinstance(values, dict) else None
-    # To Python, true is a number; NaN is in no range.
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= most:
-        found = "nothing" if value is None else repr(value)
-        raise InputError(f"{path}: {key}", found=found, expected=f"0 to {most:g}")
-    return float(value)
+        repo = tracked.repo
+        outs = [Path(out.fs_path) for out in repo.index.outs if out.use_cache]
+    except DvcException as error:
+        found = " ".join(str(error).split())
+        raise InputError(str(paths.PIPELINE), found=found, expected="one that DVC can read") from None
+    return {path.relative_to(repo.root_dir).as_posix() for path in outs}
 
 
-def failures(sweep: Sweep) -> list[str]:
-    """A line for each experiment that failed."""
-    return [f"left out: {name}: it failed, `dvc queue logs {name}` says why" for name in sweep.failed]
+def _fetch(tracked: "DVCFileSystem", path: str, copy: Path) -> None:
+    """Copy an out from DVC's cache or its remote."""
+    from dvc.exceptions import DvcException
+
+    try:
+        tracked.get_file(path, str(copy))
+    except (FileNotFoundError, DvcException):
+        copy.unlink(missing_ok=True)
+        expected = "it there, or on a DVC remote: `dvc exp gc` and `dvc gc` remove it"
+        raise InputError(path, found="nothing in DVC's cache", expected=expected) from None
 
 
-def waiting(sweep: Sweep) -> list[str]:
-    """What is still to come, in lines."""
-    lines = []
-    if sweep.num_running:
-        lines.append(f"{sweep.num_running} still running: dvc queue status")
-    if sweep.num_queued:
-        lines.append(f"{sweep.num_queued} still queued: dvc queue start -j 2")
-    return lines
+def cache(folder: Path) -> Path:
+    """Return the folder of DVC's cache of a checkout.
+
+    Raises:
+        InputError: it is no checkout with git and DVC.
+    """
+    with _repository(folder) as repo:
+        return Path(repo.cache.local_cache_dir)
 
 
-def add_options(parser: ArgumentParser) -> None:
-    """Let the user say which commits the experiments started from."""
-    where = parser.add_mutually_exclusive_group()
-    where.add_argument(
-        "--rev", nargs="+", default=["HEAD"], help="started from these commits (default: HEAD)"
-    )
-    where.add_argument("--all-commits", action="store_true", help="started from any commit")
+@contextmanager
+def _repository(folder: Path) -> Iterator["Repo"]:
+    from dvc.exceptions import DvcException
+    from dvc.repo import Repo
 
-
-def revs(options: Namespace) -> Sequence[str] | None:
-    """Those commits; None: any."""
-    return None if options.all_commits else list(options.rev)
-
-
-def shown(value: Any) -> str:
-    """A param as it is typed after `-S key=`."""
-    if value is None:
-        return "-"
-    return value if isinstance(value, str) else json.dumps(value)
-
-
-def differing(all_params: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The keys of params that are not alike in all of them."""
-    keys = dict.fromkeys(key for params in all_params for key in params)
-    return [key for key in keys if len({shown(params.get(key)) for params in all_params}) > 1]
-
-
-def aligned(rows: Sequence[Sequence[str]], *, left: int) -> list[str]:
-    """The lines of a table: numbers to the right, the column `left` to the left."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = []
-    for row in rows:
-        cells = [cell.rjust(width) for cell, width in zip(row, widths, strict=True)]
-        cells[left] = row[left].ljust(widths[left])
-        lines.append("  ".join(cells).rstrip())
-    return lines
+    try:
+        with Repo(str(folder)) as repo:
+            yield repo
+    except DvcException as error:
+        raise InputError(str(folder), found=str(error), expected="a checkout with git and DVC") from None

@@ -157,7 +157,7 @@ def test_it_is_not_held_against_another_data_set(clone: Clone) -> None:
     shown = said.partition("### Params")[2].partition("###")[0]
     assert "| `dataset` " in shown
     assert "datasets.yaml" not in shown
-    best = clone.run("python", "-m", "mnist.cli.best").stdout
+    best = clone.run("python", "-m", "mnist", "best").stdout
     assert "scored on other validation images" in best
     assert {model.name for model in clone.client.search_registered_models()} == {
         "three-simplecnn",

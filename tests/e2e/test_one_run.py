@@ -86,7 +86,7 @@ def test_four_queued_experiments_at_once_on_a_fresh_store(clone: Clone) -> None:
         clone.run("dvc", "exp", "run", "--queue", "-n", f"queued-{number}", "-S", f"lr=0.01{number}")
     checkout.start_workers(clone, 4)
     deadline = time.monotonic() + DEADLINE_SECONDS
-    while waiting := re.findall(r"\d+ still \w+", clone.run("python", "-m", "mnist.cli.best").stdout):
+    while waiting := re.findall(r"\d+ still \w+", clone.run("python", "-m", "mnist", "best").stdout):
         assert time.monotonic() < deadline, waiting
         if not any("running" in line for line in waiting):
             checkout.start_workers(clone, 4)  # a worker of DVC dies now and then (docs/sweeps.md)

@@ -1,0 +1,139 @@
+"""What presets set and claim, and how a broken file is reported."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+import mnist.cli
+from mnist.comparison import presets
+from mnist.core import config, paths
+from mnist.core.config import Architecture, Params, Recipe
+from mnist.core.errors import InputError
+from mnist.training import loop, model
+from mnist.training.history import Epoch
+from tests.checkout import ROOT
+from tests.conftest import DIGITS, SmallData
+
+KNOWN = presets.load(ROOT / presets.PRESETS)
+GOOD = """\
+bad:
+  claim: Much
+  accuracy: 0.985
+  max_ratio: 0.25
+  params: {model: mlp, n_features: 6, permute_pixels: false, epochs: 1, batch_size: 64, lr: 0.01, momentum: 0,
+    beta2: 0.9, optimizer: sgd, schedule: constant, label_smoothing: 0.0, shift: 0, num_threads: 2}
+"""
+
+
+@pytest.fixture
+def settings() -> Params:
+    return config.load(ROOT / paths.PARAMS)
+
+
+def test_a_preset_sets_every_param_that_its_accuracy_depends_on(settings: Params) -> None:
+    """So that it keeps its claim whatever `params.yaml` holds; the seed and the split are free."""
+    wanted = {*Architecture.model_fields, *Recipe.model_fields, "num_threads"}
+
+    for one in KNOWN.values():
+        assert set(one.overrides) == wanted <= set(settings.model_dump())
+        assert one.overrides["permute_pixels"] == "false"  # as in params.yaml, not as in Python
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_the_words_of_a_claim_are_its_numbers(name: str) -> None:
+    one = KNOWN[name]
+    spelled = {0.25: "a quarter of", 0.75: "three quarters of", 1.0: "in the time of", 120: "two minutes"}
+
+    assert one.claim.startswith(f"{100 * one.accuracy:g} % ")
+    assert spelled[one.max_ratio or one.max_seconds or 0] in one.claim
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_a_preset_trains(name: str, settings: Params, small_data: SmallData) -> None:
+    values = {**settings.model_dump(), **KNOWN[name].params.model_dump(), "epochs": 1}
+    whole = config.check(Params, values, "presets.yaml")
+    torch.set_num_threads(1)
+    classifier = model.build(whole, classes=DIGITS.classes, seed=0, mean=0.1, std=0.3)
+
+    *_, last = loop.fit(
+        classifier,
+        train=small_data.train,
+        val=small_data.test,
+        recipe=whole,
+        seed=0,
+        device=torch.device("cpu"),
+        precision="float32",
+    )
+
+    assert isinstance(last, Epoch)
+    assert last.val_loss < 2.303  # log 10, the loss of a network that has learned nothing
+    if name == "quick":
+        assert model.num_parameters(classifier) == 6422  # as the tutorial's, which its claim says
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "where"),
+    [
+        ("bad:", "- bad", "presets.yaml: found "),
+        ("lr: 0.01", "lr: -1.0", "presets.yaml: bad: params.lr: found -1.0"),
+        ("max_ratio: 0.25", "", "presets.yaml: bad: found neither"),
+        ("max_ratio: 0.25", "max_ratio: 0.25\n  max_seconds: 2", "presets.yaml: bad: found both"),
+    ],
+)
+def test_a_broken_file_is_one_line(
+    old: str, new: str, where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert old in GOOD
+    monkeypatch.chdir(tmp_path)
+    presets.PRESETS.write_text(GOOD.replace(old, new))
+
+    with pytest.raises(InputError) as caught:
+        presets.load(presets.PRESETS)
+
+    assert str(caught.value).startswith(where)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("name", "expected"), [("qick", "'quick', perhaps"), ("???", "one of quick, wide")])
+def test_an_unknown_name_is_an_error_with_the_closest(name: str, expected: str) -> None:
+    with pytest.raises(InputError, match=expected):
+        presets.named(KNOWN, name)
+
+
+def test_options_of_the_user_come_last() -> None:
+    arguments = presets.arguments("quick", KNOWN["quick"], ("--name", "mine", "-S", "lr=0.1"))
+
+    assert arguments[:4] == ["exp", "run", "--name", "quick"]
+    assert "lr=0.018" in arguments
+    assert arguments[-4:] == ["--name", "mine", "-S", "lr=0.1"]
+
+
+def test_the_listing_has_claims_and_what_differs(settings: Params) -> None:
+    lines = presets.listing(KNOWN, settings).splitlines()
+
+    assert [line.split()[0] for line in lines[::2]] == list(KNOWN)
+    assert all(one.claim in line for one, line in zip(KNOWN.values(), lines[::2], strict=True))
+    quick = lines[1].split()
+    assert {"lr=0.018", "optimizer=adam"} <= set(quick)
+    assert not {"n_features=6", "epochs=1", "permute_pixels=false"} & set(quick)  # as in params.yaml
+
+
+@pytest.mark.parametrize(("status", "expected"), [(0, 0), (255, 2)])
+def test_the_command_is_shown_and_run(status: int, expected: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran = []
+
+    def dvc(*arguments: str) -> int:
+        ran.append(arguments)
+        return status
+
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr("mnist.lineage.experiments.dvc", dvc)
+
+    done = CliRunner().invoke(mnist.cli.main, ["preset", "quick", "--temp", "-S", "seed=3"])
+
+    assert done.exit_code == expected
+    (arguments,) = ran
+    assert list(arguments) == presets.arguments("quick", KNOWN["quick"], ("--temp", "-S", "seed=3"))
+    assert f"dvc {' '.join(arguments)}" in done.stdout

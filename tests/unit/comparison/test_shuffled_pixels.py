@@ -1,0 +1,92 @@
+"""What shuffling the pixels costs each network, on numbers made by hand."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib.image import imread
+
+from mnist.comparison import shuffled_pixels
+from mnist.comparison.recipes import Recipe
+from mnist.comparison.shuffled_pixels import CASES, Case
+from mnist.core.errors import InputError
+from mnist.lineage import experiments
+from tests.checkout import ROOT
+
+CNN, SHUFFLED_CNN, MLP, SHUFFLED_MLP = CASES
+ACCURACIES = {
+    CNN: [0.95, 0.94, 0.96],
+    SHUFFLED_CNN: [0.86, 0.84, 0.85],
+    MLP: [0.86, 0.84, 0.85],
+    SHUFFLED_MLP: [0.85, 0.85, 0.85],
+}
+
+
+def recipe(case: Case, accuracies: list[float], lr: float = 0.01) -> Recipe:
+    params = {"model": case.model, "permute_pixels": case.permute_pixels, "lr": lr}
+    return Recipe(params=params, dataset_md5="d", by_seed=dict(enumerate(accuracies)))
+
+
+RECIPES = {case: recipe(case, accuracies) for case, accuracies in ACCURACIES.items()}
+CURRENT = {"model": "simple_cnn", "permute_pixels": False, "lr": 0.01, "seed": 5, "registry": {}}
+
+
+def test_only_results_of_the_current_params_count() -> None:
+    others = [recipe(CNN, [0.99], lr=0.1), recipe(MLP, [0.99], lr=0.1)]
+
+    assert shuffled_pixels.known_cases([*others, *RECIPES.values()], CURRENT) == RECIPES
+
+
+def test_what_is_there_is_not_trained_again() -> None:
+    some = {CNN: recipe(CNN, [0.9]), MLP: RECIPES[MLP]}
+
+    assert shuffled_pixels.missing(some, 3) == {
+        CNN: [1, 2],
+        SHUFFLED_CNN: [0, 1, 2],
+        SHUFFLED_MLP: [0, 1, 2],
+    }
+    assert shuffled_pixels.missing(RECIPES, 3) == {}
+    assert shuffled_pixels.missing(RECIPES, 4) == {case: [3] for case in CASES}
+
+
+@pytest.mark.parametrize(("refused", "where"), [("--queue", "dvc exp run --queue"), ("nothing", "dvc queue")])
+def test_trainings_that_dvc_refuses_or_that_fail_are_an_error(
+    refused: str, where: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(experiments, "dvc", lambda *arguments: int(refused in arguments))
+    monkeypatch.setattr("mnist.comparison.recipes.load", lambda *_: ([RECIPES[CNN]], []))
+
+    with pytest.raises(InputError, match=f"^{where}: "):
+        shuffled_pixels.train(tmp_path, CURRENT, 3, jobs=2)
+
+
+def test_costs_are_paired_by_seed() -> None:
+    found = shuffled_pixels.summary(RECIPES, 3)
+
+    cost = found["networks"]["simple_cnn"]["cost"]
+    assert cost["mean"] == pytest.approx(0.1)
+    half = 4.3027 * 0.01 / 3**0.5  # t(2, 0.975) of a table; the costs are 9, 10 and 11 points
+    assert cost["interval"] == pytest.approx((0.1 - half, 0.1 + half), rel=1e-3)
+    rows = shuffled_pixels.table(RECIPES).splitlines()
+    assert rows[2].split()[:4] == ["convolutional", "shuffled", "3", "85.00%"]
+
+
+def test_the_picture_shows_both_networks_and_is_the_same_each_time(tmp_path: Path) -> None:
+    found = shuffled_pixels.summary(RECIPES, 3)
+    for name in ("one.png", "two.png"):
+        shuffled_pixels.draw(tmp_path / name, found)
+
+    assert (tmp_path / "one.png").read_bytes() == (tmp_path / "two.png").read_bytes()
+    picture = imread(tmp_path / "one.png")[:, :, :3]
+    for color in ((0x09, 0x69, 0xDA), (0xBC, 0x4C, 0x00)):
+        assert (np.abs(picture - np.array(color) / 255).max(2) < 0.01).sum() > 300
+
+
+def test_the_committed_numbers_are_those_of_the_readme() -> None:
+    found = json.loads((ROOT / shuffled_pixels.NUMBERS).read_text())
+
+    assert shuffled_pixels.sentence(found) in " ".join((ROOT / "README.md").read_text().split())
+    cnn, mlp = (found["networks"][name]["cost"] for name in ("simple_cnn", "mlp"))
+    assert cnn["interval"][0] > 0.01
+    assert mlp["interval"][0] < 0 < mlp["interval"][1]

@@ -21,10 +21,11 @@ setup: .venv/installed ## Make .venv with the pinned packages (skipped when noth
 # compiled, or else every process compiles torch and Great Expectations anew: twice the time.
 .venv/installed: requirements.lock
 	@echo "Setting up .venv: torch and all, some GB, a minute or two; later runs skip this"
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"ERROR: $(PYTHON) is Python {sys.version.split()[0]}, expected 3.11 or newer: make PYTHON=python3.12 setup")'
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14) and f"ERROR: $(PYTHON) is Python {sys.version.split()[0]}, expected 3.11 to 3.13: make PYTHON=python3.12 setup")'
 	@$(BIN)/python -c '' 2>/dev/null || { rm -rf .venv; $(PYTHON) -m venv .venv; }
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check "$$(grep -o '^uv==[0-9.]*' $<)"
 	@$(BIN)/uv pip sync --quiet --compile-bytecode --require-hashes --python $(BIN)/python requirements.lock
+	@$(BIN)/uv pip install --quiet --no-deps --no-build-isolation --python $(BIN)/python --editable .
 	@$(BIN)/uv pip check --quiet --python $(BIN)/python
 	@touch $@
 

@@ -68,8 +68,8 @@ def verify() -> bool:
     commit = git.text("rev-parse", "HEAD", folder=home)
     with sandbox.temporary("verify") as aside:
         sandbox.lay_out(commit, aside.checkout)
-        committed, stages = lock.locked(aside.checkout), lock.pipeline(aside.checkout)
-        doubts = [*lock.doubts(stages, committed), *_contradictions(aside.checkout)]
+        committed, stages = lock.read(aside.checkout), lock.pipeline(aside.checkout)
+        doubts = [*lock.stale_reasons(stages, committed), *_contradictions(aside.checkout)]
         kept = [one for one in stages if any(out.kept_in for out in one.outs.values())]
         _say(f"commit {commit[:12]}")
         _say(*(f"  NO  {doubt}" for doubt in doubts))
@@ -81,7 +81,7 @@ def verify() -> bool:
         _say(f"  running {', '.join(one.name for one in kept)} in {aside.checkout}{left_out}")
         _keep(aside, kept)
         sandbox.run(aside, [one.name for one in kept], cache=experiments.cache(home), output=sys.stderr)
-        rows = _rows(aside, kept, committed, lock.locked(aside.checkout))
+        rows = _rows(aside, kept, committed, lock.read(aside.checkout))
     cells = [(row.what, row.committed, row.made, row.text) for row in rows]
     _say("", *guarantee.aligned([("what", "committed", "made again", "equal?"), *cells]), "")
     _say(_verdict(doubts, rows))

@@ -256,7 +256,7 @@ def restore(root: Path, revision: Revision, folder: Path, *, kept: Path) -> None
         archive.extraction_filter = getattr(tarfile, "data_filter", None)
         archive.extractall(folder)  # noqa: S202, with that filter; and it is what git packed
     outs: dict[str, str] = {}
-    for stage in lock.locked(folder).values():
+    for stage in lock.read(folder).values():
         outs |= lock.digests(stage, "outs")
     missing = {path: digest for path, digest in outs.items() if not (folder / path).exists()}
     if not missing:

@@ -1,23 +1,22 @@
-"""Whether results are those of the code, data and params beside them: what can be told without a run.
+"""Are these results those of this code, data and params? `dvc.yaml` against `dvc.lock` against the files.
 
-`dvc.lock` says what each stage read and wrote when it ran; what `dvc.yaml` and the files say now is
-compared with it.
+`dvc.lock` holds what each stage read and wrote when it ran. It is compared with what DVC finds now,
+files and folders alike, without a run.
 """
 
-import hashlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
-
-from dvc.dependency import ParamsDependency
-from dvc.exceptions import DvcException
-from dvc.repo import Repo
-from dvc.stage import PipelineStage
+from typing import TYPE_CHECKING, Any, Literal
 
 from mnist.core import config, paths
 from mnist.core.errors import InputError
+from mnist.lineage import git
+
+if TYPE_CHECKING:
+    from dvc.repo import Repo
+    from dvc.stage import PipelineStage
 
 MAKERS = ("train", "evaluate")  # the stages that make a result
 
@@ -54,24 +53,80 @@ class Stage:
     outs: Mapping[str, Out]
 
 
+@dataclass(frozen=True)
+class Change:
+    """One thing of a stage that is not as `dvc.lock` has it.
+
+    Attributes:
+        what: `cmd`, a path, or a param, which has its file in front unless that is `params.yaml`.
+        reason: how it differs.
+    """
+
+    what: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.what} {self.reason}"
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """Return the stages of `dvc.lock` in a folder; none where there is no such file.
+
+    Raises:
+        InputError: it is not what DVC writes.
+    """
+    path = folder / paths.LOCK
+    return parse(path.read_bytes() if path.is_file() else b"")
+
+
+def parse(content: bytes) -> dict[str, Any]:
+    """Return the stages of a `dvc.lock`; none of an empty one.
+
+    Raises:
+        InputError: it is not what DVC writes.
+    """
+    stages = config.parse_keys(content, str(paths.LOCK)).get("stages", {})
+    if not isinstance(stages, dict) or not all(isinstance(entry, dict) for entry in stages.values()):
+        raise InputError(str(paths.LOCK), found="no stages", expected="what DVC wrote")
+    return stages
+
+
+def digests(entry: Mapping[str, Any], kind: Literal["deps", "outs"]) -> dict[str, str]:
+    """Return DVC's digests by path, as the entry of a stage in `dvc.lock` has them."""
+    return {one["path"]: one["md5"] for one in entry.get(kind, []) if "md5" in one}
+
+
 def pipeline(folder: Path) -> list[Stage]:
-    """The stages of the checkout in `folder`, as DVC reads its `dvc.yaml`: in order, templates filled in.
+    """Return the stages of the checkout in `folder`, as DVC reads its `dvc.yaml`: templates filled in.
 
     Raises:
         InputError: DVC cannot read it.
     """
+    from dvc.exceptions import DvcException
+    from dvc.repo import Repo
+    from dvc.scm import NoSCM
+
     try:
-        # Its own place for DVC's notes on files: the usual one is never tidied up, and it may be temporary.
-        with Repo(str(folder), config={"core": {"site_cache_dir": str(folder / ".dvc/tmp/site")}}) as repo:
-            ours = str(folder.resolve() / paths.PIPELINE)
-            return [_stage(repo, stage) for stage in repo.index.stages if stage.path == ours]
+        # DVC's notes on files stay in the folder: the usual place is never tidied, and it may be temporary.
+        settings = {"core": {"site_cache_dir": str(folder.resolve() / ".dvc/tmp/site")}}
+        is_git = bool(git.text_or_empty("rev-parse", "--git-dir", folder=folder))
+        with Repo(str(folder), config=settings, scm=None if is_git else NoSCM(str(folder))) as repo:
+            return stages(repo)
     except DvcException as error:
         # DVC names the file by its way from the current folder.
         found = re.sub(r"'[^']*?([^'/]+)'", r"\1", " ".join(str(error).split()), count=1)
         raise InputError("the pipeline", found=found, expected="one that DVC can read") from None
 
 
-def _stage(repo: Repo, stage: PipelineStage) -> Stage:
+def stages(repo: "Repo") -> list[Stage]:
+    """Return the stages of the `dvc.yaml` at the root of a repository, at the revision that DVC stands at."""
+    ours = repo.fs.join(repo.root_dir, str(paths.PIPELINE))
+    return [_stage(repo, stage) for stage in repo.index.stages if stage.path == ours]
+
+
+def _stage(repo: "Repo", stage: "PipelineStage") -> Stage:
+    from dvc.dependency import ParamsDependency
+
     params = [dep for dep in stage.deps if isinstance(dep, ParamsDependency)]
     deps = [dep for dep in stage.deps if dep not in params]
     return Stage(
@@ -81,7 +136,7 @@ def _stage(repo: Repo, stage: PipelineStage) -> Stage:
         params={dep.def_path: dep.read_params() for dep in params},
         outs={
             out.def_path: Out(
-                kept_in="cache" if out.use_cache else "" if repo.scm.is_ignored(out.fs_path) else "git",
+                kept_in="cache" if out.use_cache else "" if _is_ignored(repo, out.def_path) else "git",
                 digest=out.get_hash().value if out.exists else None,
             )
             for out in stage.outs
@@ -89,100 +144,33 @@ def _stage(repo: Repo, stage: PipelineStage) -> Stage:
     )
 
 
-def locked(folder: Path) -> dict[str, Any]:
-    """The stages of `dvc.lock`; none where there is no such file.
-
-    Raises:
-        InputError: it is no YAML.
-    """
-    stages: dict[str, Any] = config.read_keys(folder, paths.LOCK).get("stages", {})
-    return stages
+def _is_ignored(repo: "Repo", path: str) -> bool:
+    return bool(repo.scm.is_ignored(str(Path(repo.scm.root_dir, path))))
 
 
-def digests(made: Mapping[str, Any], kind: Literal["deps", "outs"]) -> dict[str, str]:
-    """By path, as a stage of `dvc.lock` has them."""
-    return {entry["path"]: entry["md5"] for entry in made.get(kind, []) if "md5" in entry}
-
-
-def kept(folder: Path) -> list[Path]:
-    """What a run is to keep of the result in `folder`: all that its stages made, which were others once."""
-    made = {path for entry in locked(folder).values() for path in digests(entry, "outs")}
-    always = (paths.PARAMS, paths.PIPELINE, paths.LOCK)
-    return [path for path in paths.ARTIFACTS if path in always or path.as_posix() in made]
-
-
-def doubts(stages: Sequence[Stage], made: Mapping[str, Any]) -> list[str]:
-    """What tells, without a run, that results were not made by the stages as they are: a line each.
+def stale_reasons(now: Sequence[Stage], locked: Mapping[str, Any]) -> list[str]:
+    """Return why results were not made by the stages as they are: a line each, none where they were.
 
     What one stage makes and another reads is compared as `dvc.lock` has it on both sides, since it
     may not be there.
 
     Args:
-        stages: of a clean checkout.
-        made: what `locked` says of it.
+        now: of a clean checkout.
+        locked: what `read` returned.
     """
-    wrote = {path: digest for entry in made.values() for path, digest in digests(entry, "outs").items()}
+    wrote = {path: digest for entry in locked.values() for path, digest in digests(entry, "outs").items()}
     found: dict[str, list[str]] = {}
-    for stage in stages:
-        if stage.name not in made:
+    for stage in now:
+        if stage.name not in locked:
             found.setdefault(f"not in {paths.LOCK}", []).append(stage.name)
             continue
-        deps = {path: wrote.get(path, digest) for path, digest in stage.deps.items()}
-        now = replace(stage, deps=deps)
-        for difference in [*_since(now, made[stage.name]), *_outs_since(now, made[stage.name])]:
-            found.setdefault(difference, []).append(stage.name)
-    gone = [name for name in made if name not in {stage.name for stage in stages}]
-    if gone:
-        found[f"in {paths.LOCK}, not in {paths.PIPELINE}: delete its lines"] = gone
-    return [f"stage {', '.join(names)}: {difference}" for difference, names in found.items()]
-
-
-def _outs_since(stage: Stage, made: Mapping[str, Any]) -> Iterator[str]:
-    """How the outs of a stage, as far as they are there, are other ones than it wrote."""
-    wrote = digests(made, "outs")
-    for path in dict.fromkeys([*stage.outs, *wrote]):
-        if path not in wrote:
-            yield f"{path} is a new out"
-        elif path not in stage.outs:
-            yield f"{path} is no out any more"
-        elif stage.outs[path].digest is None and stage.outs[path].kept_in == "git":
-            yield f"{path} is not in git"
-        elif stage.outs[path].digest not in (None, wrote[path]):
-            yield f"{path} is not what it wrote"
-
-
-def _since(stage: Stage, made: Mapping[str, Any]) -> Iterator[str]:
-    """How a stage is another one than what ran according to `dvc.lock`."""
-    if made["cmd"] != stage.cmd:
-        yield f"its cmd is `{_command(stage.cmd)}`, was `{_command(made['cmd'])}`"
-    read = digests(made, "deps")
-    for path in dict.fromkeys([*stage.deps, *read]):
-        if path not in read:
-            yield f"{path} is a new dep"
-        elif path not in stage.deps:
-            yield f"{path} is no dep any more"
-        elif stage.deps[path] is None:
-            yield f"{path} is not there"
-        elif stage.deps[path] != read[path]:
-            yield f"{path} changed since"
-    yield from _params_since(stage.params, made.get("params", {}))
-
-
-def _params_since(params: Mapping[str, Mapping[str, Any]], ran: Mapping[str, Any]) -> Iterator[str]:
-    for file in dict.fromkeys([*params, *ran]):
-        now, was = config.flat(params.get(file, {})), config.flat(ran.get(file, {}))
-        prefix = "" if file == str(paths.PARAMS) else f"{file}:"
-        for key in dict.fromkeys([*now, *was]):
-            if key not in was:
-                yield f"{prefix}{key} is a new param"
-            elif key not in now:
-                yield f"{prefix}{key} is no param any more"
-            elif now[key] != was[key]:
-                yield f"{prefix}{key} is {now[key]}, was {was[key]}"
-
-
-def _command(cmd: Any) -> str:
-    return " && ".join(cmd) if isinstance(cmd, list) else str(cmd)
+        entry = locked[stage.name]
+        for change in [*changes(stage, entry, wrote=wrote), *changed_outs(stage, entry)]:
+            found.setdefault(str(change), []).append(stage.name)
+    removed = [name for name in locked if name not in {stage.name for stage in now}]
+    if removed:
+        found[f"in {paths.LOCK}, not in {paths.PIPELINE}: delete its lines"] = removed
+    return [f"stage {', '.join(names)}: {reason}" for reason, names in found.items()]
 
 
 def check(folder: Path) -> None:
@@ -191,44 +179,84 @@ def check(folder: Path) -> None:
     Raises:
         InputError: it has no results, or something was changed since.
     """
-    made = locked(folder)
+    locked = read(folder)
     for name in MAKERS:
-        if name not in made:
+        if name not in locked:
             raise _stale(f"no stage {name}")
-    pipeline, values = (
-        config.read_keys(folder, paths.PIPELINE).get("stages", {}),
-        config.read_keys(folder, paths.PARAMS),
-    )
+    now = {stage.name: stage for stage in pipeline(folder)}
     for name in MAKERS:
-        now = pipeline.get(name, {})
-        stage = Stage(
-            name=name,
-            cmd=now.get("cmd"),
-            deps={dep: _md5(folder / dep) for dep in now.get("deps", [])},
-            params={str(paths.PARAMS): {key: _at(values, key) for key in now.get("params", [])}},
-            outs={},
-        )
-        for difference in _since(stage, made[name]):
-            raise _stale(f"stage {name}: {difference}")
-        for path, digest in digests(made[name], "outs").items():
-            if _md5(folder / path) != digest:
-                raise _stale(f"{path} is not what stage {name} wrote")
+        if name not in now:
+            raise _stale(f"no stage {name} in {paths.PIPELINE}")
+        for change in [*changes(now[name], locked[name]), *changed_outs(now[name], locked[name])]:
+            raise _stale(f"stage {name}: {change}")
+        for path, out in now[name].outs.items():
+            if out.digest is None:
+                raise _stale(f"{path} is not there")
 
 
 def _stale(found: str) -> InputError:
     return InputError(str(paths.LOCK), found=found, expected="a result of what is there: `dvc repro`")
 
 
-def _md5(path: Path) -> str | None:
-    """The digest of a file; None for none."""
-    if not path.is_file():
-        return None
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+def changes(
+    stage: Stage, entry: Mapping[str, Any], *, wrote: Mapping[str, str] | None = None
+) -> Iterator[Change]:
+    """Yield how the command, deps and params of a stage differ from what ran.
+
+    Args:
+        stage: what it is now.
+        entry: its entry in `dvc.lock`.
+        wrote: digests by path to go by, instead of the files that are there.
+    """
+    if entry.get("cmd") != stage.cmd:
+        yield Change("cmd", f"is `{_command(stage.cmd)}`, was `{_command(entry.get('cmd'))}`")
+    ran_with = digests(entry, "deps")
+    deps = {**stage.deps, **{path: digest for path, digest in (wrote or {}).items() if path in stage.deps}}
+    for path in dict.fromkeys([*deps, *ran_with]):
+        if path not in ran_with:
+            yield Change(path, "is a new dep")
+        elif path not in deps:
+            yield Change(path, "is no dep any more")
+        elif deps[path] is None:
+            yield Change(path, "is not there")
+        elif deps[path] != ran_with[path]:
+            yield Change(path, "changed since")
+    yield from _changed_params(stage.params, entry.get("params", {}))
 
 
-def _at(values: Any, key: str) -> Any:
-    """A param by its dotted key; a section is one, too."""
-    for part in key.split("."):
-        values = values.get(part) if isinstance(values, dict) else None
-    return values
+def _changed_params(params: Mapping[str, Mapping[str, Any]], ran_with: Mapping[str, Any]) -> Iterator[Change]:
+    for file in dict.fromkeys([*params, *ran_with]):
+        now, was = config.flat(params.get(file, {})), config.flat(ran_with.get(file, {}))
+        prefix = "" if file == str(paths.PARAMS) else f"{file}:"
+        for key in dict.fromkeys([*now, *was]):
+            if key not in was:
+                yield Change(f"{prefix}{key}", "is a new param")
+            elif key not in now:
+                yield Change(f"{prefix}{key}", "is no param any more")
+            elif now[key] != was[key]:
+                yield Change(f"{prefix}{key}", f"is {now[key]}, was {was[key]}")
+
+
+def changed_outs(stage: Stage, entry: Mapping[str, Any]) -> Iterator[Change]:
+    """Yield how the outs of a stage, as far as they are there, differ from what it wrote."""
+    wrote = digests(entry, "outs")
+    for path in dict.fromkeys([*stage.outs, *wrote]):
+        if path not in wrote:
+            yield Change(path, "is a new out")
+        elif path not in stage.outs:
+            yield Change(path, "is no out any more")
+        elif stage.outs[path].digest is None and stage.outs[path].kept_in == "git":
+            yield Change(path, "is not in git")
+        elif stage.outs[path].digest not in (None, wrote[path]):
+            yield Change(path, "is not what it wrote")
+
+
+def _command(cmd: Any) -> str:
+    return " && ".join(cmd) if isinstance(cmd, list) else str(cmd)
+
+
+def kept(folder: Path) -> list[Path]:
+    """Return the files that an MLflow run keeps of the result in `folder`: all that its stages made."""
+    made = {path for entry in read(folder).values() for path in digests(entry, "outs")}
+    always = (paths.PARAMS, paths.PIPELINE, paths.LOCK)
+    return [path for path in paths.ARTIFACTS if path in always or path.as_posix() in made]

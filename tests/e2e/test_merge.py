@@ -102,7 +102,7 @@ class Toy:
         """The result is that of the commit, and all is committed."""
         assert self.run("git status --porcelain").stdout == ""
         assert self.run("dvc status").stdout == "Data and pipelines are up to date.\n"
-        assert lock.doubts(lock.pipeline(self.folder), lock.locked(self.folder)) == []
+        assert lock.stale_reasons(lock.pipeline(self.folder), lock.read(self.folder)) == []
 
 
 @pytest.fixture(scope="module")

@@ -356,8 +356,8 @@ def test_code_that_fails_is_an_error(desk: Desk, fresh: Clone) -> None:
 
 
 def doubts(clone: Clone) -> list[str]:
-    made = lock.locked(clone.folder)
-    return lock.doubts(lock.pipeline(clone.folder), made)
+    made = lock.read(clone.folder)
+    return lock.stale_reasons(lock.pipeline(clone.folder), made)
 
 
 GATE = "      - mnist/data/gate.py\n"  # the first is a dep of stage stats
@@ -385,7 +385,7 @@ NOT_WRITTEN = "stage evaluate: metrics/test.json is not what it wrote"
             "stage validate: datasets.yaml:mnist.validation.num_test is 9, was 300",
         ),
         ("params.yaml", "lr: 0.02", "other: 0.02", "stage train, register: lr is no param any more"),
-        ("dvc.yaml", NICE[5:], NICE, f"stage stats: its cmd is `{NICE}`, was `{NICE[5:]}`"),
+        ("dvc.yaml", NICE[5:], NICE, f"stage stats: cmd is `{NICE}`, was `{NICE[5:]}`"),
         ("dvc.yaml", GATE, "", "stage stats: mnist/data/gate.py is no dep any more"),
         ("dvc.yaml", GATE, f"      - README.md\n{GATE}", "stage stats: README.md is a new dep"),
         ("dvc.yaml", SHIFT, "", "stage train: shift is no param any more"),
@@ -421,7 +421,7 @@ def test_what_makes_no_difference_is_no_doubt(fresh: Clone, file: str, old: str,
 
 
 def test_stages_that_do_not_fit_together_are_seen(fresh: Clone) -> None:
-    made = lock.digests(lock.locked(fresh.folder)["stats"], "outs")["data/stats.json"]
+    made = lock.digests(lock.read(fresh.folder)["stats"], "outs")["data/stats.json"]
     text = fresh.read("dvc.lock")
     before, _, after = text.rpartition(made)  # the last is a dep of another stage
     (fresh.folder / "dvc.lock").write_text(f"{before}{'f' * 32}{after}")

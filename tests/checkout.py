@@ -1,4 +1,4 @@
-"""A checkout of the project on small data, in which tests type what users type."""
+"""A checkout of the project on small data, and the commands that tests run in it."""
 
 import os
 import shutil
@@ -20,11 +20,11 @@ ROOT = Path(__file__).parents[1]
 STAGES = ["download", "validate", "stats", "train", "evaluate", "register"]
 NAME = "mnist-simplecnn"
 
-# Variables of a user that a test must not see. MAKE: under `make test` a `make` in a test would name the
+# Variables of the user that a test must not see. MAKE: under `make test` a `make` in a test would print the
 # folders that it enters.
 FOREIGN = ("DVC", "MLFLOW", "MNIST", "MAKE", "MFLAGS")
 
-# What the small data need: a recipe that learns them in a second.
+# Params that learn the small data in a second.
 SMALL = {
     "seed": 3,
     "val_size": 200,
@@ -45,7 +45,7 @@ class Clone:
     store: str = "mlflow.db"
 
     def start(self, *command: str, **environment: str) -> subprocess.Popen[str]:
-        """Start a command in the clone; its output is one stream."""
+        """Start a command in the clone, with stdout and stderr in one stream."""
         return subprocess.Popen(
             command,
             cwd=self.folder,
@@ -56,7 +56,7 @@ class Clone:
         )
 
     def run(self, *command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-        """Run in the clone; a command that fails shows what it printed."""
+        """Run a command in the clone; a failure shows what it printed."""
         with self.start(*command) as process:
             output, _ = process.communicate()
         done = subprocess.CompletedProcess(command, process.returncode, output)
@@ -75,27 +75,27 @@ class Clone:
         self.run("git", "-c", "user.name=t", "-c", "user.email=t@example.org", "commit", "-qm", message)
 
     def reset(self) -> None:
-        """Go back to what is committed, outputs included."""
+        """Restore what is committed, outputs included."""
         self.run("git", "checkout", "-q", ".")
         self.run("dvc", "checkout", "-q", "--force", "--allow-missing")
 
     @property
     def client(self) -> MlflowClient:
-        """Of the clone's store."""
+        """A client of the clone's store."""
         uri = f"sqlite:///{self.folder}/{self.store}"
         return MlflowClient(tracking_uri=uri, registry_uri=uri)
 
     def runs(self, status: str = "FINISHED") -> list[Run]:
-        """All runs of the store with this status, newest first."""
+        """Return the runs of the store with this status, newest first."""
         return list(self.client.search_runs(["1"], f"attributes.status = '{status}'"))
 
     def read(self, name: str) -> str:
-        """A file of the clone."""
+        """Return the text of a file of the clone."""
         return (self.folder / name).read_text()
 
 
 def clone_with_data(folder: Path, small_data: SmallData) -> Clone:
-    """A checkout in which all is there that `train` reads, committed; it has no store yet."""
+    """Make a clone with the inputs of `train`, committed, and without a store."""
     made = clone(folder, small_data)
     made.dvc("repro", "stats")
     made.commit("Data")
@@ -103,7 +103,7 @@ def clone_with_data(folder: Path, small_data: SmallData) -> Clone:
 
 
 def clone(folder: Path, small_data: SmallData) -> Clone:
-    """The working tree, committed in a new repository at `folder`; its MNIST is the small data."""
+    """Commit the working tree in a new repository at `folder`, with the small data as its MNIST."""
     listed = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
         cwd=ROOT,
@@ -154,20 +154,20 @@ def edit(clone: Clone, name: str, old: str, new: str) -> None:
 
 
 def processes_in(folder: Path) -> list[psutil.Process]:
-    """Those whose current folder is under this one."""
+    """Return the processes whose current folder is under this one."""
     processes = psutil.process_iter(["cwd"])
     return [process for process in processes if (process.info["cwd"] or "").startswith(str(folder))]
 
 
 def start_workers(clone: Clone, num_workers: int) -> None:
-    """Let DVC run what is queued, in the background."""
-    # Not by `clone.run`: they inherit the pipe that it would read to its end, theirs.
+    """Start DVC's workers on the queue, in the background."""
+    # Not by `clone.run`: the workers inherit its pipe, which it would read until they end.
     command, silent = ["dvc", "queue", "start", "-j", str(num_workers)], subprocess.DEVNULL
     subprocess.run(command, cwd=clone.folder, env=clone.environment, stdout=silent, stderr=silent, check=True)
 
 
 def stop_workers(folder: Path) -> None:
-    """End those that still wait for more; `dvc queue stop` asks them, and such a message can get lost."""
+    """End the workers that wait for more; the message of `dvc queue stop` can get lost."""
     ids = [path.read_text() for path in folder.glob(".dvc/tmp/exps/celery/dvc-exp-worker-*.pid")]
     deadline = time.monotonic() + 60
     while alive := [worker for worker in ids if _is_worker(worker)]:
@@ -183,7 +183,7 @@ def _is_worker(process: str) -> bool:
 
 
 def set_up(clone: Clone) -> None:
-    """Let `make` in the clone find the environment of these tests, and take it for set up."""
+    """Link the environment of these tests into the clone, so that `make` uses it and installs nothing."""
     environment = clone.folder / ".venv"
     environment.mkdir()
     for name in ("bin", "lib", "pyvenv.cfg"):

@@ -1,4 +1,4 @@
-"""Small, learnable data in MNIST's own form, made anew for every test run."""
+"""Small data in MNIST's own format that a network learns in seconds, and fixtures that every test may use."""
 
 import gzip
 import hashlib
@@ -19,8 +19,8 @@ from filelock import FileLock
 from mnist.data import store
 from mnist.data.store import Bytes, Description, Images
 
-# Who starts the tests in the background (`make test &`, `nohup`) has them ignore these signals, and so
-# would all that they start; tests send them.
+# In the background (`make test &`, `nohup`) a process starts with these signals ignored, and its children
+# inherit that; tests send them.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
@@ -63,7 +63,7 @@ MISSING = {
 
 
 def digits(num_images: int, *, seed: int) -> Images:
-    """Calculator digits of random place and brightness, as many of each class as can be."""
+    """Draw calculator digits at random places, in random brightness, with the classes in balance."""
     rng = np.random.default_rng(seed)
     labels_N = rng.permutation(np.arange(num_images) % 10).astype(np.uint8)
     images_NHW = np.zeros((num_images, 28, 28), np.uint8)
@@ -80,21 +80,21 @@ def digits(num_images: int, *, seed: int) -> Images:
 
 
 def idx(array: Bytes) -> bytes:
-    """`array` in the IDX format: two zero bytes, 8 for uint8, the rank, the sizes, the bytes."""
+    """Return `array` in the IDX format: two zero bytes, 8 for uint8, the rank, the sizes, the bytes."""
     sizes = b"".join(size.to_bytes(4, "big") for size in array.shape)
     return bytes([0, 0, 8, array.ndim]) + sizes + array.tobytes()
 
 
 @dataclass(frozen=True, kw_only=True)
 class SmallData:
-    """A made data set and the folder of its four archives, which serves as a mirror."""
+    """A generated data set, and the folder with its four archives that serves as a mirror."""
 
     train: Images
     test: Images
     mirror: Path
 
     def section(self, **others: Any) -> dict[str, Any]:
-        """As in `datasets.yaml`, with bounds that these images keep."""
+        """Return its section of `datasets.yaml`, with bounds that these images satisfy."""
         return {
             "title": DIGITS.title,
             "classes": list(DIGITS.classes),
@@ -106,7 +106,7 @@ class SmallData:
 
     @property
     def checksums(self) -> dict[str, dict[str, str]]:
-        """As in `datasets.yaml`."""
+        """Its checksums as in `datasets.yaml`."""
         return {
             path.name: {
                 "md5": hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest(),
@@ -126,7 +126,7 @@ MadeOnce = Callable[[str, Callable[[Path], None]], Path]
 
 @pytest.fixture(scope="session")
 def made_once(tmp_path_factory: pytest.TempPathFactory) -> MadeOnce:
-    """Make a folder of a name once for all processes of this session, and return its path."""
+    """Make a folder with a name once for all processes of this session, and return its path."""
     base = tmp_path_factory.getbasetemp()
     shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
 
@@ -145,7 +145,7 @@ def made_once(tmp_path_factory: pytest.TempPathFactory) -> MadeOnce:
 
 @pytest.fixture(scope="session")
 def small_data(made_once: MadeOnce) -> SmallData:
-    """1,200 training and 300 test images, 1 to 9 of them alike in nothing but their class."""
+    """1,200 training and 300 test images of ten classes."""
     train, test = digits(1200, seed=0), digits(300, seed=1)
 
     def make(mirror: Path) -> None:
@@ -159,7 +159,7 @@ def small_data(made_once: MadeOnce) -> SmallData:
 
 @pytest.fixture(scope="session")
 def migrated_store(made_once: MadeOnce) -> Path:
-    """An empty SQLite store with MLflow's migrations done, for a test to copy: making one takes 2 s."""
+    """An empty SQLite store of MLflow for tests to copy, since its migrations take 2 s."""
 
     def make(folder: Path) -> None:
         uri = f"sqlite:///{folder}/mlflow.db"
@@ -171,7 +171,7 @@ def migrated_store(made_once: MadeOnce) -> Path:
 
 @pytest.fixture
 def dataset_path(small_data: SmallData, tmp_path: Path) -> Path:
-    """The small data as `download` writes them."""
+    """The file that `download` makes of the small data."""
     path = tmp_path / "mnist.safetensors"
     store.write(path, train=small_data.train, test=small_data.test, description=DIGITS)
     return path
@@ -179,7 +179,7 @@ def dataset_path(small_data: SmallData, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def torch_as_before() -> Iterator[None]:
-    """What `devices.prepare` sets holds for the whole process: set it back."""
+    """Restore the settings of the process that `devices.prepare` changes."""
     import torch
 
     fills = torch.utils.deterministic

@@ -30,8 +30,8 @@ def experiment(trained_template: Clone, tmp_path_factory: pytest.TempPathFactory
     return clone
 
 
-def test_repro_writes_every_output(trained_template: Clone, small_data: SmallData) -> None:
-    clone = trained_template
+def test_repro_writes_every_output(trained: Clone, small_data: SmallData) -> None:
+    clone = trained
     for stage in yaml.safe_load(clone.read("dvc.lock"))["stages"].values():
         for output in stage["outs"]:
             assert (clone.folder / output["path"]).exists()

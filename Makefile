@@ -104,8 +104,8 @@ report: setup ## Make metrics/report.html: the result as one page, to read and t
 	@python -m mnist.cli.report
 
 diff: export BASE := $(BASE)
-diff: setup ## Compare with BASE=main, or BASE and HEAD: a verdict, metrics, params, images, curves
-	@python -m mnist.cli.diff "$$BASE" $(if $(HEAD),--head "$$HEAD") $(ARGS)
+diff: setup ## Compare with BASE=main, or BASE and HEAD: a verdict, metrics, params, images
+	@python -m mnist diff "$$BASE" $(if $(HEAD),"$$HEAD") $(ARGS)
 
 lock: .venv/installed ## Pin the newest packages that pyproject.toml allows, in both locks
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --upgrade --group dev --output-file requirements.lock pyproject.toml

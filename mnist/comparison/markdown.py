@@ -1,11 +1,10 @@
-"""The changes between two revisions as Markdown: for a terminal, a job summary, a pull request's comment.
+"""The comparison of two revisions as Markdown: for a terminal, a job summary, a comment on a pull request.
 
-What comes from the repository (names, values, messages) stands in code spans, in which GitHub neither
-pings people nor loads pictures nor reads HTML, and is cut to a length.
+Names, values and messages from the repository stand in code spans, in which GitHub mentions nobody,
+loads no picture and reads no HTML, and are cut to a length.
 """
 
 import json
-import math
 import re
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -13,173 +12,110 @@ from typing import Any
 from tabulate import tabulate
 
 from mnist.comparison import charts
-from mnist.comparison.changes import HELD_OUT, Changes, Images, Metric, Param, StageChange
+from mnist.comparison.diff import Comparison, Metric
+from mnist.comparison.images import Images
+from mnist.evaluation import statistics
 
-MAX_BYTES = 60_000  # GitHub takes comments of 65,536 characters
 MAX_SHOWN = 60  # characters of a name or value
 MAX_REASON = 200  # characters of a message
 MAX_READ = 2000  # characters of either, most of which may not print
-MAX_SENTENCE = 400  # characters of a warning
-MAX_ROWS = 40  # of a table
-MAX_FILES = 4  # named in a cell
-MAX_CHARTS = 4
-MAX_WRITTEN = 10**18  # a whole number that is shown as one
-NOTHING = "-"
-PLAIN = re.compile(r"[A-Za-z]{1,20}( [A-Za-z]{1,20}){0,3}|[0-9]{1,6}")  # nothing that Markdown knows
+MAX_SENTENCE = 600  # characters of a warning
+MAX_ROWS = 20  # of a table
+MAX_ONE_SIDED = 5  # params that one side alone has
+MAX_CODE = 6  # files and folders of code
+MAX_INDICES = 6  # images in a cell
+MAX_INT = 10**18  # a larger whole number is cut as a text
 SMALLEST_P = 0.0001  # that is written out
+NOTHING = "-"
+PLAIN = re.compile(r"[A-Za-z]{1,20}( [A-Za-z]{1,20}){0,3}|[0-9]{1,6}")  # has no meaning in Markdown
 ARROWS = {"more": " ↑", "less": " ↓", "": ""}
 
 
-def render(changes: Changes) -> str:
-    """The report, below `MAX_BYTES` in UTF-8 whatever changed, with a line end at its end.
-
-    A section for which there is no room is named instead: the largest, since it would push out others.
-    """
+def render(comparison: Comparison) -> str:
+    """Return the report: the verdict first, then warnings, then a section for each kind of change."""
     sections = {
-        "Could not be read": _unreadable(changes),
-        "Metrics": _metrics(changes),
-        "Params": _params(changes.params),
-        "Stages": _stages(changes.stages),
-        "Test images": _classes(changes.images) if changes.images else [],
-        "Confusion": _confusion(changes.images) if changes.images else [],
-        "Learning curves": _curves(changes),
-        "Data validation": _validation(changes),
-        "Cost": _costs(changes),
+        "Could not be read": _problems(comparison),
+        "Metrics": _metrics(comparison),
+        "What changed": _changes(comparison),
+        "Recall by class": _classes(comparison.images) if comparison.images else [],
+        "Images whose prediction changed": _predictions(comparison.images) if comparison.images else [],
+        "Training curves": _curves(comparison),
     }
-    blocks = _head(changes)
-    room = MAX_BYTES - 500 - sum(len(block.encode()) + 2 for block in blocks)  # 500: for the last line
-    texts = {title: "\n\n".join([f"### {title}", *section]) for title, section in sections.items() if section}
-    sizes = {title: len(text.encode()) + 2 for title, text in texts.items()}
-    while sum(sizes.values()) > room:
-        sizes.pop(max(sizes, key=sizes.__getitem__))
-    blocks += [texts[title] for title in sizes]
-    if left_out := [title for title in texts if title not in sizes]:
-        blocks.append(f"No room for: {', '.join(left_out)}. `--json` has all of it.")
+    base = _revision(comparison.base, comparison.base_commit)
+    head = _revision(comparison.head, comparison.head_commit)
+    blocks = [
+        f"## {base} → {head}",
+        f"**{comparison.outcome.capitalize()}**: {_verdict(comparison)}",
+        *(f"> ⚠ {_sentence(warning)}." for warning in comparison.warnings),
+    ]
+    for title, section in sections.items():
+        blocks += [f"### {title}", *section] if section else []
     return "\n\n".join(blocks) + "\n"
 
 
-def _head(changes: Changes) -> list[str]:
-    names = [
-        code(name) + (f" ({commit[:7]})" if commit and not commit.startswith(name) else "")
-        for name, commit in ((changes.base, changes.base_commit), (changes.head, changes.head_commit))
-    ]
-    return [
-        f"## {names[0]} → {names[1]}",
-        f"**{changes.outcome.capitalize()}**: {_verdict(changes)}",
-        *(f"> ⚠ {_plain(warning)}" for warning in changes.warnings[:MAX_ROWS]),
-    ]
+def _revision(name: str, commit: str) -> str:
+    return code(name) + (f" ({commit[:7]})" if commit and not commit.startswith(name) else "")
 
 
-def _verdict(changes: Changes) -> str:
-    images = changes.images
+def _verdict(comparison: Comparison) -> str:
+    images = comparison.images
     if images is None:
-        return f"{_plain(changes.reason)}."
-    paired = images.paired
-    if not (paired.fixed or paired.broken):
-        return (
-            f"accuracy {images.base_accuracy:.2%} on both sides, and the same images right and wrong, "
-            f"of {paired.num_images:,} test images."
-        )
-    low, high = paired.interval_pp
-    text = (
-        f"accuracy {images.base_accuracy:.2%} → {images.head_accuracy:.2%}, **{paired.change_pp:+.2f} pp** "
-        f"(95 % interval {low:+.2f} to {high:+.2f} pp, exact McNemar p {_p(paired.p_two_sided)}): "
-        f"{paired.fixed:,} fixed and {paired.broken:,} broken of the same {paired.num_images:,} test images."
+        return f"{_sentence(comparison.reason)}."
+    if not images.changed:
+        all_images = f"all {images.num_images:,} test images"
+        return f"accuracy {images.base_accuracy:.2%}, the same predictions on {all_images}."
+    low, high = images.interval_pp
+    return (
+        f"accuracy {images.base_accuracy:.2%} → {images.head_accuracy:.2%}, **{images.change_pp:+.2f} pp** "
+        f"(95 % interval {low:+.2f} to {high:+.2f} pp, p {_p(images.p)}): {len(images.fixed):,} fixed and "
+        f"{len(images.broken):,} broken of {images.num_images:,} test images. "
+        "It is about these two networks: compare several seeds to judge a recipe."
     )
-    if changes.outcome == "within noise":
-        return f"{text} Two equally good networks may well differ so much."
-    return f"{text} This is about these two networks: to judge a recipe, compare several seeds."
 
 
-def _unreadable(changes: Changes) -> list[str]:
+def _problems(comparison: Comparison) -> list[str]:
     rows = [
         [code(path), code(name), code(reason, MAX_REASON)]
-        for side, name in (("base", changes.base), ("head", changes.head))
-        for path, reason in changes.problems[side].items()
+        for side, name in (("base", comparison.base), ("head", comparison.head))
+        for path, reason in comparison.problems[side].items()
     ]
-    return _table(["file", "at", "because"], rows)
+    return _table(["file", "at", "reason"], rows)
 
 
-def _metrics(changes: Changes) -> list[str]:
-    of_classes = {f"recall.{one.label}" for one in changes.images.classes} if changes.images else set()
-    shown = [metric for metric in changes.metrics if metric.name not in of_classes]
-    different = [metric for metric in shown if _is_told(metric)]
-    different.sort(key=lambda metric: metric.interval is None)  # what the verdict is about comes first
-    same = [metric.name for metric in shown if not _is_told(metric)]
-    blocks = _table(
-        ["metric", "base", "head", "change", "95 % interval", "p"], map(_metric, different), right=5
-    )
-    if different:
-        blocks.append(
-            "↑ more is better, ↓ less is better. Interval and p (exact McNemar test) are of test images."
-        )
-    if changes.other_held_out and any(HELD_OUT in metric.name for metric in different):
-        keys = ", ".join(map(code, changes.other_held_out))
-        blocks.append(f"`{HELD_OUT}...` is of other held-out images on each side, since {keys} changed.")
+def _metrics(comparison: Comparison) -> list[str]:
+    shown = [metric for metric in comparison.metrics if metric.base != metric.head]
+    same = [metric.name for metric in comparison.metrics if metric.base == metric.head]
+    blocks = _table(["metric", "base", "head", "change"], map(_metric, shown), right=3)
     if same:
-        blocks.append(f"Unchanged: {_listed(same, MAX_ROWS)}.")
+        blocks.append(f"Unchanged: {_names(same)}.")
     return blocks
 
 
-def _is_told(metric: Metric) -> bool:
-    return not metric.is_same or metric.interval is not None
-
-
 def _metric(metric: Metric) -> list[str]:
-    interval = NOTHING
-    if metric.interval:
-        decimals = _decimals(metric.interval)
-        interval = " to ".join(f"{bound:+.{decimals}f}" for bound in metric.interval)
-    change = metric.change
-    if change and isinstance(metric.base, int) and isinstance(metric.head, int):
-        shown = _value(metric.head - metric.base)
-        shown = shown if shown.startswith(("-", "`")) else f"+{shown}"
-    else:
-        shown = NOTHING if change is None else f"{change:+.4g}" if change else "0"
-    return [
-        code(metric.name) + ARROWS[metric.good],
-        _value(metric.base),
-        _value(metric.head),
-        shown,
-        interval,
-        NOTHING if metric.p is None else _p(metric.p),
-    ]
+    change = NOTHING if metric.change is None else f"{metric.change:+.4g}"
+    if metric.change is not None and isinstance(metric.base, int) and isinstance(metric.head, int):
+        change = f"{metric.change:+,}"
+    return [code(metric.name) + ARROWS[metric.better], _value(metric.base), _value(metric.head), change]
 
 
-def _decimals(interval: tuple[float, float]) -> int:
-    """So many that the width has two digits that count."""
-    width = interval[1] - interval[0]
-    return max(0, 1 - math.floor(math.log10(width))) if width > 0 else 0
-
-
-def _params(params: Sequence[Param]) -> list[str]:
+def _changes(comparison: Comparison) -> list[str]:
+    params = comparison.params
+    both = [param for param in params if param.base is not None and param.head is not None]
+    removed = [param for param in params if param.head is None]
+    added = [param for param in params if param.base is None]
     rows = [
-        [
-            code(param.name),
-            NOTHING if param.side == "head" else _literal(param.base),
-            NOTHING if param.side == "base" else _literal(param.head),
-        ]
-        for param in params
+        [code(param.name), _literal(param.base), _literal(param.head)]
+        for param in [*both, *removed[:MAX_ONE_SIDED], *added[:MAX_ONE_SIDED]]
     ]
-    return _table(["param", "base", "head"], rows)
-
-
-def _stages(stages: Sequence[StageChange]) -> list[str]:
-    rows = []
-    for stage in stages:
-        what = {"both": "", "base": "removed", "head": "new"}[stage.side]
-        rows.append(
-            [
-                code(stage.name) + (f" ({what})" if what else ""),
-                "changed" if stage.is_cmd and not what else "",
-                "" if what else _listed(stage.params, MAX_FILES),
-                "" if what else _listed(stage.code, MAX_FILES),
-                "" if what else _listed(stage.data, MAX_FILES),
-            ]
-        )
-    head = ["stage", "command", "params", "code", "data"]
-    told = [column for column in range(len(head)) if column == 0 or any(row[column] for row in rows)]
-    return _table([head[column] for column in told], [[row[column] for column in told] for row in rows])
+    blocks = _table(["param", "base", "head"], rows)
+    for side, names in (("base", removed), ("head", added)):
+        if len(names) > MAX_ONE_SIDED:
+            blocks.append(f"{len(names) - MAX_ONE_SIDED:,} more params are in {side} alone.")
+    if comparison.code:
+        blocks.append(f"Code: {_names(comparison.code, MAX_CODE)}.")
+    if comparison.data:
+        blocks.append(f"Data: {_sentence(comparison.data)}.")
+    return blocks
 
 
 def _classes(images: Images) -> list[str]:
@@ -188,130 +124,82 @@ def _classes(images: Images) -> list[str]:
     rows = [
         [
             _name(one.label),
-            f"{one.paired.num_images:,}",
+            f"{one.num_images:,}",
             f"{one.base_recall:.2%}",
             f"{one.head_recall:.2%}",
-            f"{one.paired.change_pp:+.2f} pp",
-            f"{one.paired.fixed:,}",
-            f"{one.paired.broken:,}",
+            f"{100 * (one.head_recall - one.base_recall):+.2f} pp",
+            f"{one.fixed:,}",
+            f"{one.broken:,}",
             _p(one.p),
         ]
         for one in images.classes
     ]
     beyond = [
-        f"{_name(one.label)} ({'better' if one.paired.change_pp > 0 else 'worse'})"
+        f"{_name(one.label)} ({'better' if one.fixed > one.broken else 'worse'})"
         for one in images.classes
-        if one.is_beyond_noise
-    ]
-    summary = (
-        f"{images.paired.fixed:,} fixed, {images.paired.broken:,} broken. Recall beyond noise: "
-        f"{', '.join(beyond) or 'of no class'} (exact McNemar test for each class, p adjusted by Holm's "
-        f"method for looking at {len(images.classes)})."
-    )
-    return [
-        summary,
-        *_table(["class", "images", "base", "head", "change", "fixed", "broken", "p"], rows, right=8),
-    ]
-
-
-def _confusion(images: Images) -> list[str]:
-    if not images.confusion.any():
-        return []
-    names = [_name(name) for name in images.names]
-    rows = [
-        [f"**{name}**", *(f"{change:+d}" if change else "·" for change in changes)]
-        for name, changes in zip(names, images.confusion, strict=True)
+        if one.p < statistics.ALPHA
     ]
     return [
-        "Change of the number of test images: the true class by row, the predicted one by column.",
-        *_table(["label", *names], rows, right=len(rows[0])),
+        *_table(["class", "images", "base", "head", "change", "fixed", "broken", "p"], rows, right=7),
+        f"Beyond noise: {', '.join(beyond) or 'no class'} (exact McNemar test, p adjusted by Holm's method).",
     ]
 
 
-def _curves(changes: Changes) -> list[str]:
-    if all(pair.base == pair.head for pair in changes.curves):
-        return ["The same on both sides."] if changes.curves else []
-    blocks = [f"Grey: base, {code(changes.base)}; blue: head, {code(changes.head)}."]
-    for pair in changes.curves[:MAX_CHARTS]:
-        blocks += charts.of(pair)
-    if left_out := changes.curves[MAX_CHARTS:]:
-        blocks.append(f"Left out: {_listed([pair.title for pair in left_out], MAX_ROWS)}.")
-    return blocks
-
-
-def _validation(changes: Changes) -> list[str]:
-    validation = changes.validation
-    tallies = []
-    for name, tally in ((changes.base, validation.base), (changes.head, validation.head)):
-        held = f"{tally[1]} of {tally[2]} expectations hold" if tally else "unknown"
-        tallies.append((code(name), held if tally is None or tally[0] else f"**failed**: {held}"))
-    same = {True: "The data are the same", False: "The data are others", None: "The data cannot be compared"}
-    said = {held for _, held in tallies}
-    each = "; ".join(f"{name}: {held}" for name, held in tallies)
-    if len(said) == 1:
-        each = f"{said.pop()} on both sides"
+def _predictions(images: Images) -> list[str]:
     rows = [
         [
-            code(finding.expectation),
-            *(NOTHING if side is None else code(side, MAX_REASON) for side in (finding.base, finding.head)),
+            f"{len(one.images):,}",
+            _name(one.label),
+            _name(one.base),
+            _name(one.head),
+            {one.base: "broken", one.head: "fixed"}.get(one.label, "wrong twice"),
+            ", ".join(map(str, one.images[:MAX_INDICES]))
+            + (", ..." if len(one.images) > MAX_INDICES else ""),
         ]
-        for finding in validation.findings
+        for one in images.changed
     ]
-    return [f"{same[validation.is_same_data]}; {each}.", *_table(["expectation", "base", "head"], rows)]
+    return _table(["images", "class", "base predicts", "head predicts", "", "index in the test set"], rows)
 
 
-def _costs(changes: Changes) -> list[str]:
-    rows = []
-    for cost in changes.costs:
-        ratio = NOTHING
-        if cost.base and cost.head is not None:
-            ratio = f"{cost.head / cost.base:.3g} x"
-        rows.append([cost.name, _cost(cost.base), _cost(cost.head), ratio])
-    blocks = _table(["cost", "base", "head", "ratio"], rows, right=3)
-    if changes.devices:
-        blocks.append(f"Trained on {' and on '.join(map(code, changes.devices))}.")
-    return blocks
-
-
-def _cost(value: float | None) -> str:
-    return NOTHING if value is None else f"{value:,.0f}" if value == int(value) else f"{value:,.1f}"
+def _curves(comparison: Comparison) -> list[str]:
+    drawn = list(filter(None, map(charts.chart, comparison.curves)))
+    return ["Grey: base. Blue: head.", *drawn] if drawn else []
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]], *, right: int = 0) -> list[str]:
-    """A table, aligned for terminals too; without rows, nothing.
+    """Return a table, aligned for terminals too; without rows, nothing.
 
     Args:
-        head: of the columns.
+        head: names of the columns.
         rows: of which `MAX_ROWS` are shown.
-        right: so many columns after the first are aligned to the right.
+        right: how many columns after the first are aligned to the right.
     """
-    rows = list(rows)
-    if not rows:
+    cells = [[cell.replace("|", "\\|") for cell in row] for row in rows]
+    if not cells:
         return []
-    cells = [[cell.replace("|", "\\|") for cell in row] for row in rows[:MAX_ROWS]]
-    alignment = ["left", *(["right"] * right)][: len(head)]
-    alignment += ["left"] * (len(head) - len(alignment))
-    table = tabulate(cells, headers=head, tablefmt="pipe", colalign=alignment, disable_numparse=True)
-    more = [f"And {len(rows) - MAX_ROWS:,} more."] if len(rows) > MAX_ROWS else []
-    return [table, *more]
+    alignment = ["left", *["right"] * right, *["left"] * (len(head) - 1 - right)]
+    table = tabulate(
+        cells[:MAX_ROWS], headers=head, tablefmt="pipe", colalign=alignment, disable_numparse=True
+    )
+    more = len(cells) - MAX_ROWS
+    return [table, f"And {more:,} more."] if more > 0 else [table]
 
 
-def _listed(names: Sequence[str], most: int) -> str:
+def _names(names: Sequence[str], most: int = MAX_ROWS) -> str:
     more = f" and {len(names) - most:,} more" if len(names) > most else ""
     return ", ".join(map(code, names[:most])) + more
 
 
 def _value(value: Any) -> str:
-    if value is None:
-        return NOTHING
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return _literal(value)
     if isinstance(value, float):
         return f"{value:.6g}"
-    return f"{value:,}" if abs(value) < MAX_WRITTEN else code(str(value))
+    is_count = isinstance(value, int) and not isinstance(value, bool) and abs(value) < MAX_INT
+    return f"{value:,}" if is_count else _literal(value)
 
 
 def _literal(value: Any) -> str:
+    if value is None:
+        return NOTHING
     return code(value if isinstance(value, str) else json.dumps(value, default=str))
 
 
@@ -320,7 +208,7 @@ def _p(p: float) -> str:
 
 
 def code(text: str, most: int = MAX_SHOWN) -> str:
-    """A code span of any text: in one line, without what does not print, cut to `most` characters."""
+    """Return a code span of any text: in one line, without what does not print, cut to `most` characters."""
     text = " ".join(text[:MAX_READ].split())
     text = "".join(character for character in text if character.isprintable())
     if len(text) > most:
@@ -332,12 +220,12 @@ def code(text: str, most: int = MAX_SHOWN) -> str:
 
 
 def _name(text: str) -> str:
-    """The name of a class: words and numbers as they are, anything else as code."""
+    """Return the name of a class: words and numbers as they are, anything else as code."""
     return text if PLAIN.fullmatch(text) else code(text)
 
 
-def _plain(text: str) -> str:
-    """A sentence of ours around names of theirs: what is neither a word nor a number is code.
+def _sentence(text: str) -> str:
+    """Return a sentence of ours with names of theirs: what is neither a word nor a number becomes code.
 
     GitHub makes a link of `www.` and of `GH-1`, and bold of `__init__`.
     """
@@ -348,4 +236,5 @@ def _plain(text: str) -> str:
 
 def _word(found: re.Match[str]) -> str:
     start, core, end = found.groups()
-    return found[0] if re.fullmatch(r"[A-Za-z]+|[0-9]+([.,][0-9]+)*", core) else f"{start}{code(core)}{end}"
+    is_plain = re.fullmatch(r"[A-Za-z]+|[0-9]+([.,][0-9]+)*", core)
+    return found[0] if is_plain else f"{start}{code(core)}{end}"

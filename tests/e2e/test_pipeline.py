@@ -88,8 +88,8 @@ def test_an_experiment_is_compared_with_its_base(experiment: Clone, invoke: Invo
     done = invoke(experiment, "diff", "HEAD", "--json")
     assert done.exit_code == 0, done.output
     found = json.loads(done.stdout)
-    assert found["images"]["paired"]["num_images"] == 300
-    lr = {"name": "lr", "side": "both", "base": 0.02, "head": 0.05}
+    assert found["images"]["num_images"] == 300
+    lr = {"name": "lr", "base": 0.02, "head": 0.05}
     assert lr in found["params"]
     assert found["problems"] == {"base": {}, "head": {}}
 

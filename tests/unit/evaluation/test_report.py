@@ -253,7 +253,7 @@ def test_an_experiment_can_be_reproduced_by_name_and_a_plain_run_be_found(tmp_pa
 @pytest.mark.parametrize(
     ("patch", "names", "is_shown"),
     [
-        ("diff --git a/mnist/model.py b/mnist/model.py\n+x\n", "mnist/training/model.py; ", True),
+        ("diff --git a/mnist/model.py b/mnist/model.py\n+x\n", "mnist/model.py; ", True),
         ('diff --git "a/mnist/\\303\\251.py" "b/mnist/\\303\\251.py"\n+x\n', "mnist/\\303\\251.py; ", True),
         ("diff --git a/x b/x\n+caf\udce9\n", "x; ", True),
         ("no names in it\n", "something; ", True),

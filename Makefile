@@ -65,10 +65,10 @@ reconcile: setup ## Tell MLflow what it missed: while it was down, or all of it 
 	@python -m mnist.cli.sync
 
 promote: setup ## Make the challenger the champion if it is not worse (DRY_RUN=1 only says so)
-	@python -m mnist.cli.promote $(if $(DRY_RUN),--dry-run)
+	@python -m mnist promote $(if $(DRY_RUN),--dry-run)
 
 rollback: setup ## Give the alias champion back to the champion before (DRY_RUN=1 only says so)
-	@python -m mnist.cli.promote --rollback $(if $(DRY_RUN),--dry-run)
+	@python -m mnist rollback $(if $(DRY_RUN),--dry-run)
 
 reproduce: export MODEL := $(MODEL)
 reproduce: setup ## Make MODEL again from its record and compare (default: the champion)

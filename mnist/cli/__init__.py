@@ -39,7 +39,7 @@ class Commands(click.Group):
         """Import the module of a command and return what it defines; None for an unknown name."""
         if cmd_name not in COMMANDS:
             return None
-        module = importlib.import_module(f"mnist.cli.{'promote' if cmd_name == 'rollback' else cmd_name}")
+        module = importlib.import_module(f"mnist.cli.{cmd_name}")
         command = getattr(module, cmd_name, None)
         return command if isinstance(command, click.Command) else _argparse(module.main, cmd_name)
 
@@ -55,7 +55,7 @@ def _argparse(main: Callable[..., None], name: str) -> click.Command:
     @click.command(name, add_help_option=False, context_settings={"ignore_unknown_options": True})
     @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
     def command(arguments: tuple[str, ...]) -> None:
-        main([*(["--rollback"] if name == "rollback" else []), *arguments])
+        main(list(arguments))
 
     return command
 

@@ -94,8 +94,8 @@ serve: PORT ?= 5001
 serve: setup ## Answer with the champion over HTTP, on this machine alone (PORT=5001)
 	@python -m mnist.cli.serve --port $(PORT)
 
-measure: setup ## Print a section of datasets.yaml for own data (ARGS="NAME FOLDER --classes a,b,c")
-	@python -m mnist.cli.measure $(ARGS)
+measure: setup ## Print a file for datasets/, for own data (ARGS="NAME FOLDER --classes a,b,c")
+	@python -m mnist measure $(ARGS)
 
 bench: setup ## Measure everything side by side (ARGS="--only loop" a part of it; ARGS=--show the last)
 	@python -m benchmarks $(ARGS)

@@ -1,6 +1,6 @@
 """Fetch the data set from the first mirrors that have it, and write it as one file.
 
-datasets.yaml, mirrors or .cache/mnist -> data/mnist.safetensors
+datasets/<dataset>.yaml, mirrors or .cache/mnist -> data/mnist.safetensors
 """
 
 from collections import Counter
@@ -12,7 +12,7 @@ from mnist.data import catalog, download, store as data
 
 
 class Params(Subject):
-    """What `download` depends on, beside what `datasets.yaml` says of the data set."""
+    """The name of the data set, and where to look for it first."""
 
     data: Data
 

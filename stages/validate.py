@@ -1,6 +1,6 @@
-"""Hold the data against the bounds of datasets.yaml, and stop the pipeline where they break one.
+"""Check the data against the bounds of the data set's file, and stop the pipeline where they break one.
 
-data/mnist.safetensors, datasets.yaml -> metrics/validation.json, data/validation.html
+data/mnist.safetensors, datasets/<dataset>.yaml -> metrics/validation.json, data/validation.html
 """
 
 from pathlib import Path
@@ -12,7 +12,7 @@ from mnist.data import catalog, image_table, store as data, validation, validati
 
 
 class Params(Subject):
-    """What the stage depends on, beside the bounds that `datasets.yaml` has for the data set."""
+    """The name of the data set."""
 
 
 def run(

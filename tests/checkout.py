@@ -121,9 +121,7 @@ def clone(folder: Path, small_data: SmallData) -> Clone:
     params.update(SMALL)
     params["data"]["mirrors"] = [str(small_data.mirror)]
     yaml.dump(params, folder / "params.yaml")
-    known = yaml.load(folder / "datasets.yaml")
-    known["mnist"] = small_data.section()
-    yaml.dump(known, folder / "datasets.yaml")
+    yaml.dump(small_data.section(), folder / "datasets/mnist.yaml")
 
     made = Clone(folder=folder, environment=environment(folder.parent))
     made.run("git", "init", "-q", "-b", "main")

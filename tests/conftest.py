@@ -94,7 +94,7 @@ class SmallData:
     mirror: Path
 
     def section(self, **others: Any) -> dict[str, Any]:
-        """Return its section of `datasets.yaml`, with bounds that these images satisfy."""
+        """Return its `datasets/mnist.yaml`, with bounds that these images satisfy."""
         return {
             "title": DIGITS.title,
             "classes": list(DIGITS.classes),
@@ -106,7 +106,7 @@ class SmallData:
 
     @property
     def checksums(self) -> dict[str, dict[str, str]]:
-        """Its checksums as in `datasets.yaml`."""
+        """Its checksums as in `datasets/mnist.yaml`."""
         return {
             path.name: {
                 "md5": hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest(),

@@ -90,7 +90,7 @@ class Execution(Section):
 class Data(Section):
     """Where the data set comes from."""
 
-    mirrors: list[str]  # ahead of those of datasets.yaml
+    mirrors: list[str]  # ahead of those of the data set's file
 
     def mirrors_of(self, dataset: str) -> list[str]:
         """Where this data set may come from."""

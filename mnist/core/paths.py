@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 PARAMS = Path("params.yaml")
-DATASETS = Path("datasets.yaml")
+DATASETS = Path("datasets")
 PIPELINE = Path("dvc.yaml")
 LOCK = Path("dvc.lock")
 

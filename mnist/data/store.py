@@ -35,7 +35,7 @@ class Description:
     """Which data set it is.
 
     Attributes:
-        name: its section of `datasets.yaml`, and `dataset` in `params.yaml`.
+        name: of its file in `datasets/`, and `dataset` in `params.yaml`.
         title: its name for people.
         classes: the names of the K classes, by label.
     """

@@ -27,6 +27,7 @@ def html(
         TEMPLATE,
         verdict=verdict,
         bounds=bounds,
+        dataset=description.name,
         title=description.title,
         classes=_classes(verdict, splits, description, widest=max(bounds.class_share.max * 1.25, 0.01)),
         widest=max(bounds.class_share.max * 1.25, 0.01),

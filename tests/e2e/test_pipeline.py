@@ -102,7 +102,7 @@ def test_the_challenger_is_promoted(trained: Clone, invoke: Invoke) -> None:
 
 def test_bad_data_stop_the_pipeline(trained: Clone) -> None:
     locked = trained.read("dvc.lock")
-    checkout.edit(trained, "datasets.yaml", "num_test: 300", "num_test: 301")
+    checkout.edit(trained, "datasets/mnist.yaml", "num_test: 300", "num_test: 301")
     done = trained.run("dvc", "repro", check=False)
     assert done.returncode != 0
     assert "test_size: expected 301" in done.stdout

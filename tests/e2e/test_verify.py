@@ -379,10 +379,10 @@ NOT_WRITTEN = "stage evaluate: metrics/test.json is not what it wrote"
         ),
         ("params.yaml", "val_size: 200", "val_size: 9", "stage train, register: val_size is 9, was 200"),
         (
-            "datasets.yaml",
+            "datasets/mnist.yaml",
             "num_test: 300",
             "num_test: 9",
-            "stage validate: datasets.yaml:mnist.validation.num_test is 9, was 300",
+            "stage download, validate: datasets/mnist.yaml changed since",
         ),
         ("params.yaml", "lr: 0.02", "other: 0.02", "stage train, register: lr is no param any more"),
         ("dvc.yaml", NICE[5:], NICE, f"stage stats: cmd is `{NICE}`, was `{NICE[5:]}`"),

@@ -258,7 +258,8 @@ def commit_checkout(folder: Path, mirrors: list[str], small_data: SmallData) -> 
     settings = YAML(typ="safe").load((ROOT / paths.PARAMS).read_text())
     settings["data"] = {"mirrors": mirrors}
     YAML(typ="safe").dump(settings, folder / paths.PARAMS)
-    YAML(typ="safe").dump({"mnist": small_data.section()}, folder / paths.DATASETS)
+    (folder / paths.DATASETS).mkdir()
+    YAML(typ="safe").dump(small_data.section(), folder / paths.DATASETS / "mnist.yaml")
     for package in ("mnist", "benchmarks"):
         shutil.copytree(ROOT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
     identity = ["-c", "user.name=Test", "-c", "user.email=test@localhost"]
@@ -294,7 +295,7 @@ def test_the_tutorial_runs_on_what_is_prepared(
         with prepared.checkout() as clone:
             files = sorted(path.name for path in clone.folder.iterdir())
 
-    assert files == [".git", "benchmarks", "datasets.yaml", "mnist", "params.yaml"]
+    assert files == [".git", "benchmarks", "datasets", "mnist", "params.yaml"]
     assert list(first) == ["accuracy", "epoch_seconds", "test_seconds"]
     assert first["accuracy"] == again["accuracy"]
     assert 0 <= first["accuracy"] * len(small_data.test.labels_N) <= len(small_data.test.labels_N)

@@ -387,7 +387,7 @@ def test_a_typo_is_one_line_before_any_heavy_import(edited: Edit, stage: str) ->
 )
 def test_a_missing_input_is_one_line_before_any_heavy_import(edited: Edit, stage: str, missing: Path) -> None:
     folder = edited().parent
-    shutil.copyfile(ROOT / paths.DATASETS, folder / paths.DATASETS)
+    shutil.copytree(ROOT / paths.DATASETS, folder / paths.DATASETS)
 
     expect_one_line_and_no_heavy_import(
         start(stage, folder),

@@ -24,13 +24,15 @@ REPOSITORY = Path(__file__).parents[3]
 
 @pytest.fixture
 def checkout(tmp_path: Path, small_data: SmallData, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with params and a section of `datasets.yaml` for the made data; it is the current one."""
+    """A folder with params and two data sets of the made data; it is the current one."""
     for variable in ("DVC_ROOT", "MNIST_MIRROR"):
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.chdir(tmp_path)
     set_params(mirrors=[str(small_data.mirror)])
     three = small_data.section(title="Three", classes=["a", "b", "c"], mirrors=["own"])
-    YAML(typ="safe").dump({"mnist": small_data.section(), "three": three}, paths.DATASETS)
+    paths.DATASETS.mkdir()
+    YAML(typ="safe").dump(small_data.section(), paths.DATASETS / "mnist.yaml")
+    YAML(typ="safe").dump(three, paths.DATASETS / "three.yaml")
     return tmp_path
 
 
@@ -184,7 +186,7 @@ def test_an_unknown_data_set_is_one_line_that_lists_those_there_are(checkout: Pa
         run()
 
     assert caught.value.code == (
-        "ERROR: params.yaml: dataset: found 'mnits', expected one of datasets.yaml: mnist, three"
+        "ERROR: params.yaml: dataset: found 'mnits', expected a file in datasets/: mnist, three"
         " (mnist, perhaps)"
     )
     assert not (checkout / paths.DATASET).exists()
@@ -222,4 +224,4 @@ def test_an_interrupt_leaves_no_part_of_a_file(checkout: Path, small_data: Small
 
     assert (process.returncode, err) == (130, "interrupted\n")
     left = [path.name for path in checkout.rglob("*") if path.is_file()]
-    assert sorted(left) == sorted([names[0], "datasets.yaml", "params.yaml"])
+    assert sorted(left) == sorted([names[0], "mnist.yaml", "three.yaml", "params.yaml"])

@@ -3,8 +3,8 @@
 data/mnist.safetensors, data/stats.json, metrics/validation.json ->
 models/model.safetensors, metrics/train.json, metrics/history.csv, metrics/steps.csv
 
-Another process logs to MLflow meanwhile (`mnist.tracking.journal`). With `processes` above 1 this module
-starts itself as so many, of which the first one writes (`mnist.training.launch`).
+Another process logs to MLflow meanwhile (`mnist.tracking.journal`). With `processes` above 1, torchrun starts
+this module in so many processes, of which the first one writes (`mnist.training.distributed`).
 """
 
 import time
@@ -15,7 +15,7 @@ from mnist.core.config import Architecture, Execution, Machine, Recipe, Split, S
 from mnist.data import gate, statistics, store as data
 from mnist.lineage import fingerprint
 from mnist.tracking import journal
-from mnist.training import distributed, history, launch, progress
+from mnist.training import distributed, history, progress
 
 
 class Params(Subject, Split, Architecture, Recipe, Machine, Execution):
@@ -34,29 +34,29 @@ def run(
     steps_table: Path = paths.STEPS,
 ) -> None:
     """Train on the training images, watch the validation images, write weights and curves."""
-    with distributed.joined(params.processes) as us:
+    with distributed.init(params.processes) as ctx:
         seed, precision = params.seed, params.precision
         gate.check(validation, dataset)
         measured = statistics.read(stats)
         classes = data.expect(dataset, params.dataset).classes
         train, val = data.cut(data.load(dataset, "train"), val_size=params.val_size, seed=seed)
         source = fingerprint.of_training()
-        us.expect_alike(source.fingerprint)
+        ctx.check_same_fingerprint(source.fingerprint)
         from mnist.training import devices, loop, model
 
         device = devices.prepare(
-            params, precision=precision, deterministic=params.deterministic, local_rank=us.local_rank
+            params, precision=precision, deterministic=params.deterministic, local_rank=ctx.local_rank
         )
         net = model.build(params, classes=classes, seed=seed, mean=measured.mean, std=measured.std)
         fitting = loop.fit(
-            net, train=train, val=val, recipe=params, seed=seed, device=device, precision=precision, team=us
+            net, train=train, val=val, recipe=params, seed=seed, device=device, precision=precision, ctx=ctx
         )
-        if not us.leads:
+        if not ctx.is_main:
             for _ in fitting:
                 pass
             return
 
-        where, num_parameters = devices.describe(device, us.size), model.num_parameters(net)
+        where, num_parameters = devices.describe(device, ctx.size), model.num_parameters(net)
         print(
             f"train: {params.model} with {num_parameters:,} parameters, on {where};"
             f" {len(train):,} images to train on, {len(val):,} to validate"
@@ -77,4 +77,4 @@ def run(
 
 
 if __name__ == "__main__":
-    launch.main(run, Params, module="stages.train")
+    distributed.main(run, Params, module="stages.train")

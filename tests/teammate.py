@@ -20,7 +20,7 @@ from mnist.core import config, paths
 from mnist.core.config import Architecture, Precision, Recipe
 from mnist.data.store import cut
 from mnist.training import distributed, loop, model
-from mnist.training.distributed import Team
+from mnist.training.distributed import Context
 from mnist.training.model import Classifier
 from tests.conftest import DIGITS, digits
 
@@ -29,7 +29,7 @@ ROOT = Path(__file__).parents[1]
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """A training.
+    """A training to compare.
 
     Attributes:
         recipe: what differs from `params.yaml`; and `architecture` as well.
@@ -44,7 +44,7 @@ class Case:
     tolerance: float = 1e-4
 
     def build(self) -> Classifier:
-        """What training begins with."""
+        """Return the classifier that training begins with."""
         defaults = config.load(ROOT / paths.PARAMS).only(Architecture).model_dump()
         return model.build(
             Architecture(**{**defaults, **self.architecture}),
@@ -54,8 +54,8 @@ class Case:
             std=0.31,
         )
 
-    def train(self, classifier: Classifier, us: Team) -> list[dict[str, Any]]:
-        """Train it in place; what happened."""
+    def train(self, classifier: Classifier, ctx: Context) -> list[dict[str, Any]]:
+        """Train it in place, and return the events."""
         defaults = config.load(ROOT / paths.PARAMS).only(Recipe).model_dump()
         train, val = cut(digits(self.num_images + 200, seed=0), val_size=200, seed=0)
         events = loop.fit(
@@ -66,7 +66,7 @@ class Case:
             seed=0,
             device=torch.device("cpu"),
             precision=self.precision,
-            team=us,
+            ctx=ctx,
         )
         return [asdict(event) for event in events]
 
@@ -74,7 +74,9 @@ class Case:
 CASES = {
     "the tutorial's recipe": Case(recipe={}),
     # 20 steps of 50 images, which 3 do not divide, and one of a single image: two shares are empty.
-    "a last batch smaller than the team": Case(recipe={"batch_size": 50, "momentum": 0.9}, num_images=1001),
+    "a last batch smaller than the processes": Case(
+        recipe={"batch_size": 50, "momentum": 0.9}, num_images=1001
+    ),
     "nesterov, one cycle, two epochs": Case(
         recipe={"optimizer": "nesterov", "schedule": "one_cycle", "epochs": 2, "lr": 0.02, "batch_size": 100}
     ),
@@ -93,7 +95,7 @@ CASES = {
 
 
 def weights(classifier: Classifier) -> Tensor:
-    """All of them, float32 (P,)."""
+    """Return all weights, float32 (P,)."""
     return torch.cat([parameter.detach().flatten() for parameter in classifier.parameters()])
 
 
@@ -101,12 +103,12 @@ def main() -> None:
     """Train every case."""
     folder, rank = Path(sys.argv[1]), int(os.environ["RANK"])
     torch.set_num_threads(1)
-    with distributed.joined(int(os.environ["WORLD_SIZE"])) as us:
+    with distributed.init(int(os.environ["WORLD_SIZE"])) as ctx:
         for name, case in CASES.items():
             classifier = case.build()
             for parameter in classifier.parameters():
-                parameter.data += rank  # the leader's weights must replace these
-            events = case.train(classifier, us)
+                parameter.data += rank  # rank 0's weights must replace these
+            events = case.train(classifier, ctx)
             written = json.dumps({"weights": weights(classifier).tolist(), "events": events})
             (folder / f"{name} {rank}.json").write_text(written)
 

@@ -17,7 +17,7 @@ from mnist.core.config import Precision, Recipe
 from mnist.core.errors import InputError
 from mnist.data.store import IMAGE_SHAPE, Images, Selection
 from mnist.training import cuda_graph, optim
-from mnist.training.distributed import ALONE, Team
+from mnist.training.distributed import SINGLE, Context
 from mnist.training.fast_cnn import BatchLastCNN
 from mnist.training.history import Epoch, Window
 from mnist.training.model import Classifier, log_probabilities
@@ -51,7 +51,7 @@ def fit(
     seed: int,
     device: torch.device,
     precision: Precision,
-    team: Team = ALONE,
+    ctx: Context = SINGLE,
 ) -> Iterator[Window | Epoch]:
     """Train `classifier` in place, and yield what happened each `WINDOW` steps and each epoch.
 
@@ -65,7 +65,7 @@ def fit(
     """
     classifier.to(device).train()
     gather = _gathering(train, device)
-    step = stepper(classifier.network, recipe, device=device, precision=precision, team=team)
+    step = stepper(classifier.network, recipe, device=device, precision=precision, ctx=ctx)
     generator = torch.Generator().manual_seed(seed)  # on the CPU: one order on every device
     steps_an_epoch = math.ceil(len(train) / recipe.batch_size)
     lr_S = learning_rates(recipe, recipe.epochs * steps_an_epoch).to(device)
@@ -80,7 +80,7 @@ def fit(
         for window in _chunks(order, WINDOW):
             outputs, labels = [], []
             for batches in _chunks(window, batches_at_a_time):
-                shares = [team.share(index_B) for index_B in batches]
+                shares = [ctx.share(index_B) for index_B in batches]
                 index_M, sizes = torch.cat(shares), [len(share) for share in shares]
                 raw_MHW, labels_M = gather(index_M)
                 x_MCHW = classifier.preprocess(shifted(raw_MHW, recipe.shift, offsets_2N[:, index_M]))
@@ -90,7 +90,7 @@ def fit(
                     outputs.append(step(x_BCHW, labels_B, lr_S[num_steps], num_images=len(index_B)))
                     num_steps += 1
                 labels.append(labels_M)
-            untold.append((num_steps, team.total(totals(torch.cat(outputs), torch.cat(labels)))))
+            untold.append((num_steps, ctx.sum(totals(torch.cat(outputs), torch.cat(labels)))))
             if device.type == "cpu" or num_steps == epoch * steps_an_epoch:
                 windows += _told(untold, epoch, recipe)
                 yield from windows[-len(untold) :]
@@ -99,23 +99,23 @@ def fit(
 
 
 def stepper(
-    network: nn.Module, recipe: Recipe, *, device: torch.device, precision: Precision, team: Team
+    network: nn.Module, recipe: Recipe, *, device: torch.device, precision: Precision, ctx: Context
 ) -> Step:
     """What trains `network`, on `device`, by one batch at a time."""
     optimizer = optim.make(recipe, network)
     if device.type == "cpu" and precision == "float32" and BatchLastCNN.suits(network):
         network = BatchLastCNN(network)
-    network = team.wrapped(network)
+    network = ctx.wrap(network)
 
     def step(x_BCHW: Tensor, labels_B: Tensor, lr: Tensor, *, num_images: int) -> Tensor:
         with _autocast(precision, device):
             log_probs_BK: Tensor = network(x_BCHW)
         loss = objective(log_probs_BK, labels_B, recipe.label_smoothing) / num_images
-        (team.size * loss).backward()  # times the size, since gradients are averaged over the team
+        (ctx.size * loss).backward()  # times the size, since gradients are averaged over the team
         optimizer.step(lr)
         return log_probs_BK.detach()
 
-    if device.type == "cpu" or team.size > 1:
+    if device.type == "cpu" or ctx.size > 1:
         return step
 
     whole_step: cuda_graph.Step | None = None

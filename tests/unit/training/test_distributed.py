@@ -8,140 +8,130 @@ import os
 import signal
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from mnist.core import process
 from mnist.core.errors import InputError
-from mnist.training import distributed, launched
-from mnist.training.distributed import ALONE, Team
+from mnist.training import distributed
+from mnist.training.distributed import SINGLE, Context
 from tests import teammate
+from tests.conftest import MadeOnce
 from tests.teammate import CASES, ROOT
 
-SIZES = [2, 3]
-Results = dict[int, list[dict[str, dict[str, Any]]]]
+SIZE = 3  # processes: most batches do not divide by it
 
 
-@pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
-    """By the number of processes: for each of them, what it ended with, by case."""
-    found: Results = {}
-    for size in SIZES:
-        folder = tmp_path_factory.mktemp(f"team-of-{size}")
-        torchrun = [
-            "torch.distributed.run",
-            "--standalone",
-            f"--nproc-per-node={size}",
-            "-m",
-            "tests.teammate",
-        ]
-        done = subprocess.run(
-            [sys.executable, "-m", *torchrun, folder],
-            cwd=ROOT,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr
-        found[size] = [
-            {name: json.loads((folder / f"{name} {rank}.json").read_text()) for name in CASES}
-            for rank in range(size)
-        ]
-    return found
+@pytest.fixture(scope="session")
+def results(made_once: MadeOnce) -> Path:
+    """The folder with what each process ended with, for all cases by one start of torchrun."""
+
+    def make(folder: Path) -> None:
+        torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={SIZE}"]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        subprocess.run([*torchrun, "-m", "tests.teammate", folder], cwd=ROOT, env=environment, check=True)
+
+    return made_once("distributed", make)
 
 
 @pytest.mark.parametrize("name", CASES)
-@pytest.mark.parametrize("size", SIZES)
-def test_the_result_is_that_of_one_process(results: Results, size: int, name: str) -> None:
+def test_the_result_is_that_of_one_process(results: Path, name: str) -> None:
     torch.set_num_threads(1)
     case, classifier = CASES[name], CASES[name].build()
-    events = case.train(classifier, ALONE)
-    alone_P, untrained_P = teammate.weights(classifier), teammate.weights(case.build())
-    leader, *others = (result[name] for result in results[size])
+    events = case.train(classifier, SINGLE)
+    single_P, untrained_P = teammate.weights(classifier), teammate.weights(case.build())
+    main, *others = (json.loads((results / f"{name} {rank}.json").read_text()) for rank in range(SIZE))
 
-    for other in others:  # the same network and the same numbers, to the last bit
-        assert other == leader
-    largest = float((alone_P - untrained_P).abs().max())
+    assert others == [main] * (SIZE - 1)  # the same network and the same numbers, to the last bit
+    largest = float((single_P - untrained_P).abs().max())
     assert largest > 0.002
-    torch.testing.assert_close(
-        torch.tensor(leader["weights"]), alone_P, rtol=0, atol=case.tolerance * largest
-    )
-    assert len(leader["events"]) == len(events)
-    for theirs, ours in zip(leader["events"], events, strict=True):
-        assert theirs == pytest.approx(ours, rel=case.tolerance)
+    torch.testing.assert_close(torch.tensor(main["weights"]), single_P, rtol=0, atol=case.tolerance * largest)
+    assert len(main["events"]) == len(events)
+    for found, expected in zip(main["events"], events, strict=True):
+        assert found == pytest.approx(expected, rel=case.tolerance)
 
 
 @pytest.mark.parametrize("num_images", [0, 1, 2, 3, 64])
 def test_the_shares_are_the_batch_in_its_order(num_images: int) -> None:
     index_B = torch.arange(num_images) + 7
 
-    shares = [Team(rank=rank, size=3).share(index_B) for rank in range(3)]
+    shares = [Context(rank=rank, size=3).share(index_B) for rank in range(3)]
 
     assert torch.equal(torch.cat(shares), index_B)
     sizes = [len(share) for share in shares]
     assert max(sizes) - min(sizes) <= 1
 
 
-@pytest.mark.parametrize(
-    "variables",
-    [
-        {},
-        {"WORLD_SIZE": "4"},
-        {"WORLD_SIZE": "4", "RANK": "0"},  # of the machine, in some batch systems
-        {"WORLD_SIZE": "4", "LOCAL_RANK": "0", "RANK": ""},
-    ],
-    ids=lambda variables: " ".join(variables) or "none",
-)
-def test_variables_of_a_batch_system_make_no_team(
-    variables: dict[str, str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
-        monkeypatch.delenv(name, raising=False)
-    for name, value in variables.items():
-        monkeypatch.setenv(name, value)
+@pytest.fixture
+def torchrun(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A function that sets torchrun's variables; signals are as before after the test."""
 
-    assert launched.place() is None
-    with distributed.joined(1) as us:
-        assert us == ALONE
+    def start(rank: int, size: int) -> None:
+        for name, value in {"RANK": rank, "WORLD_SIZE": size, "LOCAL_RANK": 0}.items():
+            monkeypatch.setenv(name, str(value))
+        monkeypatch.setenv("TORCHELASTIC_RUN_ID", "test")
 
-
-def test_a_team_of_one_closes_properly_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`torchrun --nproc-per-node 1`: a request to stop is no end without a word."""
-    for name, value in {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}.items():
-        monkeypatch.setenv(name, value)
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        for number in before:
-            signal.signal(number, signal.SIG_IGN)
-        with distributed.joined(1) as us:
-            assert us == ALONE
-            with pytest.raises(KeyboardInterrupt):
-                signal.raise_signal(signal.SIGTERM)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    yield start
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
-def test_another_number_of_processes_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}.items():
-        monkeypatch.setenv(name, value)
+def test_variables_of_a_batch_system_alone_start_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    monkeypatch.setenv("WORLD_SIZE", "4")
 
-    assert launched.place() == launched.Place(rank=5, size=8, local_rank=1)
-    with pytest.raises(InputError) as caught, distributed.joined(4):
+    with distributed.init(1) as ctx:
+        assert ctx == SINGLE
+
+
+def test_another_number_of_processes_is_refused(torchrun: Any) -> None:
+    torchrun(rank=5, size=8)
+
+    with pytest.raises(InputError, match="processes: found 4, with 8 started"), distributed.init(4):
         pass
 
-    assert str(caught.value) == (
-        "params.yaml: processes: found 4, with 8 started (WORLD_SIZE),"
-        " expected 8, as many as are started on all machines together"
-    )
+
+def test_rank_0_is_interrupted_once(torchrun: Any) -> None:
+    torchrun(rank=0, size=1)
+
+    with distributed.init(1), pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGTERM)
+    signal.raise_signal(signal.SIGTERM)
+    signal.raise_signal(signal.SIGINT)
+
+
+@pytest.mark.parametrize(("rank", "delay"), [(0, []), (1, [distributed.GRACE_SECONDS])])
+def test_an_error_of_all_is_first_that_of_rank_0(
+    rank: int, delay: list[int], torchrun: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When another process ends first, torchrun interrupts rank 0, whose run would be KILLED, not FAILED."""
+    torchrun(rank=rank, size=2)
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "error.json"))
+    slept: list[int] = []
+    monkeypatch.setattr(time, "sleep", slept.append)
+    monkeypatch.setattr(distributed, "_end_with", lambda _: None)
+    monkeypatch.setattr(process, "leave", slept.append)
+
+    def run(*, params: Any) -> None:
+        raise InputError("lr", found=str(params), expected="less")
+
+    distributed._run_worker(run, "much")  # type: ignore[arg-type]
+
+    assert slept == [*delay, 1]
+    recorded = json.loads((tmp_path / "error.json").read_text())["message"]["message"]
+    assert recorded == "InputError: lr: found much, expected less"
 
 
 def test_alone_nothing_of_torch_is_imported() -> None:
     code = (
-        "import sys; from mnist.training import distributed, launch\n"
-        "with distributed.joined(1) as us: us.expect_alike('f' * 64); print(us.leads, 'torch' in sys.modules)"
+        "import sys; from mnist.training import distributed\n"
+        "with distributed.init(1) as ctx: ctx.check_same_fingerprint('f' * 64)\n"
+        "assert ctx.is_main and 'torch' not in sys.modules"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["True", "False"]
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)

@@ -23,7 +23,7 @@ from mnist.core.config import Architecture, Recipe
 from mnist.core.errors import InputError
 from mnist.data.store import Images, Selection, cut
 from mnist.training import cuda_graph, loop, model
-from mnist.training.distributed import ALONE, Team
+from mnist.training.distributed import SINGLE, Context
 from mnist.training.fast_cnn import BatchLastCNN
 from mnist.training.history import Epoch, Window
 from mnist.training.model import Classifier
@@ -342,7 +342,7 @@ def test_a_graph_is_of_whole_batches_and_of_all_state(
     of = recipe(optimizer=optimizer, batch_size=4)
     generator = torch.Generator().manual_seed(0)
     plain, graph = (
-        loop.stepper(network, of, device=torch.device(kind), precision="float32", team=ALONE)
+        loop.stepper(network, of, device=torch.device(kind), precision="float32", ctx=SINGLE)
         for network, kind in zip(networks, ("cpu", "cuda"), strict=True)
     )
     for num_images in (4, 4, 3, 4):
@@ -359,9 +359,11 @@ def test_a_graph_is_of_whole_batches_and_of_all_state(
 def test_a_team_has_no_graph(monkeypatch: pytest.MonkeyPatch) -> None:
     """Gradients are averaged in the middle of a step, by whoever else is there."""
     monkeypatch.setattr(cuda_graph, "captured", pytest.fail)
-    monkeypatch.setattr(Team, "wrapped", lambda _, network: network)
+    monkeypatch.setattr(Context, "wrap", lambda _, network: network)
     of, cuda = recipe(batch_size=4), torch.device("cuda")
-    step = loop.stepper(classifier().network, of, device=cuda, precision="float32", team=Team(rank=0, size=2))
+    step = loop.stepper(
+        classifier().network, of, device=cuda, precision="float32", ctx=Context(rank=0, size=2)
+    )
 
     step(torch.zeros(4, 1, 28, 28), torch.arange(4), torch.tensor(0.01), num_images=4)
 

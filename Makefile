@@ -92,7 +92,7 @@ experiments: setup ## The tutorial's: train both networks on pixels in place and
 
 serve: PORT ?= 5001
 serve: setup ## Answer with the champion over HTTP, on this machine alone (PORT=5001)
-	@python -m mnist.cli.serve --port $(PORT)
+	@python -m mnist serve --port $(PORT)
 
 measure: setup ## Print a file for datasets/, for own data (ARGS="NAME FOLDER --classes a,b,c")
 	@python -m mnist measure $(ARGS)

@@ -1,6 +1,6 @@
-"""Whether a challenger may become the champion, and the record of that decision.
+"""The decision whether a challenger may become the champion, and its record.
 
-Nothing here knows MLflow: `mnist.cli.promote` fetches what is decided on, and does what is decided.
+Nothing here imports MLflow: `mnist.tracking.champion` fetches the evidence and carries the decision out.
 """
 
 from collections.abc import Mapping
@@ -15,23 +15,22 @@ from mnist.evaluation.statistics import Paired, Predictions
 
 CHALLENGER, CHAMPION = "challenger", "champion"  # aliases in the registry
 
-# A run's tag with the digest of what it was tested on, the better one first: older runs have
-# only the digest of all the data.
+# Tags of a run with the digest of its test data: of the test split, or of the whole data set.
 TESTED_ON = ("test_sha256", "dataset_sha256")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Model:
-    """A version of the registered model, and the evidence that a run of its weights holds.
+    """A version of the registered model, with the evidence from a run of its weights.
 
     Attributes:
         version: number in the registry.
-        weights_sha256: by which two versions are one model; empty where nothing tells.
+        weights_sha256: two versions with one digest are one model; empty if unknown.
         run_id: of the run.
         run_name: for people; empty where the run is gone.
         tags: of the run.
         predictions: on the test images; None where there is a `problem`.
-        problem: why there are none, and what brings them back.
+        problem: why there are none, and how to restore them.
     """
 
     version: str
@@ -50,16 +49,16 @@ class Model:
 
 @dataclass(frozen=True, kw_only=True)
 class Decision:
-    """What was decided, and on what grounds.
+    """A decision and its reasons.
 
     Attributes:
         outcome: what becomes of the candidate.
         reason: for people.
         candidate: that was to become the champion.
         incumbent: that was the champion; None where there was none.
-        min_accuracy: the floor, where it was asked for.
-        alpha: of the paired test, where it was asked for.
-        paired: the comparison with the incumbent, where it came to one.
+        min_accuracy: the limit, if it was applied.
+        alpha: of the paired test, if it was applied.
+        paired: the comparison with the incumbent, if there was one.
     """
 
     outcome: Literal["promoted", "refused", "rolled back"]
@@ -72,7 +71,7 @@ class Decision:
 
 
 def same(challenger: Model, champion: Model) -> str:
-    """Why the two are one model, whatever their version numbers; empty where they are not."""
+    """Return why the two are one model, whatever their version numbers; empty if they are not."""
     if challenger.version == champion.version:
         return f"version {challenger.version} is the champion already"
     if challenger.weights_sha256 and challenger.weights_sha256 == champion.weights_sha256:
@@ -83,13 +82,13 @@ def same(challenger: Model, champion: Model) -> str:
 
 
 def decide(challenger: Model, champion: Model | None, *, min_accuracy: float, alpha: float) -> Decision:
-    """Promote the challenger where it clears the floor and is not worse than the champion.
+    """Promote the challenger if it reaches the limit and is not worse than the champion.
 
     Args:
-        challenger: that asks for the place.
-        champion: that has it; None where there is none yet.
-        min_accuracy: the least share of the test images that must be right.
-        alpha: worse is what the paired test finds so with a p-value below this.
+        challenger: the candidate.
+        champion: None if there is none yet.
+        min_accuracy: the smallest accepted accuracy on the test images, 0 to 1.
+        alpha: significance level of the paired test for "worse".
     """
     outcome: Literal["promoted", "refused"] = "promoted"
     paired = None
@@ -120,7 +119,7 @@ def decide(challenger: Model, champion: Model | None, *, min_accuracy: float, al
 
 
 def _obstacle(challenger: Model, champion: Model | None, min_accuracy: float) -> str:
-    """What forbids the promotion before any comparison; empty where nothing does."""
+    """Return what forbids a promotion before any comparison; empty if nothing does."""
     if challenger.predictions is None:
         return challenger.problem
     if challenger.predictions.accuracy < min_accuracy:
@@ -135,7 +134,7 @@ def _floor(min_accuracy: float) -> str:
 
 
 def tested_on_others(challenger: Model, champion: Model) -> str:
-    """Why their predictions are not of the same images, and what helps; empty where they are."""
+    """Return why their predictions are not of the same images, and the remedy; empty if they are."""
     assert challenger.predictions
     assert champion.predictions
     key = next((key for key in TESTED_ON if challenger.tags.get(key) and champion.tags.get(key)), "")
@@ -171,12 +170,12 @@ def _some(names: set[str]) -> str:
 
 
 def record(decision: Decision, *, time: datetime, who: str, store: str, name: str) -> dict[str, Any]:
-    """The decision as one JSON object.
+    """Return the decision as one JSON object.
 
     Args:
         decision: what was decided.
         time: when, in UTC.
-        who: decided.
+        who: the user who decided.
         store: URI of the MLflow store, as `paths.shown` gives it.
         name: of the registered model.
     """
@@ -211,7 +210,7 @@ def _facts(model: Model) -> dict[str, Any]:
 
 
 def described(model: Model) -> str:
-    """A model in a line, for people."""
+    """Describe a model in one line."""
     text = f"version {model.version}, run {model.run_name or model.run_id or 'unknown'}"
     if model.predictions:
         right, num_images = int(model.predictions.right.sum()), model.predictions.num_images
@@ -220,7 +219,7 @@ def described(model: Model) -> str:
 
 
 def summary(paired: Paired) -> str:
-    """A comparison in a line, for people."""
+    """Describe a comparison in one line."""
     return (
         f"{paired.fixed:,} fixed, {paired.broken:,} broken, {paired.change_pp:+.2f} pp; "
         f"exact McNemar test: worse p = {paired.p_worse:.3g}, two-sided p = {paired.p_two_sided:.3g}"

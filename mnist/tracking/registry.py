@@ -54,7 +54,7 @@ def description(classes: Sequence[str]) -> str:
     return (
         f"From raw pixels, uint8 (N, 28, 28), 0 black to 255 white, to the probabilities of "
         f"{', '.join(classes)}: float32 (N, {len(classes)}). Normalization is inside. "
-        "`register` gives the alias `challenger`, `make promote` gives `champion`."
+        "`register` gives the alias `challenger`, `mnist promote` gives `champion`."
     )
 
 

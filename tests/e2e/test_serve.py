@@ -1,0 +1,167 @@
+"""The champion behind HTTP: its answers are those of `evaluate`; start, refusals and end of the server."""
+
+import asyncio
+import http.client
+import json
+import re
+import shutil
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from subprocess import Popen
+from typing import Any
+
+import numpy as np
+import pytest
+from mlflow.models import Model, ModelSignature
+from mlflow.types import Schema, TensorSpec
+
+from mnist.data import store
+from tests.checkout import NAME, Clone
+from tests.e2e.conftest import Invoke, without_store
+
+TIMEOUT_SECONDS = 120  # for a server to start, on a busy machine
+JSON = {"Content-Type": "application/json"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Server:
+    """A running `mnist serve`."""
+
+    process: Popen[str]
+    port: int
+    log: Path
+
+    def request(self, method: str, path: str, body: str | None = None) -> tuple[int, str]:
+        """Return status and text of an answer."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        try:
+            connection.request(method, path, body, JSON)
+            response = connection.getresponse()
+            return response.status, response.read().decode()
+        finally:
+            connection.close()
+
+    def predict(self, images_NHW: Any) -> Any:
+        """Return the probabilities of raw images, float (N, K)."""
+        status, text = self.request("POST", "/invocations", json.dumps({"inputs": images_NHW.tolist()}))
+        assert status == 200, text
+        return np.array(json.loads(text)["predictions"])
+
+
+@contextmanager
+def serving(clone: Clone, log: Path) -> Iterator[Server]:
+    """Start a server in a clone, and end it."""
+    # What MLflow would choose on a machine with a GPU, where a model exported for the CPU does not load.
+    environment = {**clone.environment, "MLFLOW_DEFAULT_PREDICTION_DEVICE": "cuda"}
+    with log.open("w") as output:
+        command = [sys.executable, "-m", "mnist", "serve", "--port", "0"]
+        process = Popen(command, cwd=clone.folder, env=environment, stdout=output, stderr=output, text=True)
+    try:
+        deadline = time.monotonic() + TIMEOUT_SECONDS
+        while not (address := re.search(r"http://[\d.]+:(\d+)/invocations;", log.read_text())):
+            assert process.poll() is None, log.read_text()
+            assert time.monotonic() < deadline, log.read_text()
+            time.sleep(0.1)
+        yield Server(process=process, port=int(address[1]), log=log)
+    finally:
+        process.terminate()
+        process.wait(60)
+
+
+def make_champion(clone: Clone) -> None:
+    clone.client.set_registered_model_alias(NAME, "champion", "1")
+
+
+def test_it_answers_as_evaluate_did_and_ends_at_an_interrupt(trained: Clone, tmp_path: Path) -> None:
+    make_champion(trained)
+    test = store.load(trained.folder / "data/mnist.safetensors", "test")
+    table = trained.folder / "metrics/predictions.csv"
+    predicted_N = np.loadtxt(table, delimiter=",", skiprows=1, dtype=int)[:, 2]
+    with serving(trained, tmp_path / "log") as server:
+        probs_NK = server.predict(test.images_NHW)
+        assert probs_NK.shape == (300, 10)
+        assert probs_NK.argmax(1).tolist() == predicted_N.tolist()
+        np.testing.assert_allclose(probs_NK.sum(1), 1, atol=1e-5)
+
+        async def one_by_one() -> list[Any]:
+            images = [test.images_NHW[index : index + 1] for index in range(20)]
+            return await asyncio.gather(*(asyncio.to_thread(server.predict, image) for image in images))
+
+        np.testing.assert_allclose(
+            np.concatenate(asyncio.run(one_by_one())), probs_NK[:20], rtol=0, atol=1e-6
+        )
+
+        for path in ("/ping", "/health", "/version"):
+            assert server.request("GET", path)[0] == 200
+        status, text = server.request("POST", "/invocations", json.dumps({"inputs": [[[0.5] * 28] * 28]}))
+        assert (status, json.loads(text)["error_code"]) == (400, "BAD_REQUEST")
+        too_long = json.dumps({"inputs": test.images_NHW[:1].tolist()}) + " " * 2**25
+        assert server.request("POST", "/invocations", too_long)[0] == 413
+        # Linux has all of 127.*, so this one stands for any address of the machine but 127.0.0.1.
+        with pytest.raises(OSError, match=r"refused|assign|unreachable|timed out"):
+            socket.create_connection(("127.0.0.2", server.port), timeout=5)
+
+        idle = socket.create_connection(("127.0.0.1", server.port))  # of a client that may ask again
+        server.process.send_signal(signal.SIGINT)
+        assert server.process.wait(60) == 0
+        idle.close()
+    log = server.log.read_text()
+    assert log.endswith("serve: ended\n")
+    assert "Traceback" not in log
+    socket.create_server(("127.0.0.1", server.port)).close()  # the port is free at once
+
+
+def no_champion(clone: Clone) -> None:
+    del clone
+
+
+def no_files(clone: Clone) -> None:
+    make_champion(clone)
+    shutil.rmtree(clone.folder / "mlartifacts")
+
+
+def another_signature(clone: Clone) -> None:
+    make_champion(clone)
+    (description,) = clone.folder.glob("mlartifacts/**/MLmodel")
+    model = Model.load(description)
+    scaled = Schema([TensorSpec(np.dtype(np.float32), (-1, 28, 28))])
+    model.signature = ModelSignature(scaled, model.signature.outputs)
+    model.save(str(description))
+
+
+@pytest.mark.parametrize(
+    ("prepare", "where"),
+    [
+        (no_champion, f"models:/{NAME}@champion: found no champion yet"),
+        (no_files, f"models:/{NAME}/1: found "),
+        (another_signature, f"models:/{NAME}/1: found inputs: [Tensor('float32', (-1, 28, 28))]"),
+    ],
+)
+def test_without_a_usable_champion_it_is_an_error(
+    trained: Clone, invoke: Invoke, prepare: Callable[[Clone], None], where: str
+) -> None:
+    prepare(trained)
+    done = invoke(trained, "serve", "--port", "0")
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"ERROR: {where}")
+    assert done.stderr.count("\n") == 1
+
+
+def test_without_a_model_it_is_an_error(trained: Clone, invoke: Invoke) -> None:
+    done = invoke(without_store(trained), "serve", "--port", "0", MLFLOW_TRACKING_URI="sqlite:///new.db")
+    assert done.exit_code == 2
+    assert "found no registered model yet" in done.stderr
+
+
+def test_a_port_in_use_is_an_error_before_anything_else(trained: Clone, invoke: Invoke) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        done = invoke(trained, "serve", "--port", str(port))
+    assert done.exit_code == 2
+    assert done.stderr.startswith(f"ERROR: port {port}: found Address already in use")

@@ -12,9 +12,9 @@ from mnist.core import config, files, paths
 def experiments(seeds: int, jobs: int) -> None:
     """Measure what shuffling the pixels costs a convolutional and a fully connected network.
 
-    It trains both, on pixels in place and shuffled by one permutation, over seeds: by default 12
-    trainings in DVC's queue. Results of this commit and these params are not trained again. It prints a
-    table, and writes metrics/shuffled-pixels.json and metrics/shuffled-pixels.png.
+    It trains both, on pixels in place and shuffled by one permutation, over seeds: by default 12 DVC
+    experiments. Those that this commit has with these params are not trained again. It prints a table, and
+    writes metrics/shuffled-pixels.json and metrics/shuffled-pixels.png.
 
     \b
     Example:

@@ -31,4 +31,4 @@ def preset(context: click.Context, name: str | None, options: tuple[str, ...]) -
     chosen = presets.named(known, name)
     arguments = presets.arguments(name, chosen, options)
     click.echo(f"{name}: {chosen.claim}\n{shlex.join(['dvc', *arguments])}")
-    context.exit(2 if experiments.dvc(*arguments) else 0)
+    context.exit(2 if experiments.dvc(*arguments).returncode else 0)

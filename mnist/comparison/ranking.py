@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mnist.comparison.recipes import aligned, as_typed, differing
+from mnist.comparison.results import Result, load_results
 from mnist.core import paths
 from mnist.core.config import Split
-from mnist.lineage import experiments
-from mnist.lineage.experiments import Result
 
 ACCURACY, LOSS = "val_accuracy", "val_loss"
 ROUNDING = 1e-6  # of the accuracies in metrics/train.json
@@ -141,13 +140,13 @@ def report(root: Path, revs: Sequence[str] | None, top: int | None = None) -> st
     Raises:
         InputError: there is no checkout with git and DVC, or no such commit.
     """
-    results = experiments.load(root, revs, paths.TRAINING_METRICS, (ACCURACY, LOSS))
-    if not results.num_experiments:
+    known = load_results(root, revs, paths.TRAINING_METRICS, (ACCURACY, LOSS))
+    if not known.num_experiments:
         start = " ".join(revs) if revs else "HEAD"
         lines = [f"best: no experiment of {start} has finished: dvc exp run --queue -S 'lr=0.01,0.05,0.1'"]
-    elif results.found:
-        ranking = rank(results.found)
-        lines = [table(ranking, top), "", *advice(ranking, results.head)]
+    elif known.found:
+        ranking = rank(known.found)
+        lines = [table(ranking, top), "", *advice(ranking, known.head)]
     else:
         lines = ["best: none has a result"]
-    return "\n".join([*lines, *results.notes])
+    return "\n".join([*lines, *known.notes])

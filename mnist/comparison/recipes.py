@@ -13,9 +13,8 @@ from typing import Any
 
 from tabulate import tabulate
 
+from mnist.comparison.results import Result, load_results
 from mnist.core import paths
-from mnist.lineage import experiments
-from mnist.lineage.experiments import Result
 
 ACCURACY = "accuracy"
 CONFIDENCE = 0.95
@@ -79,9 +78,9 @@ def load(root: Path, revs: Sequence[str] | None) -> tuple[list[Recipe], list[str
     Raises:
         InputError: there is no checkout with git and DVC, or no such commit.
     """
-    results = experiments.load(root, revs, paths.TEST_METRICS, (ACCURACY,))
-    recipes, notes = grouped(results.found)
-    return recipes, [*notes, *results.notes]
+    known = load_results(root, revs, paths.TEST_METRICS, (ACCURACY,))
+    recipes, notes = grouped(known.found)
+    return recipes, [*notes, *known.notes]
 
 
 def grouped(results: Iterable[Result]) -> tuple[list[Recipe], list[str]]:

@@ -1,6 +1,9 @@
 """The tutorial's experiment: what shuffling the pixels costs a CNN, and what a fully connected network."""
 
-from collections.abc import Iterable, Mapping
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
@@ -46,24 +49,33 @@ def missing(cases: Mapping[Case, Recipe], num_seeds: int) -> dict[Case, list[int
 
 
 def train(root: Path, current: Mapping[str, Any], num_seeds: int, jobs: int) -> dict[Case, Recipe]:
-    """Train what is missing of all cases in DVC's queue, `jobs` at a time, and return the cases.
+    """Train what is missing of all cases as experiments, `jobs` at a time, and return the cases.
+
+    Not in DVC's queue: a worker of it may die, and `dvc exp run --run-all` then never ends (dvc#10398).
 
     Raises:
-        InputError: a training failed, or DVC refuses.
+        InputError: a training failed; what it printed is on stderr.
     """
-    run = ["exp", "run", "--run-all", "--jobs", str(jobs)]
-    experiments.dvc(*run)  # what an interrupted call has left in the queue
-    for case, seeds in missing(_cases(root, current), num_seeds).items():
-        settings = [f"model={case.model}", f"permute_pixels={str(case.permute_pixels).lower()}"]
-        settings.append(f"seed={','.join(map(str, seeds))}")
-        if experiments.dvc("exp", "run", "--queue", *(part for one in settings for part in ("-S", one))):
-            raise InputError("dvc exp run --queue", found="an error", expected="experiments in the queue")
-    experiments.dvc(*run)
-    cases = _cases(root, current)
-    if num_left := sum(map(len, missing(cases, num_seeds).values())):
-        found = f"{num_left} trainings without a result"
-        raise InputError("dvc queue", found=found, expected="none: `dvc queue status`, `dvc queue logs NAME`")
-    return cases
+    wanted = missing(_cases(root, current), num_seeds)
+    settings = [
+        [f"model={case.model}", f"permute_pixels={str(case.permute_pixels).lower()}", f"seed={seed}"]
+        for case, seeds in wanted.items()
+        for seed in seeds
+    ]
+    with ThreadPoolExecutor(jobs) as pool:
+        for num, done in enumerate(pool.map(_run, settings), 1):
+            if done.returncode:
+                pool.shutdown(wait=False, cancel_futures=True)
+                sys.stderr.write(done.stdout + done.stderr)
+                where, found = " ".join(settings[num - 1]), f"exit status {done.returncode}, see above"
+                raise InputError(f"the training with {where}", found=found, expected="a result")
+            print(f"{num} of {len(settings)} trainings are done", flush=True)
+    return _cases(root, current)
+
+
+def _run(settings: Sequence[str]) -> subprocess.CompletedProcess[str]:
+    options = [part for one in settings for part in ("-S", one)]
+    return experiments.dvc("--wait-for-lock", "exp", "run", "--temp", *options, capture=True)
 
 
 def _cases(root: Path, current: Mapping[str, Any]) -> dict[Case, Recipe]:

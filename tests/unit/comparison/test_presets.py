@@ -1,5 +1,6 @@
 """What presets set and claim, and how a broken file is reported."""
 
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -124,9 +125,9 @@ def test_the_listing_has_claims_and_what_differs(settings: Params) -> None:
 def test_the_command_is_shown_and_run(status: int, expected: int, monkeypatch: pytest.MonkeyPatch) -> None:
     ran = []
 
-    def dvc(*arguments: str) -> int:
+    def dvc(*arguments: str) -> subprocess.CompletedProcess[str]:
         ran.append(arguments)
-        return status
+        return subprocess.CompletedProcess(arguments, status)
 
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr("mnist.lineage.experiments.dvc", dvc)

@@ -6,8 +6,9 @@ from typing import Any, Literal
 import pytest
 
 from mnist.comparison import ranking
+from mnist.comparison.results import Result
 from mnist.core.config import Split
-from mnist.lineage.experiments import Result, Revision
+from mnist.lineage.experiments import Revision
 
 HEAD, ELSEWHERE = "a" * 40, "b" * 40
 

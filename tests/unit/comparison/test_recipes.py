@@ -6,8 +6,9 @@ import pytest
 
 from mnist.comparison import recipes
 from mnist.comparison.recipes import Recipe
+from mnist.comparison.results import Result
 from mnist.core.config import Split
-from mnist.lineage.experiments import Result, Revision
+from mnist.lineage.experiments import Revision
 
 
 def result(name: str, seed: int, accuracy: float, dataset_md5: str = "d", **params: Any) -> Result:

@@ -1,6 +1,7 @@
 """What shuffling the pixels costs each network, on numbers made by hand."""
 
 import json
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -50,15 +51,28 @@ def test_what_is_there_is_not_trained_again() -> None:
     assert shuffled_pixels.missing(RECIPES, 4) == {case: [3] for case in CASES}
 
 
-@pytest.mark.parametrize(("refused", "where"), [("--queue", "dvc exp run --queue"), ("nothing", "dvc queue")])
-def test_trainings_that_dvc_refuses_or_that_fail_are_an_error(
-    refused: str, where: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+@pytest.mark.parametrize("status", [0, 255])
+def test_what_is_missing_is_trained_and_a_failure_is_an_error(
+    status: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(experiments, "dvc", lambda *arguments: int(refused in arguments))
-    monkeypatch.setattr("mnist.comparison.recipes.load", lambda *_: ([RECIPES[CNN]], []))
+    known = [RECIPES[CNN]]
 
-    with pytest.raises(InputError, match=f"^{where}: "):
-        shuffled_pixels.train(tmp_path, CURRENT, 3, jobs=2)
+    def dvc(*arguments: str, capture: bool) -> subprocess.CompletedProcess[str]:
+        assert capture
+        assert {"permute_pixels=true", "seed=0"} <= set(arguments)
+        known.append(RECIPES[MLP if "model=mlp" in arguments else SHUFFLED_CNN])
+        return subprocess.CompletedProcess(arguments, status, "", "")
+
+    monkeypatch.setattr(experiments, "dvc", dvc)
+    monkeypatch.setattr("mnist.comparison.recipes.load", lambda *_: (known, []))
+    monkeypatch.setattr("mnist.comparison.shuffled_pixels.CASES", (CNN, SHUFFLED_CNN))
+
+    if status:
+        with pytest.raises(InputError, match="model=simple_cnn permute_pixels=true seed=0"):
+            shuffled_pixels.train(tmp_path, CURRENT, 1, jobs=2)
+    else:
+        cases = shuffled_pixels.train(tmp_path, CURRENT, 1, jobs=2)
+        assert cases == {CNN: RECIPES[CNN], SHUFFLED_CNN: RECIPES[SHUFFLED_CNN]}
 
 
 def test_costs_are_paired_by_seed() -> None:

@@ -1,0 +1,81 @@
+"""Experiments in a real queue of DVC with two workers, and beside it; `mnist best` ranks them all."""
+
+import json
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from mnist.comparison.shuffled_pixels import CASES
+from mnist.core import config, paths
+from tests import checkout
+from tests.checkout import Clone
+from tests.e2e.conftest import Invoke
+
+TIMEOUT_SECONDS = 900
+TRAIN_ONE_SEED = """
+import json
+from pathlib import Path
+from mnist.comparison import shuffled_pixels
+from mnist.core import config, paths
+current = config.load(paths.PARAMS).model_dump()
+cases = shuffled_pixels.train(Path().resolve(), current, num_seeds=1, jobs=2)
+print(json.dumps([[case.model, case.permute_pixels, recipe.accuracies] for case, recipe in cases.items()]))
+"""
+
+
+@pytest.fixture
+def clone(trained: Clone) -> Iterator[Clone]:
+    """A trained clone whose workers end with the test."""
+    yield trained
+    checkout.stop_workers(trained.folder)
+
+
+def test_experiments_are_trained_ranked_and_applied(clone: Clone, invoke: Invoke) -> None:
+    num_runs = len(clone.runs())
+    queue = ("exp", "run", "--queue", "-S", "model=mlp")
+    clone.dvc(*queue, "-n", "mlp", "-S", "permute_pixels=true,false", "-S", "seed=0")
+    clone.dvc(*queue, "-n", "doomed", "-S", "lr=1e9")
+
+    deadline = time.monotonic() + TIMEOUT_SECONDS
+    while notes := [line for line in invoke(clone, "best").stdout.splitlines() if " still " in line]:
+        assert time.monotonic() < deadline, notes
+        if not any("running" in note for note in notes):
+            checkout.start_workers(clone, 2)  # a worker may die (docs/sweeps.md)
+        time.sleep(2)
+    assert "left out: doomed: " in invoke(clone, "best").stdout
+
+    done = clone.run("python", "-c", TRAIN_ONE_SEED)
+
+    assert done.stdout.count("trainings are done") == 2  # those of the queue are not trained again
+    cases = json.loads(done.stdout.splitlines()[-1])
+    assert {(model, permuted) for model, permuted, _ in cases} == {
+        (case.model, case.permute_pixels) for case in CASES
+    }
+    lines = clone.run(
+        "git", "for-each-ref", "--format=%(refname) %(objectname)", "refs/exps"
+    ).stdout.splitlines()
+    commits = {ref.split("/")[-1]: commit for ref, commit in map(str.split, lines) if ref.count("/") == 4}
+    runs = [run for run in clone.runs() if run.data.tags.get("dvc.experiments") in commits]
+    assert len(commits) == len(runs) == len(clone.runs()) - num_runs == 4
+    accuracies = {}
+    for run in runs:
+        name = run.data.tags["dvc.experiments"]
+        kept = json.loads(clone.run("git", "show", f"{commits[name]}:{paths.TRAINING_METRICS}").stdout)
+        accuracies[name] = kept["val_accuracy"]
+        assert run.data.params["seed"] == "0"
+
+    best = invoke(clone, "best").stdout.splitlines()
+
+    ranked = [line.split() for line in best if line.split()[:1] and line.split()[0].isdigit()]
+    assert sorted(row[1] for row in ranked) == sorted(commits)
+    assert [float(row[2]) for row in ranked] == sorted(accuracies.values(), reverse=True)
+    (apply,) = [line.split()[1:] for line in best if line.startswith("  apply")]
+    winner = ranked[0][1]
+    assert apply == ["dvc", "exp", "apply", winner]
+
+    clone.run(*apply)
+
+    assert json.loads(clone.read(str(paths.TRAINING_METRICS)))["val_accuracy"] == accuracies[winner]
+    (run,) = [run for run in runs if run.data.tags["dvc.experiments"] == winner]
+    assert config.load(clone.folder / paths.PARAMS).model == run.data.params["model"]

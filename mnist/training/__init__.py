@@ -1,4 +1,4 @@
 """From tensors to weights: model, loop, optimizers, fast CNN, several processes, history.
 
-It imports `core` and `data`.
+It may import `core` and `data`.
 """

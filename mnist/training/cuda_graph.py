@@ -1,6 +1,6 @@
-"""A training step as one CUDA graph: a single launch instead of some sixty.
+"""A training step as one CUDA graph: one launch instead of some sixty.
 
-At batch 64 a GPU is done with a kernel of this network before Python has launched the next one.
+At batch 64 a GPU finishes a kernel of this network before Python has launched the next one.
 """
 
 from collections.abc import Callable
@@ -10,20 +10,19 @@ from torch import Tensor
 
 Step = Callable[[Tensor, Tensor, Tensor], Tensor]
 
-NUM_WARM_UPS = 3  # what torch.cuda.make_graphed_callables takes: libraries choose and allocate in these
+NUM_WARM_UPS = 3  # as torch.cuda.make_graphed_callables: libraries choose and allocate here
 
 
-def captured(step: Step, state: list[Tensor], arguments: tuple[Tensor, Tensor, Tensor]) -> Step:
-    """The same step on the same shapes, replayed from a graph.
+def capture(step: Step, state: list[Tensor], arguments: tuple[Tensor, Tensor, Tensor]) -> Step:
+    """Capture `step` in a graph, and return a function that replays it.
 
     Args:
-        step: launches work on the current CUDA device, without waiting for it.
-        state: all tensors that the step changes and reads again. The steps of warm-up and capture
-            leave them as they were.
+        step: launches work on the current CUDA device without waiting for it.
+        state: all tensors that the step changes and reads again; restored after warm-up and capture.
         arguments: of the first call, for their shapes and dtypes.
 
     Returns:
-        A function of arguments of those very shapes, whose result it copies, so that it stays.
+        A function of arguments of these shapes; it returns a copy of the result, which later calls keep.
     """
     static = tuple(argument.clone() for argument in arguments)
     before = [tensor.clone() for tensor in state]
@@ -39,10 +38,10 @@ def captured(step: Step, state: list[Tensor], arguments: tuple[Tensor, Tensor, T
     for tensor, value in zip(state, before, strict=True):
         tensor.copy_(value)
 
-    def replayed(*given: Tensor) -> Tensor:
-        for own, argument in zip(static, given, strict=True):
+    def replay(*arguments: Tensor) -> Tensor:
+        for own, argument in zip(static, arguments, strict=True):
             own.copy_(argument)
         graph.replay()
         return result.clone()
 
-    return replayed
+    return replay

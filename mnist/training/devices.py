@@ -1,4 +1,4 @@
-"""What the tensors live on, and how it is made to give the same bits each time."""
+"""The device of the tensors, set up to give the same bits each time."""
 
 import os
 
@@ -16,13 +16,13 @@ def prepare(
     """Set threads, precision and determinism for this process, and return the device to use.
 
     Args:
-        machine: what params.yaml asks for.
-        precision: of matrix products and convolutions; bfloat16 is up to `torch.autocast`.
-        deterministic: refuse kernels whose last bits differ from run to run.
-        local_rank: of this process on this machine, from 0; each takes a GPU of its own.
+        machine: device and threads of `params.yaml`.
+        precision: of matrix products and convolutions; bfloat16 is left to `torch.autocast`.
+        deterministic: raise for kernels whose last bits differ from run to run.
+        local_rank: of this process on this machine, from 0; each uses its own GPU.
 
     Raises:
-        InputError: the machine has no such device, or the device no such precision.
+        InputError: the machine has no such device, or the device does not have this precision.
     """
     # With a driver that is too old, `device_count` alone still counts the cards.
     num_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
@@ -48,34 +48,34 @@ def prepare(
     torch.set_num_threads(machine.num_threads)
     set_precision(precision)
     torch.backends.cudnn.benchmark = not deterministic
-    # The same demand as torch.use_deterministic_algorithms(True), without its import of
-    # torch._dynamo (1.5 s). cuBLAS reads its variable when it starts.
+    # As torch.use_deterministic_algorithms(True), without its import of torch._dynamo (1.5 s).
+    # cuBLAS reads its variable when it starts.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.set_deterministic_debug_mode("error" if deterministic else "default")
-    # A demand that comes with it: no new tensor shows what was in its memory before. Nothing here
-    # reads a tensor that it did not write, and the filling takes 7 % of an epoch.
+    # It also fills every new tensor, which takes 7 % of an epoch. No code here reads a tensor before
+    # it is written.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     return device
 
 
 def set_precision(precision: Precision) -> None:
-    """Let a GPU round the factors of float32 products to TF32, or not.
+    """Turn on TF32 for float32 products on a GPU, or turn it off.
 
-    By default cuDNN does so in convolutions: 10 bits of mantissa instead of 23.
+    It has 10 bits of mantissa instead of 23; cuDNN uses it in convolutions by default.
     """
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
 
 
 def describe(device: torch.device, processes: int = 1) -> str:
-    """The device for people, with all of it that the last bits of a result depend on.
+    """Describe all of the device that the last bits of a result depend on.
 
     Args:
         device: of this process.
-        processes: that share the work, each on such a device.
+        processes: number of processes that share the work, each on such a device.
     """
-    team = f", {processes} processes" if processes > 1 else ""
+    others = f", {processes} processes" if processes > 1 else ""
     if device.type == "cuda":
-        return f"{torch.cuda.get_device_name(device)}{team}"
+        return f"{torch.cuda.get_device_name(device)}{others}"
     num_threads = torch.get_num_threads()
     cpu = f"{processor.name()}, {torch.backends.cpu.get_cpu_capability()}"
-    return f"CPU ({cpu}), {num_threads} thread{'s' if num_threads > 1 else ''}{team}"
+    return f"CPU ({cpu}), {num_threads} thread{'s' if num_threads > 1 else ''}{others}"

@@ -1,8 +1,8 @@
-"""SimpleCNN's function computed with the images of a batch innermost, which is how a CPU likes it.
+"""SimpleCNN with the batch as the innermost dimension, which is faster on a CPU.
 
-A convolution of few channels leaves most lanes of a SIMD register empty, and oneDNN reaches a tenth
-of what a core can do. With the batch as the innermost dimension every operation runs along full
-lanes: convolution, pooling and their gradients become matrix products and plain vector arithmetic.
+A convolution of few channels leaves most lanes of a SIMD register empty: oneDNN reaches a tenth of a
+core's speed. With the batch innermost every operation uses full lanes: convolution, pooling and their
+gradients are matrix products and vector arithmetic.
 
 Shape suffixes: B images of a batch, C channels in, F channels out, H rows, W columns, Y rows and X
 columns after pooling, P and Q the place in a pooling window (row, column), K classes; a and b count
@@ -28,7 +28,7 @@ WINDOW = KERNEL + POOL - 1  # rows and columns of the input that one pooled valu
 
 
 class BatchLastCNN(nn.Module):
-    """A SimpleCNN with another order of memory: the same parameters, the same function.
+    """A SimpleCNN with the batch innermost: the same parameters, the same function.
 
     Args:
         network: its parameters are shared, not copied.
@@ -40,11 +40,11 @@ class BatchLastCNN(nn.Module):
 
     @staticmethod
     def suits(network: nn.Module) -> TypeGuard[SimpleCNN]:
-        """Whether a training step of `network` on a CPU becomes faster by it.
+        """Return whether this makes a training step of `network` on a CPU faster.
 
-        Of the time of the network's own step, on one core at batch 128: 0.55 at 6 channels, 0.7 at 20,
-        0.9 at 28, 1.0 to 1.2 at 32. oneDNN makes channels up to whole registers: at 16 it wastes none,
-        and this takes 0.9 of its time at batch 64 and 1.2 at batch 512.
+        Time relative to the network's own step, on one core at batch 128: 0.55 at 6 channels, 0.7 at 20,
+        0.9 at 28, 1.0 to 1.2 at 32. oneDNN fills up channels to whole registers. At 16 it wastes none: 0.9
+        at batch 64, 1.2 at batch 512.
         """
         return (
             isinstance(network, SimpleCNN)
@@ -66,7 +66,7 @@ class BatchLastCNN(nn.Module):
 
 
 def convolved_pooled_rectified(x_CHWB: Tensor, weight_FCHW: Tensor, bias_F: Tensor) -> Tensor:
-    """`relu(max_pool2d(conv2d(x, weight, bias), 2))` of a 5x5 kernel, with the batch innermost.
+    """Compute `relu(max_pool2d(conv2d(x, weight, bias), 2))` of a 5x5 kernel, with the batch innermost.
 
     Args:
         x_CHWB: float32, contiguous; H and W even, from 6.
@@ -88,13 +88,13 @@ class _ConvolvedPooledRectified(torch.autograd.Function):
         rows, columns = (height - KERNEL + 1) // POOL, (width - KERNEL + 1) // POOL
         num_pooled = rows * columns * num_images
 
-        # A column of pixels for each pooled value: all that its four convolutions see.
+        # A column for each pooled value: the pixels of its four convolutions.
         c, h, w, b = x_CHWB.stride()
         windows = x_CHWB.as_strided(
             (num_in, WINDOW, WINDOW, rows, columns, num_images), (c, h, w, POOL * h, POOL * w, b)
         ).reshape(num_in * WINDOW**2, num_pooled)
-        # All four are one matrix product. A third of its multiplications are by the zeros around
-        # the kernels, and it takes a third of the time of `conv2d` all the same.
+        # All four are one matrix product. A third of its multiplications are by the zeros around the
+        # kernels, and it still takes a third of the time of `conv2d`.
         placed = weight_FCHW.reshape(num_out * num_in, KERNEL**2) @ PLACES.to(weight_FCHW.dtype)
         kernels = (
             placed.view(num_out, num_in, POOL**2, WINDOW**2)
@@ -120,8 +120,8 @@ class _ConvolvedPooledRectified(torch.autograd.Function):
 
         grad = grad_FYXB.reshape(num_out, num_pooled) * out_FYXB.sign()  # of the rectifier: 1 above 0
         grad_bias_F = grad.sum(1)
-        # Of equal values `max_pool2d` takes the first. Here they share, which is the same gradient of the
-        # weights where the windows are equal too, as on black ground; other ties are rare chance.
+        # Of equal values `max_pool2d` takes the first. Here they share the gradient. The gradient of the
+        # weights is the same where the windows are equal too, as on black ground; other ties are rare.
         grad_convolved = is_largest * (grad.view(num_out * num_pooled) / is_largest.sum(0))
         grad_convolved = grad_convolved.view(POOL**2 * num_out, num_pooled)
 
@@ -135,8 +135,8 @@ class _ConvolvedPooledRectified(torch.autograd.Function):
         if not ctx.needs_input_grad[0]:
             return None, grad_weight_FCHW, grad_bias_F
 
-        # Each window's gradient, added where the window lay: first along the rows, then down the
-        # columns. By pairs of pixels the windows lie one apart, so that 3 + 3 additions do for 36.
+        # Add each window's gradient where the window was: first along the rows, then down the columns.
+        # In pairs of pixels the windows are one apart, so 3 + 3 additions replace 36.
         pairs = WINDOW // POOL
         grad_windows = (kernels.t() @ grad_convolved).view(
             num_in * WINDOW, pairs, POOL, rows, columns, num_images
@@ -152,7 +152,7 @@ class _ConvolvedPooledRectified(torch.autograd.Function):
 
 
 def _places() -> Tensor:
-    """Where a kernel's elements lie in a window, for each place in the pool: 0 or 1, float32 (25, 4 x 36)."""
+    """Return 1 where a kernel's element is in a window, for each place in the pool: float32 (25, 4 x 36)."""
     places = torch.zeros(KERNEL, KERNEL, POOL, POOL, WINDOW, WINDOW)
     for row, column, p, q in itertools.product(range(KERNEL), range(KERNEL), range(POOL), range(POOL)):
         places[row, column, p, q, p + row, q + column] = 1

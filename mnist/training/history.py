@@ -1,7 +1,7 @@
-"""What happened during training, and its two tables.
+"""The learning curves and their two tables.
 
 `metrics/steps.csv` has a row for each window of steps, `metrics/history.csv` one for each epoch.
-Neither holds a duration: equal training makes equal bytes.
+Neither has a duration: equal training gives equal bytes.
 """
 
 import csv
@@ -17,14 +17,14 @@ from mnist.core.errors import InputError
 
 @dataclass(frozen=True, kw_only=True)
 class Window:
-    """The last steps, as the images came by.
+    """The scores of some steps, before each step.
 
     Attributes:
         epoch: from 1.
         step: number of optimizer steps so far.
         num_images: trained on in this window.
         loss: mean negative log-likelihood, in nats an image, without label smoothing.
-        accuracy: share of the images classified correctly.
+        accuracy: fraction of the images classified correctly.
     """
 
     epoch: int
@@ -41,10 +41,10 @@ class Epoch:
     Attributes:
         epoch: from 1.
         step: number of optimizer steps so far.
-        train_loss: mean negative log-likelihood, in nats an image, as the images came by.
-        train_accuracy: share of them classified correctly, as they came by.
-        val_loss: the same on the validation images, after the epoch.
-        val_accuracy: the same on the validation images, after the epoch.
+        train_loss: mean negative log-likelihood, in nats an image, before each step.
+        train_accuracy: fraction of the images classified correctly, before each step.
+        val_loss: of the validation images, after the epoch.
+        val_accuracy: of the validation images, after the epoch.
     """
 
     epoch: int
@@ -59,7 +59,7 @@ Row = TypeVar("Row", Window, Epoch)
 
 
 def write(path: Path, events: Iterable[Window | Epoch], kind: type[Row]) -> None:
-    """Write the events of one kind, floats to six significant digits (the noise of float32 lies below)."""
+    """Write the events of one kind, floats to six significant digits: float32 has no more."""
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
     table.writerow(field.name for field in fields(kind))
@@ -71,10 +71,10 @@ def write(path: Path, events: Iterable[Window | Epoch], kind: type[Row]) -> None
 
 
 def read(path: Path, kind: type[Row]) -> list[Row]:
-    """Read a table back.
+    """Read a table.
 
     Raises:
-        InputError: the file is missing or is not such a table.
+        InputError: the file is missing, or is another table.
     """
     columns = get_type_hints(kind)
     expected = f"a table of {', '.join(columns)}"
@@ -87,12 +87,12 @@ def read(path: Path, kind: type[Row]) -> list[Row]:
         raise files.missing(path) from None
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(str(path), found=f"{type(error).__name__}: {error}", expected=expected) from None
-    if header != list(columns):  # where there is no row that could have failed
+    if header != list(columns):  # no row, so no error above
         raise InputError(str(path), found=f"columns {header}", expected=expected)
     return rows
 
 
 def summary(events: Iterable[Window | Epoch]) -> dict[str, float]:
-    """Loss and accuracy of the last epoch, to six decimals: what `dvc metrics` and choices go by."""
+    """Return loss and accuracy of the last epoch to six decimals, for `dvc metrics`."""
     last = asdict([event for event in events if isinstance(event, Epoch)][-1])
     return {name: round(value, 6) for name, value in last.items() if name not in ("epoch", "step")}

@@ -32,13 +32,13 @@ class Step(Protocol):
     """One step of training, on this process's share of a batch."""
 
     def __call__(self, x_BCHW: Tensor, labels_B: Tensor, lr: Tensor, *, num_images: int) -> Tensor:
-        """Log-probabilities, float32 (B, K), of before the step.
+        """Take a step, and return the log-probabilities before it, float32 (B, K).
 
         Args:
             x_BCHW: normalized images, float32 (B, 1, 28, 28), B from 0.
             labels_B: int64 (B,).
             lr: float32 (), on the device.
-            num_images: of the whole batch, whosever share they are.
+            num_images: of the whole batch, over all processes.
         """
 
 
@@ -53,18 +53,18 @@ def fit(
     precision: Precision,
     ctx: Context = SINGLE,
 ) -> Iterator[Window | Epoch]:
-    """Train `classifier` in place, and yield what happened each `WINDOW` steps and each epoch.
+    """Train `classifier` in place, and yield its scores each `WINDOW` steps and each epoch.
 
-    Some batches are gathered and normalized at a time: by the CPU from where they lie, a
-    memory-mapped file say, and on a GPU from its memory, which holds all images as uint8. Nothing
-    waits for a GPU inside an epoch: its windows are told at the end. Every process of a team calls
-    this with the same arguments but the device, and gets the same events.
+    Several batches are gathered and normalized at a time: on a CPU from memory or a memory-mapped file, on a
+    GPU from its own memory, which holds all images as uint8. The CPU does not wait for the GPU inside an
+    epoch: its windows come at the end. Every process calls this with the same arguments but the device,
+    and gets the same events.
 
     Raises:
-        InputError: the loss is not finite; the weights are of no use then.
+        InputError: the loss is not finite.
     """
     classifier.to(device).train()
-    gather = _gathering(train, device)
+    gather = _gather_from(train, device)
     step = stepper(classifier.network, recipe, device=device, precision=precision, ctx=ctx)
     generator = torch.Generator().manual_seed(seed)  # on the CPU: one order on every device
     steps_an_epoch = math.ceil(len(train) / recipe.batch_size)
@@ -76,7 +76,7 @@ def fit(
         order = torch.randperm(len(train), generator=generator).to(device).split(recipe.batch_size)
         offsets_2N = random_offsets(len(train), recipe.shift, generator).to(device)
         windows: list[Window] = []
-        untold: list[tuple[int, Tensor]] = []
+        pending: list[tuple[int, Tensor]] = []
         for window in _chunks(order, WINDOW):
             outputs, labels = [], []
             for batches in _chunks(window, batches_at_a_time):
@@ -90,18 +90,18 @@ def fit(
                     outputs.append(step(x_BCHW, labels_B, lr_S[num_steps], num_images=len(index_B)))
                     num_steps += 1
                 labels.append(labels_M)
-            untold.append((num_steps, ctx.sum(totals(torch.cat(outputs), torch.cat(labels)))))
+            pending.append((num_steps, ctx.sum(totals(torch.cat(outputs), torch.cat(labels)))))
             if device.type == "cpu" or num_steps == epoch * steps_an_epoch:
-                windows += _told(untold, epoch, recipe)
-                yield from windows[-len(untold) :]
-                untold.clear()
-        yield _validated(classifier, val, device, windows, recipe)
+                windows += _fetch_windows(pending, epoch, recipe)
+                yield from windows[-len(pending) :]
+                pending.clear()
+        yield _validate(classifier, val, device, windows, recipe)
 
 
 def stepper(
     network: nn.Module, recipe: Recipe, *, device: torch.device, precision: Precision, ctx: Context
 ) -> Step:
-    """What trains `network`, on `device`, by one batch at a time."""
+    """Return the function that takes a training step of `network` on `device`."""
     optimizer = optim.make(recipe, network)
     if device.type == "cpu" and precision == "float32" and BatchLastCNN.suits(network):
         network = BatchLastCNN(network)
@@ -111,7 +111,7 @@ def stepper(
         with _autocast(precision, device):
             log_probs_BK: Tensor = network(x_BCHW)
         loss = objective(log_probs_BK, labels_B, recipe.label_smoothing) / num_images
-        (ctx.size * loss).backward()  # times the size, since gradients are averaged over the team
+        (ctx.size * loss).backward()  # times the size, since gradients are averaged over the processes
         optimizer.step(lr)
         return log_probs_BK.detach()
 
@@ -120,25 +120,27 @@ def stepper(
 
     whole_step: cuda_graph.Step | None = None
 
-    def replayed(x_BCHW: Tensor, labels_B: Tensor, lr: Tensor, *, num_images: int) -> Tensor:
+    def replay(x_BCHW: Tensor, labels_B: Tensor, lr: Tensor, *, num_images: int) -> Tensor:
         nonlocal whole_step
         if num_images < recipe.batch_size:  # the last one of an epoch
             return step(x_BCHW, labels_B, lr, num_images=num_images)
         if whole_step is None:
             plain = functools.partial(step, num_images=recipe.batch_size)
-            whole_step = cuda_graph.captured(plain, optimizer.state(), (x_BCHW, labels_B, lr))
+            whole_step = cuda_graph.capture(plain, optimizer.state(), (x_BCHW, labels_B, lr))
         return whole_step(x_BCHW, labels_B, lr)
 
-    return replayed
+    return replay
 
 
 def _chunks(batches: Sequence[Tensor], size: int) -> Iterator[Sequence[Tensor]]:
-    """`size` of them at a time, and the rest."""
+    """Yield `size` batches at a time, and the rest."""
     return (batches[first : first + size] for first in range(0, len(batches), size))
 
 
-def _gathering(images: Images | Selection, device: torch.device) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
-    """What gives the images, uint8 (M, H, W), and labels, int64 (M,), of M positions; all on `device`."""
+def _gather_from(
+    images: Images | Selection, device: torch.device
+) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+    """Return a function of M positions: images, uint8 (M, H, W), and labels, int64 (M,), on `device`."""
 
     def taken(index_M: Tensor) -> tuple[Tensor, Tensor]:
         some = images.take(index_M.numpy())
@@ -146,7 +148,7 @@ def _gathering(images: Images | Selection, device: torch.device) -> Callable[[Te
 
     if device.type == "cpu":
         return taken
-    # In parts, so that no memory need hold them twice.
+    # In parts, so that they are never twice in memory.
     images_NHW = torch.empty((len(images), *IMAGE_SHAPE), dtype=torch.uint8, device=device)
     labels_N = torch.empty(len(images), dtype=torch.int64, device=device)
     for index_M in torch.arange(len(images)).split(UPLOAD):
@@ -156,7 +158,7 @@ def _gathering(images: Images | Selection, device: torch.device) -> Callable[[Te
 
 
 def objective(log_probs_BK: Tensor, labels_B: Tensor, label_smoothing: float) -> Tensor:
-    """The sum over B images, (), that training lowers: negative log-likelihood, smoothed.
+    """Return the loss, (), summed over B images: smoothed negative log-likelihood.
 
     Smoothing as in Szegedy et al. 2016, https://arxiv.org/abs/1512.00567, section 7.
     """
@@ -167,21 +169,21 @@ def objective(log_probs_BK: Tensor, labels_B: Tensor, label_smoothing: float) ->
 
 
 def totals(log_probs_NK: Tensor, labels_N: Tensor) -> Tensor:
-    """Of N images, float64 (3,): the sum of their negative log-likelihoods, how many are right, N."""
+    """Return the sum of negative log-likelihoods, the number of right answers, and N: float64 (3,)."""
     nll = F.nll_loss(log_probs_NK, labels_N, reduction="sum")
     num_right = (log_probs_NK.argmax(1) == labels_N).sum()
     return torch.stack([nll, num_right, torch.full_like(nll, len(labels_N))]).double()
 
 
 def random_offsets(num_images: int, shift: int, generator: torch.Generator) -> Tensor:
-    """How many pixels each image moves down and right, int64 (2, N), up to `shift` each way."""
+    """Draw the pixels by which each image moves down and right, int64 (2, N), up to `shift` each way."""
     if shift == 0:
         return torch.zeros(2, num_images, dtype=torch.int64)  # the generator stays as it is
     return torch.randint(-shift, shift + 1, (2, num_images), generator=generator)
 
 
 def shifted(images_NHW: Tensor, shift: int, offsets_2N: Tensor) -> Tensor:
-    """Each image moved down and right by its own offset, of up to `shift` pixels; black comes in."""
+    """Move each image down and right by its own offset, of up to `shift` pixels; fill with black."""
     if shift == 0:
         return images_NHW
     num_images, height, width = images_NHW.shape
@@ -192,15 +194,15 @@ def shifted(images_NHW: Tensor, shift: int, offsets_2N: Tensor) -> Tensor:
 
 
 def learning_rates(recipe: Recipe, num_steps: int) -> Tensor:
-    """The learning rate of each step, float32 (S,)."""
+    """Return the learning rate of each step, float32 (S,)."""
     return torch.tensor([learning_rate(recipe, step, num_steps) for step in range(num_steps)])
 
 
 def learning_rate(recipe: Recipe, step: int, num_steps: int) -> float:
-    """The learning rate of `step`, from 0: constant, or up to `lr` and down towards 0 in straight lines.
+    """Return the learning rate of `step`, from 0: constant, or linearly up to `lr` and down towards 0.
 
-    One cycle: Smith & Topin 2018, https://arxiv.org/abs/1708.07120. The rate is above 0 at every
-    step, and `lr` itself at the end of the rise.
+    One cycle: Smith & Topin 2018, https://arxiv.org/abs/1708.07120. The rate is above 0 at every step, and
+    `lr` at the end of the rise.
     """
     if recipe.schedule == "constant":
         return recipe.lr
@@ -213,13 +215,13 @@ def learning_rate(recipe: Recipe, step: int, num_steps: int) -> float:
 def _autocast(precision: Precision, device: torch.device) -> AbstractContextManager[object]:
     if precision != "bfloat16":
         return nullcontext()
-    # No weight is used twice in a step, so there is nothing to cache, and a CUDA graph must not.
+    # No weight is used twice in a step, so a cache gains nothing, and a CUDA graph must have none.
     return torch.autocast(device.type, torch.bfloat16, cache_enabled=False)
 
 
-def _told(untold: list[tuple[int, Tensor]], epoch: int, recipe: Recipe) -> list[Window]:
-    """The windows that ended at these steps with these totals; waits for the device once."""
-    fetched = torch.stack([total for _, total in untold]).tolist()
+def _fetch_windows(pending: list[tuple[int, Tensor]], epoch: int, recipe: Recipe) -> list[Window]:
+    """Return the windows that ended at these steps with these totals; wait for the device once."""
+    fetched = torch.stack([total for _, total in pending]).tolist()
     windows = [
         Window(
             epoch=epoch,
@@ -228,22 +230,22 @@ def _told(untold: list[tuple[int, Tensor]], epoch: int, recipe: Recipe) -> list[
             loss=nll / num_images,
             accuracy=num_right / num_images,
         )
-        for (step, _), (nll, num_right, num_images) in zip(untold, fetched, strict=True)
+        for (step, _), (nll, num_right, num_images) in zip(pending, fetched, strict=True)
     ]
     for window in windows:
-        _expect_finite(window.loss, window.step, recipe)
+        _check_finite(window.loss, window.step, recipe)
     return windows
 
 
-def _validated(
+def _validate(
     classifier: Classifier, val: Images, device: torch.device, windows: list[Window], recipe: Recipe
 ) -> Epoch:
-    """The epoch of these windows, with the scores of the validation images."""
+    """Return the epoch of these windows, with the scores of the validation images."""
     log_probs_NK = log_probabilities(classifier, val, device)
     labels_N = torch.from_numpy(val.labels_N).to(device, torch.int64)
     val_nll, val_num_right, _ = totals(log_probs_NK, labels_N).tolist()
-    # The last step of all may have been one too many.
-    _expect_finite(val_nll, windows[-1].step, recipe)
+    # The last step's loss is in no window.
+    _check_finite(val_nll, windows[-1].step, recipe)
     num_images = sum(window.num_images for window in windows)
     return Epoch(
         epoch=windows[-1].epoch,
@@ -255,7 +257,7 @@ def _validated(
     )
 
 
-def _expect_finite(loss: float, step: int, recipe: Recipe) -> None:
+def _check_finite(loss: float, step: int, recipe: Recipe) -> None:
     if not math.isfinite(loss):
         raise InputError(
             "params.yaml: lr",

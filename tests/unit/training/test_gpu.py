@@ -88,13 +88,13 @@ def test_a_graph_does_what_the_step_does() -> None:
 
     plain = copy.deepcopy(state)
     arguments = (torch.zeros(5, device=device), torch.zeros(5, device=device), torch.zeros((), device=device))
-    replayed = cuda_graph.captured(step, state=state, arguments=arguments)
+    replay = cuda_graph.capture(step, state=state, arguments=arguments)
     assert all(torch.equal(one, other) for one, other in zip(state, plain, strict=True))
 
     results = []
     for number in (1.0, 2.0, 3.0):
         x, y, lr = (torch.full_like(argument, number) for argument in arguments)
-        results.append(replayed(x, y, lr))
+        results.append(replay(x, y, lr))
         plain[0].addcmul_(x + y, lr)
         assert torch.equal(results[-1], plain[0] * 2)
     assert torch.equal(state[0], plain[0])

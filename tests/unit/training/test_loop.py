@@ -3,11 +3,8 @@
 Shape suffixes: N images, B images of a batch, H rows, W columns, K classes.
 """
 
-import copy
 import itertools
 import math
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +101,7 @@ def weights(trained: Classifier) -> Tensor:
 def one_cycle(
     optimizer: torch.optim.Optimizer, lr: float, num_steps: int
 ) -> torch.optim.lr_scheduler.OneCycleLR:
-    """Torch's schedule, told to turn at 30 % and to begin and end a step's change above 0."""
+    """Return torch's schedule with its peak at 30 %, beginning and ending one step's change above 0."""
     peak = round(0.3 * num_steps)
     return torch.optim.lr_scheduler.OneCycleLR(
         optimizer,
@@ -201,10 +198,11 @@ def test_it_learns() -> None:
     assert np.mean(predicted_N == VAL.labels_N) == pytest.approx(epochs[-1].val_accuracy)
 
 
-@pytest.mark.parametrize("batch_size", [1, 64, 300, 1000, 5000])
-def test_each_image_is_used_once_an_epoch_in_a_new_order(batch_size: int) -> None:
+@pytest.mark.parametrize("batch_size", [1, 64, 5000])
+def test_each_image_is_used_once_an_epoch_in_an_order_of_the_seed(batch_size: int) -> None:
     train = TRAIN.take(np.arange(300)) if batch_size == 1 else TRAIN
-    seen = batches_of(recipe(epochs=2, batch_size=batch_size, lr=STILL), train=train)
+    of = recipe(epochs=2, batch_size=batch_size, lr=STILL)
+    seen = batches_of(of, train=train)
 
     num_steps = math.ceil(len(train) / batch_size)
     assert len(seen) == 2 * num_steps
@@ -217,6 +215,8 @@ def test_each_image_is_used_once_an_epoch_in_a_new_order(batch_size: int) -> Non
     ]
     for order in orders:
         assert sorted(order) == list(range(len(train)))
+    assert torch.equal(torch.cat(seen), torch.cat(batches_of(of, train=train)))
+    assert not torch.equal(torch.cat(seen), torch.cat(batches_of(of, train=train, seed=1)))
     # In a random order 1 +- 1 images are where they were.
     assert sum(first == second for first, second in zip(*orders, strict=True)) < 10
     assert sum(position == place for place, position in enumerate(orders[0])) < 10
@@ -235,18 +235,8 @@ def test_bfloat16_learns_too_and_keeps_its_weights_in_float32() -> None:
     assert not torch.equal(weights(trained), weights(fit(recipe(**LEARNS))[0]))
 
 
-def test_the_order_is_the_seeds() -> None:
-    of = recipe(lr=STILL)
-
-    first, again, other = batches_of(of), batches_of(of), batches_of(of, seed=1)
-
-    assert all(torch.equal(x, y) for x, y in zip(first, again, strict=True))
-    assert not torch.equal(first[0], other[0])
-
-
-@pytest.mark.parametrize("shift", [0, 2])
-def test_the_global_random_state_does_not_count(shift: int) -> None:
-    of = recipe(epochs=2, shift=shift)
+def test_the_global_random_state_does_not_count() -> None:
+    of = recipe(epochs=2, shift=2)
 
     def run(disturbance: int) -> Tensor:
         trained = classifier()
@@ -265,13 +255,6 @@ def test_validation_images_do_not_influence_the_weights() -> None:
 
     assert torch.equal(weights(first), weights(second))
     assert epoch.val_loss != other_epoch.val_loss
-
-
-def test_only_the_networks_parameters_are_trained() -> None:
-    trained, _, _ = fit(recipe(lr=0.1))
-
-    assert trained.mean.item() == pytest.approx(MEAN)
-    assert trained.std.item() == pytest.approx(STD)
 
 
 def test_images_move_anew_in_each_epoch() -> None:
@@ -308,11 +291,11 @@ def test_much_is_not_gathered_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     taken: list[int] = []
     take = Images.take
 
-    def told(self: Images, index_M: NDArray[np.int64]) -> Images:
+    def record(self: Images, index_M: NDArray[np.int64]) -> Images:
         taken.append(len(index_M))
         return take(self, index_M)
 
-    monkeypatch.setattr(Images, "take", told)
+    monkeypatch.setattr(Images, "take", record)
     monkeypatch.setattr(loop, "GATHERED", 200)
 
     assert torch.equal(weights(fit(of)[0]), expected)
@@ -326,7 +309,7 @@ def test_a_graph_is_of_whole_batches_and_of_all_state(
     """On a CPU, with a stand-in for the graph that steps, and takes its warm-up back as the graph does."""
     captures: list[int] = []
 
-    def captured(
+    def capture(
         step: cuda_graph.Step, state: list[Tensor], arguments: tuple[Tensor, Tensor, Tensor]
     ) -> cuda_graph.Step:
         before = [tensor.clone() for tensor in state]
@@ -337,7 +320,7 @@ def test_a_graph_is_of_whole_batches_and_of_all_state(
         captures.append(len(arguments[0]))
         return step
 
-    monkeypatch.setattr(cuda_graph, "captured", captured)
+    monkeypatch.setattr(cuda_graph, "capture", capture)
     networks = [classifier().network for _ in range(2)]
     of = recipe(optimizer=optimizer, batch_size=4)
     generator = torch.Generator().manual_seed(0)
@@ -356,9 +339,9 @@ def test_a_graph_is_of_whole_batches_and_of_all_state(
     torch.testing.assert_close(first, second, rtol=1e-4, atol=1e-5)
 
 
-def test_a_team_has_no_graph(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Gradients are averaged in the middle of a step, by whoever else is there."""
-    monkeypatch.setattr(cuda_graph, "captured", pytest.fail)
+def test_several_processes_have_no_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gradients are averaged over the processes in the middle of a step."""
+    monkeypatch.setattr(cuda_graph, "capture", pytest.fail)
     monkeypatch.setattr(Context, "wrap", lambda _, network: network)
     of, cuda = recipe(batch_size=4), torch.device("cuda")
     step = loop.stepper(
@@ -368,38 +351,9 @@ def test_a_team_has_no_graph(monkeypatch: pytest.MonkeyPatch) -> None:
     step(torch.zeros(4, 1, 28, 28), torch.arange(4), torch.tensor(0.01), num_images=4)
 
 
-def save_some(folder: Path) -> None:
-    """The weights of a training, and fresh ones with a permutation."""
-    model.save(folder / "trained", fit(recipe(**LEARNS, shift=1))[0], CNN)
-    permuted = CNN.model_copy(update={"permute_pixels": True})
-    model.save(
-        folder / "permuted",
-        model.build(permuted, classes=DIGITS.classes, seed=0, mean=MEAN, std=STD),
-        permuted,
-    )
-
-
-def test_the_bytes_are_the_same_in_another_process(tmp_path: Path) -> None:
-    script = (
-        "import sys; from tests.unit.training.test_loop import *;"
-        "torch.set_num_threads(1); save_some(Path(sys.argv[1]))"
-    )
-    subprocess.run([sys.executable, "-c", script, tmp_path / "there"], cwd=ROOT, check=True)
-
-    save_some(tmp_path / "here")
-
-    for name in ("trained", "permuted"):
-        assert (tmp_path / "here" / name).read_bytes() == (tmp_path / "there" / name).read_bytes()
-
-
-@pytest.mark.parametrize("optimizer", ["sgd", "nesterov", "adam"])
-def test_a_loss_that_is_no_number_names_the_learning_rate(optimizer: str) -> None:
-    with pytest.raises(InputError) as caught:
-        fit(recipe(lr=1e25, optimizer=optimizer))
-
-    message = str(caught.value)
-    assert message.startswith("params.yaml: lr: found a loss of ")
-    assert message.endswith(" at lr 1e+25, expected training that converges: try a smaller lr")
+def test_a_loss_that_is_not_finite_names_the_learning_rate() -> None:
+    with pytest.raises(InputError, match=r"^params\.yaml: lr: found a loss of .* at lr 1e\+25"):
+        fit(recipe(lr=1e25))
 
 
 def test_a_last_step_too_many_is_found() -> None:
@@ -408,39 +362,26 @@ def test_a_last_step_too_many_is_found() -> None:
         fit(recipe(lr=1e30, batch_size=5000))
 
 
-# ---- what is told
+# ---- the events
 
 
-def test_windows_are_a_hundred_steps_and_the_rest() -> None:
-    _, windows, epochs = fit(recipe(epochs=2, batch_size=4, lr=STILL))
-
-    assert [(window.epoch, window.step, window.num_images) for window in windows] == [
-        *((1, 100, 400), (1, 200, 400), (1, 250, 200)),
-        *((2, 350, 400), (2, 450, 400), (2, 500, 200)),
-    ]
-    assert [(epoch.epoch, epoch.step) for epoch in epochs] == [(1, 250), (2, 500)]
-
-
-def test_events_come_in_their_order() -> None:
-    of = recipe(epochs=2, batch_size=5)
+def test_a_window_is_a_hundred_steps_or_the_rest_of_an_epoch() -> None:
+    of = recipe(epochs=2, batch_size=4, lr=STILL)
     events = loop.fit(classifier(), train=TRAIN, val=VAL, recipe=of, seed=0, device=CPU, precision="float32")
 
-    assert [type(event).__name__ for event in events] == ["Window", "Window", "Epoch"] * 2
+    assert [
+        (event.epoch, event.step, event.num_images if isinstance(event, Window) else None) for event in events
+    ] == [
+        *((1, 100, 400), (1, 200, 400), (1, 250, 200), (1, 250, None)),
+        *((2, 350, 400), (2, 450, 400), (2, 500, 200), (2, 500, None)),
+    ]
 
 
-def test_a_batch_may_be_larger_than_the_data() -> None:
-    trained, windows, epochs = fit(recipe(batch_size=5000))
-
-    assert [(window.step, window.num_images) for window in windows] == [(1, 1000)]
-    assert [epoch.step for epoch in epochs] == [1]
-    assert not torch.equal(weights(trained), weights(classifier()))
-
-
-@pytest.mark.parametrize("upload", [1, 7, 1000, 100_000])
+@pytest.mark.parametrize("upload", [7, 100_000])
 def test_a_gpu_is_given_all_images_as_bytes(monkeypatch: pytest.MonkeyPatch, upload: int) -> None:
     """Of tensors on the device `meta` all is known but their numbers."""
     monkeypatch.setattr(loop, "UPLOAD", upload)
-    gather = loop._gathering(PART, torch.device("meta"))
+    gather = loop._gather_from(PART, torch.device("meta"))
 
     raw_MHW, y_M = gather(torch.tensor([999, 0, 5]))
 
@@ -450,11 +391,11 @@ def test_a_gpu_is_given_all_images_as_bytes(monkeypatch: pytest.MonkeyPatch, upl
 
 def test_where_the_images_lie_does_not_count() -> None:
     """A part of more images, taken as it is wanted, trains what a copy of it trains."""
-    (of_part, *told_of_part), (of_copy, *told_of_copy) = (
+    (of_part, *part_events), (of_copy, *copy_events) = (
         fit(recipe(epochs=2), train=train) for train in (PART, TRAIN)
     )
 
-    assert told_of_part == told_of_copy
+    assert part_events == copy_events
     for ours, theirs in zip(of_part.parameters(), of_copy.parameters(), strict=True):
         assert torch.equal(ours, theirs)
 
@@ -482,7 +423,7 @@ def test_loss_and_accuracy_are_those_of_the_images(smoothing: float) -> None:
 # ---- the parts
 
 
-@pytest.mark.parametrize("smoothing", [0.0, 0.05, 0.5, 0.99])
+@pytest.mark.parametrize("smoothing", [0.0, 0.3])
 def test_label_smoothing_is_torchs(smoothing: float) -> None:
     generator = torch.Generator().manual_seed(0)
     logits_BK = torch.randn((33, 10), generator=generator, dtype=torch.float64).mul(3).requires_grad_()
@@ -497,7 +438,7 @@ def test_label_smoothing_is_torchs(smoothing: float) -> None:
     torch.testing.assert_close(our_gradient_BK, their_gradient_BK)
 
 
-@pytest.mark.parametrize("num_steps", [5, 10, 16, 47, 1000])
+@pytest.mark.parametrize("num_steps", [5, 47, 1000])
 def test_one_cycle_is_torchs(num_steps: int) -> None:
     """At every step."""
     of = recipe(schedule="one_cycle", lr=0.06)
@@ -512,24 +453,15 @@ def test_one_cycle_is_torchs(num_steps: int) -> None:
             theirs.step()
 
 
-@pytest.mark.parametrize("num_steps", [1, 2, 3, 10, 859])
-def test_one_cycle_rises_to_lr_and_falls_towards_0(num_steps: int) -> None:
+@pytest.mark.parametrize("num_steps", [1, 2, 3])
+def test_one_cycle_of_a_few_steps_reaches_lr_and_stays_above_0(num_steps: int) -> None:
     of = recipe(schedule="one_cycle", lr=0.06)
 
     rates = [loop.learning_rate(of, step, num_steps) for step in range(num_steps)]
 
-    turn = rates.index(max(rates))
-    assert max(rates) == 0.06
-    assert turn == max(1, round(0.3 * num_steps)) - 1
-    assert all(rate > 0 for rate in rates)
-    assert rates == sorted(rates[: turn + 1]) + sorted(rates[turn + 1 :], reverse=True)
-    assert rates[-1] == pytest.approx(0.06 / (num_steps - turn))
-    for line in (rates[: turn + 1], rates[turn:]):
-        np.testing.assert_allclose(np.diff(line, 2), 0, atol=1e-12)
-
-
-def test_a_constant_rate_is_constant() -> None:
-    assert {loop.learning_rate(recipe(lr=0.3), step, 10) for step in range(10)} == {0.3}
+    assert rates == sorted(rates, reverse=True)
+    assert rates[0] == 0.06
+    assert rates[-1] > 0
 
 
 def slowly_shifted(image_HW: Tensor, down: int, right: int) -> Tensor:
@@ -564,16 +496,6 @@ def test_every_image_moves_by_its_own_offset(shift: int) -> None:
     assert 15 < min(counts.values()) <= max(counts.values()) < 65
 
 
-def test_each_image_stays_itself_when_it_moves() -> None:
-    images_NHW = torch.from_numpy(TRAIN.images_NHW[:5])
-
-    moved_NHW = loop.shifted(images_NHW, 1, loop.random_offsets(5, 1, torch.Generator().manual_seed(0)))
-
-    for image_HW, moved_HW in zip(images_NHW, moved_NHW, strict=True):
-        places = [slowly_shifted(image_HW, *offset) for offset in itertools.product((-1, 0, 1), repeat=2)]
-        assert sum(torch.equal(moved_HW, place) for place in places) == 1
-
-
 def test_a_shift_of_0_is_none() -> None:
     images_NHW = torch.from_numpy(TRAIN.images_NHW[:5])
     generator = torch.Generator().manual_seed(0)
@@ -584,12 +506,3 @@ def test_a_shift_of_0_is_none() -> None:
     assert not offsets_2N.any()
     assert torch.equal(loop.shifted(images_NHW, 0, offsets_2N), images_NHW)
     assert torch.equal(generator.get_state(), before)
-
-
-def test_a_shift_leaves_its_images_alone() -> None:
-    images_NHW = torch.from_numpy(TRAIN.images_NHW[:5])
-    before = copy.deepcopy(images_NHW)
-
-    loop.shifted(images_NHW, 14, loop.random_offsets(5, 14, torch.Generator().manual_seed(0)))
-
-    assert torch.equal(images_NHW, before)

@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from safetensors.torch import save_file
 from torch import nn
 
-from mnist.core import config, paths
 from mnist.core.config import Architecture
 from mnist.core.errors import InputError
 from mnist.training import model
@@ -160,15 +159,6 @@ def test_the_network_is_the_tutorials_function(network: nn.Module, by_hand: Any,
     np.testing.assert_allclose(np.exp(log_probs_NK.astype(np.float64)).sum(1), 1, atol=1e-5)
 
 
-def test_other_square_images_fit_too() -> None:
-    assert SimpleCNN(32 * 32, 6, 10)(torch.zeros((2, 1, 32, 32))).shape == (2, 10)
-
-
-def test_images_that_are_no_squares_are_refused() -> None:
-    with pytest.raises(ValueError, match="input_size: found 783"):
-        SimpleCNN(783, 6, 10)
-
-
 # ---- the classifier
 
 
@@ -187,9 +177,9 @@ def test_raw_pixels_become_probabilities() -> None:
 
 
 @all_architectures
-@pytest.mark.parametrize("num_images", [0, 1, 7, 2001])
+@pytest.mark.parametrize("num_images", [0, 1, 501])
 def test_log_probabilities_are_those_of_each_image_alone(architecture: Architecture, num_images: int) -> None:
-    """In whatever batches they are computed: 2,001 images are two full ones and one of one image."""
+    """In whatever batches they are computed: 501 images are two full ones and one of one image."""
     classifier = build(architecture).train()
     images = digits(num_images, seed=6)
 
@@ -228,14 +218,8 @@ def permutation(seed: int, *, name: Any = "simple_cnn", n_features: int = 6) -> 
     return np.asarray(shuffle.numpy())
 
 
-def test_a_permutation_moves_every_pixel_somewhere() -> None:
-    shuffle = permutation(0)
-
-    assert sorted(shuffle) == list(range(784))
-    assert (shuffle == np.arange(784)).sum() < 10  # of a random one, 1 +- 1 pixels stay
-
-
 def test_a_permutation_is_the_seeds_alone() -> None:
+    assert sorted(permutation(0)) == list(range(784))
     assert (permutation(0) == permutation(0, name="mlp")).all()
     assert (permutation(0) == permutation(0, n_features=9)).all()
     assert (permutation(0) != permutation(1)).any()
@@ -247,16 +231,6 @@ def test_a_permutation_leaves_the_weights_as_they_were(name: Any) -> None:
     permuted = build(Architecture(model=name, n_features=6, permute_pixels=True)).network.state_dict()
 
     assert all(torch.equal(plain[key], permuted[key]) for key in plain)
-
-
-def test_without_a_permutation_pixels_stay_where_they_are() -> None:
-    raw_NHW = torch.arange(2 * 784).remainder(251).to(torch.uint8).view(2, 28, 28)
-
-    x_NCHW = build(CNN).preprocess(raw_NHW)
-
-    assert (x_NCHW.shape, x_NCHW.dtype) == ((2, 1, 28, 28), torch.float32)
-    restored_NHW = (x_NCHW[:, 0] * 0.3081 + 0.1307) * 255
-    torch.testing.assert_close(restored_NHW, raw_NHW.float(), rtol=0, atol=1e-3)
 
 
 @pytest.mark.parametrize("name", ["simple_cnn", "mlp"])
@@ -273,17 +247,6 @@ def test_a_permuted_classifier_sees_permuted_images(name: Any) -> None:
 
 
 # ---- the file
-
-
-@all_architectures
-def test_weights_of_before_there_were_other_classes_are_of_digits(
-    tmp_path: Path, architecture: Architecture
-) -> None:
-    saved = build(architecture)
-    save_file(saved.state_dict(), tmp_path / "weights", {"architecture": architecture.model_dump_json()})
-    loaded = model.load(tmp_path / "weights")
-    assert loaded.classes == tuple("0123456789")
-    assert loaded.state_dict().keys() == saved.state_dict().keys()
 
 
 @all_architectures
@@ -317,16 +280,6 @@ def test_the_file_holds_tensors_and_one_line_about_them(tmp_path: Path) -> None:
     assert len(content) == 8 + size + 4 * (6_422 + 2)  # the parameters, the mean and the deviation
 
 
-def test_the_file_does_not_know_how_it_was_trained(tmp_path: Path) -> None:
-    everything = config.load(ROOT / paths.PARAMS)
-    other = everything.model_copy(update={"lr": 0.5, "seed": 7, "epochs": 9, "device": "cpu"})
-
-    model.save(tmp_path / "first", build(everything), everything)
-    model.save(tmp_path / "second", build(everything), other)
-
-    assert (tmp_path / "first").read_bytes() == (tmp_path / "second").read_bytes()
-
-
 def test_saving_moves_nothing(tmp_path: Path) -> None:
     classifier = build(CNN)
     before = {name: tensor.data_ptr() for name, tensor in classifier.state_dict().items()}
@@ -340,10 +293,6 @@ def header(architecture: Architecture) -> dict[str, str]:
     return {"classifier": model.Header(architecture=architecture, classes=DIGITS.classes).model_dump_json()}
 
 
-def pickled(path: Path) -> None:
-    torch.save(build(CNN).state_dict(), path)
-
-
 def stored(path: Path, metadata: dict[str, str] | None, *, without: str = "", **more: torch.Tensor) -> None:
     """The tensors of a plain CNN, less one, plus some, under a header."""
     tensors = build(CNN).state_dict() | more
@@ -353,23 +302,15 @@ def stored(path: Path, metadata: dict[str, str] | None, *, without: str = "", **
 @pytest.mark.parametrize(
     "spoil",
     [
-        pytest.param(lambda path: path.write_bytes(b""), id="empty"),
         pytest.param(lambda path: path.write_bytes(path.read_bytes()[:-100]), id="cut off"),
-        pytest.param(lambda path: path.write_bytes(path.read_bytes() + b"0"), id="too long"),
         pytest.param(lambda path: path.write_bytes(bytes(range(256)) * 50), id="garbage"),
-        pytest.param(pickled, id="a pickle"),
+        pytest.param(lambda path: torch.save(build(CNN).state_dict(), path), id="a pickle"),
         pytest.param(lambda path: stored(path, None), id="no header"),
         pytest.param(lambda path: stored(path, {"classifier": '{"model":"vit"}'}), id="another header"),
         pytest.param(lambda path: stored(path, header(ARCHITECTURES[2])), id="another network"),
         pytest.param(
-            lambda path: stored(path, header(CNN.model_copy(update={"n_features": 7}))), id="another width"
-        ),
-        pytest.param(
             lambda path: stored(path, header(CNN.model_copy(update={"permute_pixels": True}))),
             id="no permutation",
-        ),
-        pytest.param(
-            lambda path: stored(path, header(CNN), permutation=torch.arange(784)), id="one permutation more"
         ),
         pytest.param(lambda path: stored(path, header(CNN), without="std"), id="a tensor less"),
         pytest.param(lambda path: stored(path, header(CNN), more=torch.zeros(1)), id="a tensor more"),
@@ -394,12 +335,10 @@ def test_a_network_for_other_classes_is_refused(tmp_path: Path) -> None:
     model.save(path, build(CNN), CNN)
 
     assert model.load(path, classes=DIGITS.classes).classes == DIGITS.classes
-    with pytest.raises(InputError) as caught:
+    with pytest.raises(InputError, match="found no such file"):
+        model.load(tmp_path / "missing")
+    with pytest.raises(InputError, match=r"found the classes 0, 1, .*, expected the classes cat, dog"):
         model.load(path, classes=("cat", "dog"))
-    assert str(caught.value) == (
-        f"{path}: found the classes 0, 1, 2, 3, 4, 5, 6, 7, 8, 9,"
-        " expected the classes cat, dog, as the data have: run `dvc repro`"
-    )
 
 
 @all_architectures
@@ -414,8 +353,3 @@ def test_there_is_an_output_for_each_class(tmp_path: Path, architecture: Archite
     probabilities_NK = loaded(torch.from_numpy(digits(3, seed=5).images_NHW))
     assert probabilities_NK.shape == (3, 37)
     torch.testing.assert_close(probabilities_NK.sum(1), torch.ones(3))
-
-
-def test_a_missing_file_is_told(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="found no such file"):
-        model.load(tmp_path / "weights")

@@ -55,8 +55,7 @@ def flat(model: nn.Module) -> Tensor:
     ("name", "momentum", "theirs", "tolerance"),
     [
         ("sgd", 0.0, sgd, 0.0),
-        ("sgd", 0.5, sgd, 0.0),
-        ("sgd", 0.99, sgd, 0.0),
+        ("sgd", 0.9, sgd, 0.0),
         ("nesterov", 0.9, sgd, 0.0),
         # Ours divides by the corrections where theirs multiplies: some roundings of float32, which
         # has 1.2e-7, on a step of at most 0.1 or so.
@@ -80,6 +79,7 @@ def test_steps_are_those_of_torch(name: str, momentum: float, theirs: Theirs, to
             own.grad.copy_(gradient)
             other.grad = gradient.clone()
         ours.step(torch.tensor(learning_rate(step)))
+        assert not ours.grads_P.any()
         torchs.param_groups[0]["lr"] = learning_rate(step)
         torchs.step()
 
@@ -110,18 +110,6 @@ def test_backward_reaches_the_flat_gradients_at_every_step(name: str, theirs: Th
     torch.testing.assert_close(flat(mine), flat(reference), rtol=1e-4, atol=1e-5)
     before = MLP(784, 8, 10)
     assert (flat(before) - flat(mine)).abs().max() > 0.01
-
-
-@pytest.mark.parametrize("name", ["sgd", "nesterov", "adam"])
-def test_a_step_zeroes_the_gradients(name: str) -> None:
-    model = MLP(784, 8, 10)
-    optimizer = optim.make(recipe(optimizer=name), model)
-    model(torch.ones((2, 1, 28, 28)))[:, 0].sum().backward()
-    assert optimizer.grads_P.abs().sum() > 0
-
-    optimizer.step(torch.tensor(0.01))
-
-    assert all(parameter.grad is not None and not parameter.grad.any() for parameter in model.parameters())
 
 
 @pytest.mark.parametrize("name", ["sgd", "nesterov", "adam"])

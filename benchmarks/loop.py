@@ -98,7 +98,7 @@ def time_training() -> None:
     print(f"val_accuracy {ends[-1][1]:.6f}")
     test = store.load(paths.DATASET, "test")
     log_probs_NK = model.log_probabilities(classifier, test, device).cpu().numpy()
-    print(f"test_accuracy {scores.score(log_probs_NK, test.labels_N, classes=classes).accuracy:.6f}")
+    print(f"test_accuracy {scores.score(log_probs_NK, test.labels_N).accuracy:.6f}")
     print(f"num_parameters {model.num_parameters(classifier)}")
 
 

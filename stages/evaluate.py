@@ -1,7 +1,7 @@
-"""Evaluate the trained weights on the test images, and draw what the network gets right and what it sees.
+"""Evaluate the trained weights on the test images, and draw galleries and what the network sees.
 
 data/mnist.safetensors, metrics/validation.json, models/model.safetensors ->
-metrics/test.json, metrics/predictions.csv, metrics/plots/*.png, data/log_probs.safetensors
+metrics/test.json, metrics/predictions.csv, metrics/classes.csv, metrics/plots/, data/log_probs.safetensors
 """
 
 from pathlib import Path
@@ -13,11 +13,11 @@ from mnist.core.config import Machine
 from mnist.data import gate, store as data
 from mnist.evaluation import scores
 
-NUM_PICTURES = 10  # in each gallery, and of feature maps
+NUM_IMAGES = 10  # in each gallery, and in the figure of feature maps
 
 
 class Params(Machine):
-    """What it is evaluated on: the last digits of the loss depend on it."""
+    """The machine of the evaluation: the last digits of the loss depend on it."""
 
 
 def run(
@@ -28,6 +28,7 @@ def run(
     weights: Path = paths.WEIGHTS,
     test_metrics: Path = paths.TEST_METRICS,
     predictions: Path = paths.PREDICTIONS,
+    by_class: Path = paths.CLASSES,
     log_probs: Path = paths.LOG_PROBS,
     gallery: Path = paths.GALLERY,
     errors_gallery: Path = paths.ERRORS_GALLERY,
@@ -43,19 +44,19 @@ def run(
     device = devices.prepare(params)
     classifier = model.load(weights, classes=classes)
     log_probs_NK = model.log_probabilities(classifier, test, device).cpu().numpy()
-    first_M = np.unique(test.labels_N, return_index=True)[1][:NUM_PICTURES]  # one a class
-    examples = test.take(first_M)
-    inputs_MHW, layers = insight.layers(classifier, examples.images_NHW)
-
-    result = scores.score(log_probs_NK, test.labels_N, classes=classes)
     predicted_N, confidence_N = log_probs_NK.argmax(1), scores.confidence(log_probs_NK)
+    one_a_class = test.take(np.unique(test.labels_N, return_index=True)[1][:NUM_IMAGES])
+    inputs_NHW, layers = insight.layers(classifier, one_a_class.images_NHW)
+
+    result = scores.score(log_probs_NK, test.labels_N)
     files.write_json(test_metrics, result.model_dump())
     scores.write_predictions(predictions, labels_N=test.labels_N, predicted_N=predicted_N, classes=classes)
+    scores.write_classes(by_class, labels_N=test.labels_N, predicted_N=predicted_N, classes=classes)
     scores.write_log_probs(log_probs, log_probs_NK)
-    mistakes_M = scores.surest_mistakes(log_probs_NK, test.labels_N)
+    mistakes_M = scores.confident_mistakes(log_probs_NK, test.labels_N)
     for path, title, index_M in (
-        (gallery, "The first test images, as predicted", np.arange(len(test))[:NUM_PICTURES]),
-        (errors_gallery, "The most confident mistakes", mistakes_M[:NUM_PICTURES]),
+        (gallery, "The first test images, as predicted", np.arange(len(test))[:NUM_IMAGES]),
+        (errors_gallery, "The most confident mistakes", mistakes_M[:NUM_IMAGES]),
     ):
         figures.gallery(
             path,
@@ -67,7 +68,7 @@ def run(
             classes=classes,
         )
     figures.filters(filters, insight.filters(classifier))
-    figures.feature_maps(feature_maps, inputs_MHW, [classes[label] for label in examples.labels_N], layers)
+    figures.feature_maps(feature_maps, inputs_NHW, [classes[label] for label in one_a_class.labels_N], layers)
     print(
         f"evaluate: accuracy {result.accuracy:.2%} on {result.num_images:,} test images"
         f" ({result.num_wrong:,} wrong), loss {result.loss:.4f}"

@@ -74,7 +74,7 @@ class Made:
         (self.folder / "data").mkdir(parents=True, exist_ok=True)
         store.write(self.folder / paths.DATASET, train=digits(20, seed=1), test=test, description=self.about)
         scores.write_log_probs(self.folder / paths.LOG_PROBS, self.log_probs_NK)
-        result_scores = scores.score(self.log_probs_NK, self.labels_N, classes=self.about.classes)
+        result_scores = scores.score(self.log_probs_NK, self.labels_N)
         files.write_json(self.folder / paths.TEST_METRICS, result_scores.model_dump())
         scores.write_predictions(
             self.folder / paths.PREDICTIONS,

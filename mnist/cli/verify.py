@@ -117,7 +117,7 @@ def _contradictions(checkout: Path) -> Iterator[str]:
         for column in (predictions.labels_N, predictions.predicted_N)
     )
     certain_NK = np.eye(len(names), dtype=np.float32)[predicted_N]
-    counted = config.flat(scores.score(certain_NK, labels_N, classes=names).model_dump())
+    counted = config.flat(scores.score(certain_NK, labels_N).model_dump())
     for key, value in counted.items():
         # The rest depends on the probabilities.
         if key not in ("loss", "expected_calibration_error") and key in said and said[key] != value:

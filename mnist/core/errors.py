@@ -15,6 +15,7 @@ class InputError(ValueError):
 
     def __init__(self, where: str, *, found: str, expected: str) -> None:
         super().__init__(f"{where}: found {found}, expected {expected}")
+        self.where, self.found, self.expected = where, found, expected
 
 
 class AwayError(InputError):
@@ -27,3 +28,4 @@ class AwayError(InputError):
 
     def __init__(self, where: str, reason: str) -> None:
         ValueError.__init__(self, f"{where} does not answer ({reason})")
+        self.where, self.found, self.expected = where, reason, "an answer"

@@ -23,10 +23,12 @@ STEPS = Path("metrics/steps.csv")
 TRAINING_METRICS = Path("metrics/train.json")
 TEST_METRICS = Path("metrics/test.json")
 PREDICTIONS = Path("metrics/predictions.csv")
-GALLERY = Path("metrics/plots/predictions.png")
-ERRORS_GALLERY = Path("metrics/plots/errors.png")
-FILTERS = Path("metrics/plots/filters.png")
-FEATURE_MAPS = Path("metrics/plots/feature_maps.png")
+CLASSES = Path("metrics/classes.csv")
+PLOTS = Path("metrics/plots")
+GALLERY = PLOTS / "predictions.png"
+ERRORS_GALLERY = PLOTS / "errors.png"
+FILTERS = PLOTS / "filters.png"
+FEATURE_MAPS = PLOTS / "feature_maps.png"
 REPORT = Path("metrics/report.html")  # git-ignored, and no out of DVC: it tells commit and time
 
 # What an MLflow run keeps, beside its model: where a result came from, and how good it is.
@@ -43,6 +45,7 @@ ARTIFACTS = (
     STEPS,
     TEST_METRICS,
     PREDICTIONS,
+    CLASSES,
     LOG_PROBS,
     GALLERY,
     ERRORS_GALLERY,

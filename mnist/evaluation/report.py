@@ -366,7 +366,7 @@ def _wrong(summary: Summary) -> NDArray[np.int64]:
     """Positions of the mistakes, the most confident first; without log-probabilities in their order."""
     if summary.log_probs_NK is None:
         return np.flatnonzero(summary.predicted_N != summary.test.labels_N)
-    return scores.surest_mistakes(summary.log_probs_NK, summary.test.labels_N)
+    return scores.confident_mistakes(summary.log_probs_NK, summary.test.labels_N)
 
 
 def _unsure(summary: Summary) -> NDArray[np.int64]:

@@ -5,7 +5,7 @@ Shape suffixes: N images, K classes.
 
 import csv
 from bisect import bisect_left
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from itertools import accumulate
 from math import sqrt
@@ -157,22 +157,6 @@ def _counted(base: Predictions, other: Predictions, of_N: NDArray[np.bool_]) -> 
         fixed=int((other.right & ~base.right & of_N).sum()),
         broken=int((base.right & ~other.right & of_N).sum()),
     )
-
-
-def confusion(predictions: Predictions, classes: Sequence[str]) -> NDArray[np.int64]:
-    """How many images of each class are taken for what: int64 (K, K), rows labels, columns predicted.
-
-    Args:
-        predictions: of these classes.
-        classes: K names, in the order of rows and columns.
-    """
-    place = {name: index for index, name in enumerate(classes)}
-    counts_KK = np.zeros((len(classes), len(classes)), np.int64)
-    rows, columns = (
-        [place[name] for name in names.tolist()] for names in (predictions.labels_N, predictions.predicted_N)
-    )
-    np.add.at(counts_KK, (rows, columns), 1)
-    return counts_KK
 
 
 def holm(p_values: Mapping[Key, float]) -> dict[Key, float]:

@@ -202,7 +202,7 @@ def gather(folder: Path, *, data: Path, params: Mapping[str, Any]) -> Summary:
         log_probs_NK = scores.read_log_probs(folder / paths.LOG_PROBS)
         if not np.array_equal(log_probs_NK.argmax(1), predicted_N):
             raise _other(paths.LOG_PROBS, "predictions", paths.PREDICTIONS)
-    confusion_KK = statistics.confusion(said, about.classes)
+    confusion_KK = scores.confusion(labels_N, predicted_N, num_classes=len(about.classes))
     trained, checked = (
         files.read_json(folder / paths.TRAINING_METRICS),
         validation.read(folder / paths.VALIDATION),

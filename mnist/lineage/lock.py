@@ -259,4 +259,8 @@ def kept(folder: Path) -> list[Path]:
     """Return the files that an MLflow run keeps of the result in `folder`: all that its stages made."""
     made = {path for entry in read(folder).values() for path in digests(entry, "outs")}
     always = (paths.PARAMS, paths.PIPELINE, paths.LOCK)
-    return [path for path in paths.ARTIFACTS if path in always or path.as_posix() in made]
+    return [
+        path
+        for path in paths.ARTIFACTS
+        if path in always or any(out.as_posix() in made for out in (path, path.parent))
+    ]

@@ -74,8 +74,8 @@ def test_the_body_holds_the_numbers_of_the_files(tmp_path: Path) -> None:
     assert f"| {result_scores.loss:.4f} |" in body
     assert "6,422 parameters" in body
     assert f"wrong {result_scores.num_wrong} times, {said.num_sure_mistakes} of them" in body
-    for name, recall in result_scores.recall.items():
-        assert f"\n| {name} | 30 | {100 * (recall or 0):.2f} % |" in body
+    for one in said.classes:
+        assert f"\n| {one.name} | 30 | {100 * (one.recall.share or 0):.2f} % |" in body
     for key in ("f" * 64, "d" * 64, "a" * 64, "c" * 40, "lr 0.01", "dvc repro"):
         assert key in body
 

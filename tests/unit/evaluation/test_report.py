@@ -131,9 +131,8 @@ def test_the_page_holds_the_numbers_of_the_files(tmp_path: Path) -> None:
     assert [row[0] for row in confusion[1:]] == list(made.about.classes) == confusion[0][1:]
     assert [[int(cell) for cell in row[1:]] for row in confusion[1:]] == said.confusion_KK.tolist()
     by_class = {row[0]: row for row in shown.tables["Scores by class"][1:]}
-    for name, recall in result_scores.recall.items():
-        assert recall is not None
-        assert by_class[name][2] == f"{100 * recall:.2f} %"
+    for one in said.classes:
+        assert by_class[one.name][2] == f"{100 * (one.recall.share or 0):.2f} %"
     assert shown.tables["The commonest mistakes"][1][2] == str(said.mix_ups[0].count)
     bins = shown.tables["The bins of confidence"][1:]
     assert [int(row[1]) for row in bins] == [one.num_images for one in said.bins]

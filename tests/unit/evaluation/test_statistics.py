@@ -413,15 +413,6 @@ def test_other_images_are_not_compared(compared: object) -> None:
         compared(classifier([True, True]), classifier([True, True, True]))
 
 
-def test_confusion_counts_labels_by_what_they_are_taken_for() -> None:
-    predictions = Predictions(labels_N=np.array(list("444990")), predicted_N=np.array(list("499490")))
-    counts_KK = statistics.confusion(predictions, list("0123456789"))
-    assert counts_KK.shape == (10, 10)
-    assert counts_KK.dtype == np.int64
-    nonzero = {(int(row), int(column)): int(counts_KK[row, column]) for row, column in np.argwhere(counts_KK)}
-    assert nonzero == {(4, 4): 1, (4, 9): 2, (9, 4): 1, (9, 9): 1, (0, 0): 1}
-
-
 def test_holm_by_hand() -> None:
     # Ordered: 4 * 0.01 = 0.04, 3 * 0.02 = 0.06, 2 * 0.03 = 0.06, and 0.035, which may not be below.
     adjusted = statistics.holm({"a": 0.03, "b": 0.01, "c": 0.035, "d": 0.02})

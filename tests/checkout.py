@@ -94,14 +94,6 @@ class Clone:
         return (self.folder / name).read_text()
 
 
-def clone_with_data(folder: Path, small_data: SmallData) -> Clone:
-    """Make a clone with the inputs of `train`, committed, and without a store."""
-    made = clone(folder, small_data)
-    made.dvc("repro", "stats")
-    made.commit("Data")
-    return made
-
-
 def clone(folder: Path, small_data: SmallData) -> Clone:
     """Commit the working tree in a new repository at `folder`, with the small data as its MNIST."""
     listed = subprocess.run(

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from filelock import FileLock
+from hypothesis import HealthCheck, settings
 
 from mnist.data import store
 from mnist.data.store import Bytes, Description, Images
@@ -23,6 +24,12 @@ from mnist.data.store import Bytes, Description, Images
 # inherit that; tests send them.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+# The same examples each time, however busy the machine is.
+settings.register_profile(
+    "tests", derandomize=True, deadline=None, max_examples=50, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("tests")
 
 BOUNDS = {
     "num_train": 1200,

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, example, given, settings, strategies as st
+from hypothesis import example, given, settings, strategies as st
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 from wcwidth import wcswidth
@@ -88,7 +88,7 @@ def rows(text: str, title: str) -> list[list[str]]:
     return table
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=30)
 @given(text=st.text(max_size=80))
 @example(text="\n".join(HOSTILE))
 def test_text_of_the_repository_can_neither_act_nor_break_out(text: str) -> None:

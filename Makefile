@@ -61,8 +61,8 @@ ui: setup ## Browse the runs in the MLflow UI
 	    *) echo "MLFLOW_TRACKING_URI: found $$shown, expected an http(s) or a database URI" >&2; exit 1 ;; \
 	esac
 
-reconcile: setup ## Tell MLflow what it missed: while it was down, or all of it where its store is lost
-	@python -m mnist.cli.sync
+reconcile: setup ## Log to MLflow every result that git and the cache hold: after it was down, or for a new store
+	@python -m mnist sync
 
 promote: setup ## Make the challenger the champion if it is not worse (DRY_RUN=1 only says so)
 	@python -m mnist promote $(if $(DRY_RUN),--dry-run)

@@ -3,18 +3,19 @@
 data/mnist.safetensors, data/stats.json, metrics/validation.json ->
 models/model.safetensors, metrics/train.json, metrics/history.csv, metrics/steps.csv
 
-Another process logs to MLflow meanwhile (`mnist.tracking.journal`). With `processes` above 1, torchrun starts
+Another process logs to MLflow meanwhile (`mnist.tracking.events`). With `processes` above 1, torchrun starts
 this module in so many processes, of which the first one writes (`mnist.training.distributed`).
 """
 
 import time
+from collections import deque
 from pathlib import Path
 
 from mnist.core import files, paths
 from mnist.core.config import Architecture, Execution, Machine, Recipe, Split, Subject
 from mnist.data import gate, statistics, store as data
 from mnist.lineage import fingerprint
-from mnist.tracking import journal
+from mnist.tracking import events
 from mnist.training import distributed, history, progress
 
 
@@ -52,27 +53,25 @@ def run(
             net, train=train, val=val, recipe=params, seed=seed, device=device, precision=precision, ctx=ctx
         )
         if not ctx.is_main:
-            for _ in fitting:
-                pass
+            deque(fitting, maxlen=0)  # to its end
             return
-
         where, num_parameters = devices.describe(device, ctx.size), model.num_parameters(net)
-        print(
-            f"train: {params.model} with {num_parameters:,} parameters, on {where};"
-            f" {len(train):,} images to train on, {len(val):,} to validate"
-        )
-        events = []
-        with journal.recorded(source, {"device": where}, say=progress.say) as record:
+        print(f"train: {params.model} with {num_parameters:,} parameters, on {where}; ", end="")
+        print(f"{len(train):,} images to train on, {len(val):,} to validate")
+        with (
+            history.appending(steps_table, history.Window) as add_window,
+            history.appending(epochs_table, history.Epoch) as add_epoch,
+            events.recorded(source, device=where) as record,
+        ):
             start = time.perf_counter()
             for event in progress.shown(fitting, num_images=len(train), num_epochs=params.epochs):
-                events.append(event)
-                record.log(event)
+                for add in (add_window, add_epoch, record.log):
+                    add(event)
+                if isinstance(event, history.Epoch):
+                    scores = {"num_parameters": num_parameters, **history.summary([event])}
+                    files.write_json(training_metrics, scores)
             seconds = time.perf_counter() - start
-
             model.save(weights, net, params)
-            history.write(steps_table, events, history.Window)
-            history.write(epochs_table, events, history.Epoch)
-            files.write_json(training_metrics, {"num_parameters": num_parameters, **history.summary(events)})
             record.finish(files.sha256(weights), seconds)
 
 

@@ -1,7 +1,6 @@
-"""A result made by hand, for what is said of results."""
+"""A result made by hand, for the pages about results."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +11,9 @@ from mnist.core.config import Registration
 from mnist.data import store, validation
 from mnist.data.store import Description, Images
 from mnist.evaluation import figures, scores, summary
-from mnist.evaluation.results import Result
 from mnist.evaluation.summary import Summary
 from mnist.lineage.fingerprint import Source, Training
+from mnist.lineage.result import Result
 from mnist.training import history
 from mnist.training.history import Epoch, Window
 from tests.conftest import digits
@@ -116,7 +115,7 @@ class Made:
         )
         return Result(
             time_ms=1_700_000_000_000,
-            training={**training.__dict__, "source": replace(source).__dict__},
+            origin=training,
             weights_sha256="a" * 64,
             evaluation_sha256="e" * 64,
             test_sha256="1" * 64,

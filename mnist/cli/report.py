@@ -6,7 +6,6 @@
 """
 
 import argparse
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -34,15 +33,13 @@ def report() -> list[str]:
     lock.check(here)
     # The time of the result, as far as the files tell it: that of a copy is when it was copied.
     made_ms = int(paths.WEIGHTS.stat().st_mtime * 1000)
-    result = results.gather(config.load(paths.PARAMS).registry, challenger=False, time_ms=made_ms)
-    with tempfile.TemporaryDirectory() as folder:
-        entry = Path(folder)
-        said = results.write(entry, result, artifacts=lock.kept(here))
-        page = results.report(entry)
-    files.write_text(paths.REPORT, page)
+    result = results.load(config.load(paths.PARAMS).registry, challenger=False, time_ms=made_ms)
+    pages = results.pages(result)
+    files.write_text(paths.REPORT, pages.report)
+    size = len(pages.report.encode()) / 1000
     return [
-        f"report: {paths.REPORT}, {len(page.encode()) / 1000:,.0f} kB: open it in a browser, or send it",
-        f"  result  {said.headline}",
+        f"report: {paths.REPORT}, {size:,.0f} kB: open it in a browser, or send it",
+        f"  result  {pages.summary.headline}",
         "  in it   numbers with intervals, curves, calibration, confusion, classes, pictures, the network,",
         "          the data's validation, params, lineage, and how to run it again",
     ]

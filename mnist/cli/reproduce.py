@@ -27,7 +27,7 @@ from mnist.core.errors import InputError
 from mnist.lineage import fingerprint, git, guarantee, sandbox
 from mnist.lineage.fingerprint import Source
 from mnist.lineage.guarantee import Promise, Record, Version
-from mnist.tracking import journal
+from mnist.lineage.result import versions as library_versions
 from mnist.tracking.promotion import CHAMPION
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ def reproduce(model: str) -> bool:
             record = _record(store, candidate, kept)
         _say(f"{model} is {candidate.name}")
         commit = lay_out(record, kept, checkout)
-        promised = guarantee.promise(record.tags, {**journal.versions(), "device": _device(checkout)})
+        promised = guarantee.promise(record.tags, {**library_versions(), "device": _device(checkout)})
         _say(f"  source    {commit}")
         _say(f"  promised  {_described(promised)}")
         _say(f"  running   `dvc repro` in {checkout}, which is removed afterwards; this is its output:")
@@ -171,9 +171,7 @@ def _of_version(store: "Store", uri: str) -> Candidate:
     for other in _runs(store, f"tags.`weights_sha256` = '{weights}'") if weights else ():
         return Candidate(run=other, version=version)
     found = f"that run {version.run_id or '(none)'} of version {version.version} is gone"
-    raise InputError(
-        uri, found=found, expected="a run that tells its source: `make reconcile` brings it back"
-    )
+    raise InputError(uri, found=found, expected="a run that tells its source: `mnist sync` brings it back")
 
 
 def _runs(store: "Store", wanted: str = "") -> Iterator["Run"]:

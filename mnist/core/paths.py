@@ -76,11 +76,6 @@ def root() -> Path:
     return checkout()
 
 
-def spool() -> Path:
-    """Where it is written down what MLflow is to be told, until it has been told."""
-    return root() / "mlspool"
-
-
 def store_uri() -> str:
     """MLflow's tracking URI; a relative SQLite path is one under `root()`, whatever the current folder."""
     uri = os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"

@@ -1,4 +1,4 @@
 """From weights to numbers and pages: scores, statistics, insight, figures, report, model card.
 
-It imports `core`, `data` and `training`.
+It imports `core`, `data`, `training` and `lineage`.
 """

@@ -6,7 +6,7 @@ https://github.com/huggingface/hub-docs/blob/main/modelcard.md
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 from markupsafe import Markup, escape
@@ -14,9 +14,7 @@ from markupsafe import Markup, escape
 from mnist.core import paths
 from mnist.data import page
 from mnist.evaluation.summary import SURE, Summary
-
-if TYPE_CHECKING:
-    from mnist.evaluation.results import Result
+from mnist.lineage.result import Result
 
 TEMPLATE = Path(__file__).parent / "templates/model_card.md.jinja"
 README = "README.md"  # beside the model
@@ -29,13 +27,13 @@ MAX_DESCRIPTION = 5000
 MORE = f"\n*The rest is in `{README}`, beside the model.*\n"
 
 
-def text(summary: Summary, result: "Result") -> str:
+def text(summary: Summary, result: Result) -> str:
     """The whole card, front matter included."""
     front = yaml.safe_dump(metadata(summary, result), sort_keys=False, allow_unicode=True)
     return f"---\n{front}---\n\n{_body(summary, result)}\n"
 
 
-def metadata(summary: Summary, result: "Result") -> dict[str, Any]:
+def metadata(summary: Summary, result: Result) -> dict[str, Any]:
     """The fields of Hugging Face's model card metadata that are known. The repository has no license."""
     about, name = summary.dataset, result.registration.model_name
     on_the_hub = HUB.get(about.name)
@@ -72,7 +70,7 @@ def metadata(summary: Summary, result: "Result") -> dict[str, Any]:
     }
 
 
-def _body(summary: Summary, result: "Result") -> str:
+def _body(summary: Summary, result: Result) -> str:
     return page.render(
         TEMPLATE,
         s=summary,

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,10 +20,7 @@ from mnist.core import paths
 from mnist.data import page
 from mnist.evaluation import scores
 from mnist.evaluation.summary import SURE, Rate, Summary
-from mnist.tracking import journal
-
-if TYPE_CHECKING:
-    from mnist.evaluation.results import Result
+from mnist.lineage.result import Result, training_info
 
 TEMPLATE = Path(__file__).parent / "templates/report.html.jinja"
 NUM_PICTURES = 10  # in each gallery
@@ -137,7 +134,7 @@ class Picture:
     is_right: bool
 
 
-def html(summary: Summary, result: "Result", *, folder: Path) -> str:
+def html(summary: Summary, result: Result, *, folder: Path) -> str:
     """Render the page.
 
     Args:
@@ -154,7 +151,7 @@ def html(summary: Summary, result: "Result", *, folder: Path) -> str:
         changed=changed_files(result.origin.source.patch),
         patch=_shown(result.origin.source.patch),
         shown=page.as_yaml,
-        making=journal.making(result.weights_sha256),
+        making=training_info(result.weights_sha256),
         store=paths.shown(paths.store_uri()),
         charts=charts(summary),
         bars=list(_bars(summary)),

@@ -29,7 +29,8 @@ from mnist.core.config import Registry
 from mnist.core.errors import InputError
 from mnist.evaluation import statistics
 from mnist.evaluation.statistics import Predictions
-from mnist.tracking import journal, promotion
+from mnist.lineage.result import user
+from mnist.tracking import promotion
 from mnist.tracking.client import Store
 from mnist.tracking.promotion import CHALLENGER, CHAMPION, Decision, Model
 
@@ -218,13 +219,13 @@ def _artifact(store: Store, run_id: str, path: Path) -> str | None:
 
 def _who() -> str:
     """Return the user of this process, with the author name of their commits."""
-    user = journal.user()
+    name = user()
     try:
         done = subprocess.run(["git", "config", "user.name"], capture_output=True, text=True, check=False)
     except FileNotFoundError:
-        return user
+        return name
     author = done.stdout.strip()
-    return f"{user} ({author})" if author and author != user else user
+    return f"{name} ({author})" if author and author != name else name
 
 
 def _carry_out(store: Store, name: str, decision: Decision, *, before: Sequence[str], dry_run: bool) -> bool:

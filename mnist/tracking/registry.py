@@ -22,19 +22,26 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature
 from mlflow.types import Schema, TensorSpec
 
-from mnist.evaluation import model_card as cards
+from mnist.core import files, paths
+from mnist.core.errors import InputError
+from mnist.data import store as data
+from mnist.evaluation import model_card as cards, statistics
+from mnist.lineage.result import Result
 from mnist.tracking import client, promotion
 from mnist.tracking.client import Store
+from mnist.training import model
 from mnist.training.model import Classifier
 
 LOGGED = "models:/m-"  # how the source of a version begins that is a logged model
 REQUIREMENTS = ("torch", "numpy", "mlflow")
 CHALLENGER_TIME = "challenger_time_ms"  # tag: when the result of the challenger was made
 TOLERANCE = 1e-6  # of a probability: the exported graph may add in another order
+# Share of the test images that another processor may classify otherwise, in the last bits of a tie.
+MAX_OTHERS = 0.001
 
 
 def signature(num_classes: int) -> ModelSignature:
-    """What a model takes and returns."""
+    """Return what a model takes and returns."""
     return ModelSignature(
         inputs=Schema([TensorSpec(np.dtype(np.uint8), (-1, 28, 28))]),
         outputs=Schema([TensorSpec(np.dtype(np.float32), (-1, num_classes))]),
@@ -42,7 +49,7 @@ def signature(num_classes: int) -> ModelSignature:
 
 
 def is_ours(other: ModelSignature | None) -> bool:
-    """Whether a model takes and returns what ours do, of however many classes."""
+    """Return whether a model takes and returns what ours do, of however many classes."""
     try:
         return bool(other and other == signature(other.outputs.inputs[0].shape[-1]))
     except (AttributeError, IndexError, TypeError):  # no outputs, or no tensor
@@ -50,7 +57,7 @@ def is_ours(other: ModelSignature | None) -> bool:
 
 
 def description(classes: Sequence[str]) -> str:
-    """What a registered model is, for people."""
+    """Return the description of the registered model, for people."""
     return (
         f"From raw pixels, uint8 (N, 28, 28), 0 black to 255 white, to the probabilities of "
         f"{', '.join(classes)}: float32 (N, {len(classes)}). Normalization is inside. "
@@ -59,7 +66,7 @@ def description(classes: Sequence[str]) -> str:
 
 
 def find(store: Store, name: str, weights_sha256: str) -> ModelVersion | None:
-    """The version of these weights, if they have one."""
+    """Return the version of these weights, if they have one."""
     wanted = f"name = '{name}' and tags.`{client.WEIGHTS}` = '{weights_sha256}'"
     versions = store.client.search_model_versions(wanted, max_results=1)
     return versions[0] if versions else None
@@ -75,7 +82,7 @@ def ensure(
     accuracy: float,
     card: str,
 ) -> tuple[ModelVersion, bool]:
-    """The version of these weights, and whether it was made just now; never a second one.
+    """Return the version of these weights, and whether it was made just now; never a second one.
 
     Args:
         store: where runs and versions are.
@@ -101,11 +108,41 @@ def ensure(
         return _attach(store, version, card), existing is None
 
 
+def check_code(result: Result, classifier: Classifier, folder: Path) -> None:
+    """Let pass only weights for which this code's network predicts what the evaluation found.
+
+    They may come from another commit, and the network's code may be another one by now: it would be
+    registered under an accuracy that it does not have.
+
+    Args:
+        result: whose files lie in `folder`.
+        classifier: with its weights.
+        folder: the root of a checkout.
+
+    Raises:
+        InputError: it predicts something else, or there are no test images to find out.
+    """
+    dataset = folder / paths.DATASET
+    if not dataset.is_file() or files.sha256(dataset) != result.origin.dataset_sha256:
+        expected = "the data that the weights were tested on"
+        raise InputError(str(paths.DATASET), found="other data, or none", expected=expected)
+    test = data.load(dataset, "test")
+    log_probs_NK = model.log_probabilities(classifier, test, torch.device("cpu"))
+    predicted_N = np.array(classifier.classes)[log_probs_NK.argmax(1).numpy()]
+    num_others = int((predicted_N != statistics.read(folder / paths.PREDICTIONS).predicted_N).sum())
+    if num_others > MAX_OTHERS * len(test):
+        raise InputError(
+            str(paths.WEIGHTS),
+            found=f"weights of other code: today's network classifies {num_others:,} test images otherwise",
+            expected=f"the network of {result.origin.source.commit[:12]}: run `mnist sync` there",
+        )
+
+
 def _register(
     store: Store, uri: str, name: str, classes: Sequence[str], tags: Mapping[str, str]
 ) -> ModelVersion:
-    """Make a version of a logged model."""
-    with contextlib.redirect_stderr(io.StringIO()):  # register_model speaks of each step there
+    """Register a logged model as a version."""
+    with contextlib.redirect_stderr(io.StringIO()):  # register_model writes of each step there
         version = mlflow.register_model(uri, name, tags=dict(tags))
     if int(version.version) == 1:  # later ones leave alone what people wrote
         store.client.update_registered_model(name, description(classes))
@@ -113,12 +150,12 @@ def _register(
 
 
 def _attach(store: Store, version: ModelVersion, card: str) -> ModelVersion:
-    """Put the card beside the stored model, and then, where nobody has written one, into the description."""
+    """Put the card beside the stored model, and then, where it has none, into the description."""
     source = str(version.source)
     if not card:
         return version
     text = cards.of_version(card, version.name, str(version.version))
-    if source.startswith(LOGGED):  # not so where somebody registered it from another place
+    if source.startswith(LOGGED):  # not so where it was registered from another place
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / cards.README
             file.write_text(text, encoding="utf-8")
@@ -129,12 +166,12 @@ def _attach(store: Store, version: ModelVersion, card: str) -> ModelVersion:
 
 
 def is_whole(store: Store, version: ModelVersion) -> bool:
-    """Whether a version has all that `ensure` gives it; what it is described by comes last."""
+    """Return whether a version has all that `ensure` gives it; the description comes last."""
     return bool(version.description) and has_files(store, version)
 
 
 def has_files(store: Store, version: ModelVersion) -> bool:
-    """Whether the model of a version is there: the folder of artifacts may be lost, and the store not."""
+    """Return whether the files of a version are there: they may be lost, and the store not."""
     mlflow.set_tracking_uri(store.uri)
     mlflow.set_registry_uri(store.uri)
     try:
@@ -145,8 +182,8 @@ def has_files(store: Store, version: ModelVersion) -> bool:
 
 def _log(store: Store, run: Run, classifier: Classifier, existing: ModelVersion | None) -> str:
     """Store the classifier as a logged model of its run, or of a version that lost it; return its URI."""
-    # Made by the client, which is told the experiment; `log_model` would take the process's
-    # current one, whose artifacts are relative to the current folder.
+    # Made by the client, for our experiment; `log_model` would take the process's current one, whose
+    # artifacts are relative to the current folder.
     run_id = run.info.run_id
     begun = store.client.search_logged_models([store.experiment_id], f"source_run_id = '{run_id}'")
     if existing and (source := str(existing.source)).startswith(LOGGED):

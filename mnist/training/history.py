@@ -1,12 +1,12 @@
 """The learning curves and their two tables.
 
-`metrics/steps.csv` has a row for each window of steps, `metrics/history.csv` one for each epoch.
-Neither has a duration: equal training gives equal bytes.
+`metrics/steps.csv` has a row for each window of steps, `metrics/history.csv` one for each epoch; each is
+written when it happens. Neither has a duration: equal training gives equal bytes.
 """
 
 import csv
-import io
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TypeVar, get_type_hints
@@ -58,16 +58,31 @@ class Epoch:
 Row = TypeVar("Row", Window, Epoch)
 
 
+@contextmanager
+def appending(path: Path, kind: type[Row]) -> Iterator[Callable[[Window | Epoch], None]]:
+    """Begin a table, and yield a function that adds the row of an event of this kind at once.
+
+    Floats have six significant digits: the noise of float32 lies below.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="", encoding="utf-8") as stream:
+        table = csv.writer(stream, lineterminator="\n")
+        table.writerow(field.name for field in fields(kind))
+
+        def add(event: Window | Epoch) -> None:
+            if isinstance(event, kind):
+                values = asdict(event).values()
+                table.writerow(f"{value:.6g}" if isinstance(value, float) else value for value in values)
+                stream.flush()
+
+        yield add
+
+
 def write(path: Path, events: Iterable[Window | Epoch], kind: type[Row]) -> None:
-    """Write the events of one kind, floats to six significant digits: float32 has no more."""
-    text = io.StringIO()
-    table = csv.writer(text, lineterminator="\n")
-    table.writerow(field.name for field in fields(kind))
-    for event in events:
-        if isinstance(event, kind):
-            values = asdict(event).values()
-            table.writerow(f"{value:.6g}" if isinstance(value, float) else value for value in values)
-    files.write_text(path, text.getvalue())
+    """Write a whole table."""
+    with appending(path, kind) as add:
+        for event in events:
+            add(event)
 
 
 def read(path: Path, kind: type[Row]) -> list[Row]:
@@ -93,6 +108,6 @@ def read(path: Path, kind: type[Row]) -> list[Row]:
 
 
 def summary(events: Iterable[Window | Epoch]) -> dict[str, float]:
-    """Return loss and accuracy of the last epoch to six decimals, for `dvc metrics`."""
+    """Return loss and accuracy of the last epoch, to six decimals: what `dvc metrics` shows."""
     last = asdict([event for event in events if isinstance(event, Epoch)][-1])
     return {name: round(value, 6) for name, value in last.items() if name not in ("epoch", "step")}

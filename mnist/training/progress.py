@@ -13,12 +13,6 @@ from mnist.training.history import Epoch, Window
 BAR = "{desc} {percentage:3.0f}% |{bar}| {rate_fmt}, {remaining} left{postfix}"
 
 
-def say(line: str) -> None:
-    """Print a line, above the bar where there is one."""
-    tqdm.write(line, file=sys.stdout)
-    sys.stdout.flush()
-
-
 def shown(events: Iterable[Window | Epoch], *, num_images: int, num_epochs: int) -> Iterator[Window | Epoch]:
     """Yield `events`, and show loss, accuracy, images per second and time left.
 

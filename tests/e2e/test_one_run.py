@@ -93,7 +93,7 @@ def test_queued_experiments_at_once_on_a_new_store_which_is_lost_and_rebuilt(
     assert ids(complete_runs(clone)) == ids(after)
 
 
-def test_the_same_result_from_a_temporary_tree_the_run_cache_and_a_worktree(
+def test_the_same_result_from_a_temporary_tree_the_run_cache_and_other_code_in_a_worktree(
     trained: Clone, invoke: Invoke, tmp_path: Path
 ) -> None:
     before = complete_runs(trained)
@@ -101,6 +101,7 @@ def test_the_same_result_from_a_temporary_tree_the_run_cache_and_a_worktree(
     assert trained.dvc("exp", "run", "-n", "cached", "-S", "lr=0.02", "-S", "epochs=4") == []
     tree = dataclasses.replace(trained, folder=tmp_path / "tree")
     trained.run("git", "worktree", "add", "-q", "--detach", str(tree.folder))
+    checkout.edit(tree, "mnist/training/loop.py", '"""', '"""Edited. ')  # other code, the same weights
     assert "train" in tree.dvc("exp", "run", "-n", "in-tree")
     assert not (tree.folder / "mlflow.db").exists()
     assert invoke(trained, "sync").exit_code in (0, 1)  # the cache of the worktree is its own

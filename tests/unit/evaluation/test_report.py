@@ -10,7 +10,7 @@ import pytest
 from mnist.core import paths
 from mnist.evaluation import report, scores
 from mnist.lineage.fingerprint import Source
-from mnist.tracking import journal
+from mnist.lineage.result import TrainingInfo
 from tests.made_result import PARAMS, SOURCE, Made
 
 MAX_BYTES = 2_000_000
@@ -284,8 +284,8 @@ def test_params_are_as_the_file_has_them(tmp_path: Path) -> None:
 def test_where_it_was_made_is_told_by_the_machine_that_made_it(tmp_path: Path) -> None:
     made = Made(tmp_path)
     assert page(made).sections["lineage"].count("not recorded here") == 3  # time, device, versions
-    begin = journal.start(made.result().origin, {"device": "A GPU", "torch": "2.15.0"}, 1_600_000_000_000)
-    journal.Recorder(None, print, begin=begin).finish("a" * 64, 12.5)
+    facts = {"device": "A GPU", "torch": "2.15.0"}
+    TrainingInfo(time_ms=1_600_000_000_000, seconds=12.5, facts=facts).write("a" * 64)
     lineage = page(made).sections["lineage"]
     assert "2020-09-13 12:26 UTC, in 12.5 s" in lineage
     assert "A GPU" in lineage

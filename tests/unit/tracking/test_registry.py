@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from mlflow import artifacts, pyfunc
+from mlflow.entities import Run
 from mlflow.entities.model_registry import ModelVersion
 
 from mnist.core import config
@@ -14,7 +15,6 @@ from mnist.tracking import client, registry
 from mnist.training import model
 from mnist.training.model import Classifier
 from tests.conftest import DIGITS
-from tests.unit.tracking.test_client import ensure
 
 ROOT = Path(__file__).parents[3]
 NAME = "mnist-simplecnn"
@@ -22,11 +22,13 @@ CARD = f"---\nlibrary_name: pytorch\n---\n\n# A card\n\nLoad `models:/{NAME}/VER
 
 
 @pytest.fixture
-def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> client.Store:
-    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    monkeypatch.delenv("MLFLOW_EXPERIMENT_NAME", raising=False)
+def store(store_folder: Path) -> client.Store:
+    assert store_folder
     return client.connect()
+
+
+def new_run(store: client.Store) -> Run:
+    return store.client.create_run(store.experiment_id)
 
 
 @pytest.fixture
@@ -43,7 +45,7 @@ def card_beside(version: ModelVersion) -> str:
 def test_equal_weights_are_one_version_and_a_broken_attempt_leaves_no_second_model(
     store: client.Store, classifier: Classifier
 ) -> None:
-    run = ensure(store)
+    run = new_run(store)
     store.client.create_logged_model(store.experiment_id, "model", run.info.run_id)  # and then it was cut off
     asked = {"name": NAME, "weights_sha256": "w" * 64, "accuracy": 0.95, "card": CARD}
     version, is_new = registry.ensure(store, run, classifier, **asked)  # type: ignore[arg-type]
@@ -62,7 +64,7 @@ def test_equal_weights_are_one_version_and_a_broken_attempt_leaves_no_second_mod
 def test_a_version_that_lost_its_files_gets_them_back(
     store: client.Store, classifier: Classifier, tmp_path: Path
 ) -> None:
-    run = ensure(store)
+    run = new_run(store)
     asked = {"name": NAME, "weights_sha256": "w" * 64, "accuracy": 0.95, "card": CARD}
     version, _ = registry.ensure(store, run, classifier, **asked)  # type: ignore[arg-type]
     assert registry.has_files(store, version)
@@ -83,7 +85,7 @@ def test_a_version_that_lost_its_files_gets_them_back(
 def test_a_version_that_was_cut_off_before_its_card_gets_it(
     store: client.Store, classifier: Classifier
 ) -> None:
-    run = ensure(store)
+    run = new_run(store)
     asked = {"name": NAME, "weights_sha256": "w" * 64, "accuracy": 0.95}
     version, _ = registry.ensure(store, run, classifier, **asked, card="")  # type: ignore[arg-type]
     assert not registry.is_whole(store, version)
@@ -96,7 +98,7 @@ def test_a_version_that_was_cut_off_before_its_card_gets_it(
 def test_what_people_wrote_of_a_version_stays(
     store: client.Store, classifier: Classifier, tmp_path: Path
 ) -> None:
-    run = ensure(store)
+    run = new_run(store)
     asked = {"name": NAME, "weights_sha256": "w" * 64, "accuracy": 0.95, "card": CARD}
     version, _ = registry.ensure(store, run, classifier, **asked)  # type: ignore[arg-type]
     store.client.update_model_version(NAME, version.version, "Ours")
@@ -109,7 +111,7 @@ def test_what_people_wrote_of_a_version_stays(
 def test_an_older_result_does_not_take_the_challengers_place(
     store: client.Store, classifier: Classifier
 ) -> None:
-    run = ensure(store)
+    run = new_run(store)
     old, _ = registry.ensure(
         store, run, classifier, name=NAME, weights_sha256="a" * 64, accuracy=0.9, card=CARD
     )

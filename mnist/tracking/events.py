@@ -1,0 +1,186 @@
+"""Live logging as `train` sees it: events for another process, which logs them to MLflow.
+
+They are written to that process's stdin, a line of JSON each, and never waited for: where the pipe is full
+or the process is gone, an event is dropped, and `register` logs what is missing. Imports no mlflow.
+"""
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from mnist.core import paths
+from mnist.lineage.fingerprint import Training
+from mnist.lineage.result import TrainingInfo, now_ms, user, versions
+from mnist.training.history import Epoch, Window
+
+
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """The run begins: its start in milliseconds since 1970, name, params and tags."""
+
+    time_ms: int
+    name: str
+    params: Mapping[str, Any]
+    tags: Mapping[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """The metrics of one step."""
+
+    time_ms: int
+    step: int
+    values: Mapping[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class End:
+    """The run ends as `FINISHED`, `FAILED` or `KILLED`; finished ones have weights."""
+
+    time_ms: int
+    status: str
+    weights_sha256: str = ""
+    values: Mapping[str, float] | None = None
+
+
+Event = Start | Point | End
+KINDS: dict[str, type[Event]] = {kind.__name__: kind for kind in (Start, Point, End)}
+
+
+def parse(line: bytes) -> Event:
+    """Read an event back from its line."""
+    values = json.loads(line)
+    return KINDS[values.pop("kind")](**values)
+
+
+def start(training: Training, facts: Mapping[str, str], time_ms: int) -> Start:
+    """Return the start of a training; `facts` are further tags of its run."""
+    source = training.source
+    tags = {
+        "fingerprint": training.fingerprint,
+        "dataset_sha256": training.dataset_sha256,
+        "dvc.experiments": source.experiment,
+        "dvc.baseline": source.commit if source.experiment else "",
+        "rerun": source.rerun,
+        "mlflow.user": user(),
+        "mlflow.source.type": "PROJECT",
+        "mlflow.source.name": "dvc.yaml:train",
+        "mlflow.source.git.commit": source.commit,
+        "mlflow.source.git.branch": source.branch,
+        **facts,
+    }
+    return Start(
+        time_ms=time_ms,
+        name=source.name,
+        params=dict(training.params),
+        tags={key: value for key, value in tags.items() if value},
+    )
+
+
+def point(event: Window | Epoch, time_ms: int) -> Point:
+    """Return what happened as metrics: windows over optimizer steps, epochs over epochs."""
+    if isinstance(event, Window):
+        values = {"train_loss": event.loss, "train_accuracy": event.accuracy}
+        return Point(time_ms=time_ms, step=event.step, values=values)
+    values = {
+        "epoch_train_loss": event.train_loss,
+        "epoch_train_accuracy": event.train_accuracy,
+        "val_loss": event.val_loss,
+        "val_accuracy": event.val_accuracy,
+    }
+    return Point(time_ms=time_ms, step=event.epoch, values=values)
+
+
+class Recorder:
+    """Sends the events of one training to the logging process.
+
+    Args:
+        begin: of the training.
+        pipe: file descriptor of the process's stdin; None without a process.
+    """
+
+    def __init__(self, begin: Start, pipe: int | None) -> None:
+        self._begin, self._pipe = begin, pipe
+        self._result: dict[str, Any] = {}
+
+    def log(self, event: Window | Epoch) -> None:
+        """Add what happened to the curves."""
+        self.send(point(event, now_ms()))
+
+    def finish(self, weights_sha256: str, seconds: float) -> None:
+        """Note which weights came out, and how long the training took."""
+        self._result = {"weights_sha256": weights_sha256, "values": {"training_seconds": seconds}}
+        facts = {name: self._begin.tags[name] for name in ("device", *versions())}
+        with contextlib.suppress(OSError):  # without it a report has "not recorded"
+            TrainingInfo(time_ms=self._begin.time_ms, seconds=seconds, facts=facts).write(weights_sha256)
+
+    def end(self, status: str) -> None:
+        """Send the end, and close the pipe."""
+        self.send(End(time_ms=now_ms(), status=status, **self._result))
+        self._close()
+
+    def send(self, event: Event) -> None:
+        """Write a line, or drop it."""
+        if self._pipe is None:
+            return
+        line = json.dumps({"kind": type(event).__name__, **asdict(event)}).encode() + b"\n"
+        try:
+            if os.write(self._pipe, line) < len(line):  # half a line: the next one would be none either
+                self._close()
+        except BlockingIOError:
+            pass  # full: the process cannot keep up
+        except OSError:
+            self._close()  # it is gone
+
+    def _close(self) -> None:
+        if self._pipe is not None:
+            with contextlib.suppress(OSError):
+                os.close(self._pipe)
+            self._pipe = None
+
+
+@contextmanager
+def recorded(training: Training, *, device: str) -> Iterator[Recorder]:
+    """Log a training while it runs; it ends as FINISHED, FAILED or, for an interrupt, KILLED."""
+    begin = start(training, {"device": device, **versions()}, now_ms())
+    recorder = Recorder(begin, _logging_process())
+    recorder.send(begin)
+    status = "FAILED"
+    try:
+        yield recorder
+        status = "FINISHED"
+    except KeyboardInterrupt:
+        status = "KILLED"
+        raise
+    finally:
+        recorder.end(status)
+
+
+def _logging_process() -> int | None:
+    """Start the process, and return its stdin; None where the system has no room for another one."""
+    reader, writer = os.pipe()  # the writing end is inherited by nobody: it closes with this process
+    os.set_blocking(writer, False)
+    try:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "mnist.tracking.live"],
+            cwd=Path(__file__).parents[2],
+            env={**os.environ, "DVC_ROOT": str(paths.checkout())},
+            stdin=reader,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,  # an interrupt is for the training: it ends, and sends its end
+        )
+    except OSError:
+        os.close(writer)
+        return None
+    finally:
+        os.close(reader)
+    threading.Thread(target=process.wait, daemon=True).start()  # so that it does not stay a zombie
+    return writer

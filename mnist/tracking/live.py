@@ -1,0 +1,135 @@
+"""The process that logs a training to MLflow while it runs: `python -m mnist.tracking.live`.
+
+It reads events from stdin (`mnist.tracking.events`), and ends the run as they say, or as KILLED where
+stdin ends without an end. Where MLflow does not answer it prints one line, and tries again.
+"""
+
+import os
+import select
+import socket
+import sys
+import time
+
+from mnist.core import process
+from mnist.core.errors import InputError
+from mnist.lineage.result import now_ms
+from mnist.tracking import client, events, log  # client first: it sets variables that MLflow reads
+from mnist.tracking.client import Store
+from mnist.tracking.events import End, Event, Point, Start
+
+# isort: split
+from mlflow.environment_variables import MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING
+from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+RETRY_SECONDS = 5.0  # between tries to reach a store that did not answer
+NUM_READ = 1 << 16  # bytes at a time
+
+
+def follow(stdin: int) -> None:
+    """Log the events that come from a file descriptor, until it ends."""
+    logger = Logger()
+    rest, is_over, is_reported, next_try = b"", False, False, 0.0
+    while not is_over:
+        if select.select([stdin], [], [], 1.0)[0]:
+            data = os.read(stdin, NUM_READ)
+            is_over = not data
+            *lines, rest = (rest + data).split(b"\n")
+            logger.events += [events.parse(line) for line in lines]
+        if is_over:
+            logger.expect_end()
+        if time.monotonic() < next_try and not is_over:
+            continue
+        try:
+            logger.log()
+        except InputError as error:
+            next_try = time.monotonic() + RETRY_SECONDS
+            if not is_reported:
+                is_reported = True
+                complain(f"{error}; `register` logs what is missing, or `mnist sync`")
+
+
+def complain(message: str) -> None:
+    """Print a line, in the place of a progress bar that may stand there."""
+    clear = "\r\033[K" if sys.stdout.isatty() else ""
+    print(f"{clear}train: {message}", flush=True)
+
+
+class Logger:
+    """Logs the events of one training; what could not be logged is logged again the next time.
+
+    Attributes:
+        events: of the training so far.
+    """
+
+    def __init__(self) -> None:
+        self.events: list[Event] = []
+        self._store: Store | None = None
+        self._run_id = ""
+        self._num_logged = 0
+        self._machine: SystemMetricsMonitor | None = None
+
+    def expect_end(self) -> None:
+        """Add the end of a training that is gone without a word."""
+        if self.events and not any(isinstance(event, End) for event in self.events):
+            self.events.append(End(time_ms=now_ms(), status="KILLED"))
+
+    def log(self) -> None:
+        """Log what is new.
+
+        Raises:
+            AwayError: MLflow does not answer.
+            InputError: it refuses.
+        """
+        fresh = self.events[self._num_logged :]
+        if not fresh:
+            return
+        begin = self.events[0]
+        assert isinstance(begin, Start)
+        self._store = self._store or client.connect()
+        with client.answering(self._store.uri):
+            if not self._run_id:
+                tags = {log.LOGGED_BY: f"{socket.gethostname()}:{os.getpid()}"}
+                self._run_id = log.begin(self._store, begin, tags)
+                log.describe(self._store, self._run_id, begin)
+                log.inputs(self._store, self._run_id, begin, "train")
+                self._machine = watched(self._store, self._run_id)
+            log.points(self._store, self._run_id, [event for event in fresh if isinstance(event, Point)])
+            for event in fresh:
+                if isinstance(event, End):
+                    self._end(self._store, begin, event)
+        self._num_logged = len(self.events)
+
+    def _end(self, store: Store, begin: Start, end: End) -> None:
+        """End the run; where its result has one already, that one stays alone."""
+        if self._machine:
+            self._machine.finish()
+        with client.lock("runs"):
+            known = end.weights_sha256 and log.find(
+                store, begin.tags["dataset_sha256"], begin.params, end.weights_sha256
+            )
+            if known and known.info.run_id != self._run_id:
+                log.note(store, known, begin.tags)
+                store.client.delete_run(self._run_id)
+                return
+            values = Point(time_ms=end.time_ms, step=0, values=end.values or {})
+            log.points(store, self._run_id, [values])
+            if end.weights_sha256:
+                store.client.set_tag(self._run_id, client.WEIGHTS, end.weights_sha256)
+            store.client.set_terminated(self._run_id, end.status, end_time=end.time_ms)
+
+
+def watched(store: Store, run_id: str) -> SystemMetricsMonitor | None:
+    """Let MLflow log what the machine does every 10 s, unless its own variable forbids it."""
+    if MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING.is_set() and not MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING.get():
+        return None
+    monitor = SystemMetricsMonitor(run_id, tracking_uri=store.uri)
+    monitor.start()
+    return monitor
+
+
+if __name__ == "__main__":
+    try:
+        follow(sys.stdin.fileno())
+    except Exception as error:  # noqa: BLE001 -- a fault of ours: it must cost the training a line at most
+        complain(f"MLflow: {type(error).__name__}: {error}; `register` logs what is missing")
+    process.leave()

@@ -197,7 +197,7 @@ def _kept(
             keeper.wait(timeout=60)
 
 
-Fault = Literal["pass", "refuse", "hang", "slow", "drop"] | int  # a number is an HTTP status
+Fault = Literal["pass", "refuse", "hang", "drop"] | int  # a number is an HTTP status
 Verdict = Callable[[str, bytes], Fault]
 
 
@@ -217,7 +217,6 @@ class Proxy:
     - `pass`: hands requests and answers on.
     - `refuse`: nobody listens on the port, and connections that are open break.
     - `hang`: takes requests and never answers.
-    - `slow`: hands them on after `delay_seconds`.
     - `drop`: hands them on, and breaks the connection instead of answering, so that the server
       has done what the client must take for failed.
     - a number: answers with this HTTP status.
@@ -229,7 +228,6 @@ class Proxy:
     def __init__(self, upstream: str) -> None:
         self.upstream = urlsplit(upstream).netloc
         self.exchanges: list[Exchange] = []
-        self.delay_seconds = 0.0
         self.verdict: Verdict | None = None  # decides for each request, where it is set
         self._port = 0
         self._fault: Fault = "refuse"
@@ -325,8 +323,6 @@ class _Handler(BaseHTTPRequestHandler):
         if isinstance(fault, int):
             self._answer(fault, {"Content-Type": "text/plain"}, b"The proxy says no.\n")
             return
-        if fault == "slow":
-            time.sleep(proxy.delay_seconds)
         upstream = http.client.HTTPConnection(proxy.upstream, timeout=60)
         headers = {key: value for key, value in self.headers.items() if key.lower() != "connection"}
         upstream.request(self.command, self.path, body, {**headers, "Host": proxy.upstream})

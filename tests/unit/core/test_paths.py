@@ -1,4 +1,4 @@
-"""What `make ui` says and starts, by the store's URI."""
+"""The store's URI: resolved, shown without secrets, shared by worktrees; and what `make ui` starts for it."""
 
 import os
 import shutil
@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from mnist.core import paths
 
 ROOT = Path(__file__).parents[3]
 
@@ -50,3 +52,61 @@ def test_the_ui_opens_databases_and_names_servers(uri: str, status: int, said: s
     )
     output = (done.stdout + done.stderr).splitlines()
     assert (done.returncode, output[0]) == (status, said.format(root=tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("uri", "resolved"),
+    [
+        ("sqlite:///runs.db", "sqlite:///{root}/runs.db"),
+        ("sqlite:////somewhere/runs.db", "sqlite:////somewhere/runs.db"),
+        ("http://127.0.0.1:5000", "http://127.0.0.1:5000"),
+        ("", "sqlite:///{root}/mlflow.db"),
+    ],
+    ids=["relative", "absolute", "server", "empty"],
+)
+def test_the_tracking_uri_of_the_environment_is_honoured(
+    uri: str, resolved: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    assert paths.store_uri() == resolved.format(root=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("uri", "shown"),
+    [
+        ("sqlite:////home/ada/pipeline/mlflow.db", "sqlite:///mlflow.db"),
+        ("sqlite:////elsewhere/mlflow.db", "sqlite:////elsewhere/mlflow.db"),
+        ("http://127.0.0.1:5000", "http://127.0.0.1:5000"),
+        ("https://ada:SECRET@tracking.example.org/mlflow/", "https://tracking.example.org/mlflow/"),
+        ("postgresql+psycopg2://ada:SECRET@db:5432/mlflow", "postgresql+psycopg2://db:5432/mlflow"),
+        ("postgresql://db/mlflow?user=ada&password=SECRET", "postgresql://db/mlflow"),
+        ("http://[::1]:5000", "http://[::1]:5000"),
+        ("postgresql://ada@/mlflow?host=/run/postgresql", "postgresql:///mlflow"),
+        ("postgresql://ada:12/SECRET@db/mlflow", "(not shown)"),
+        ("postgresql://ada:12?SECRET@db/mlflow", "(not shown)"),
+        ("postgresql://ada:12#SECRET@db/mlflow", "(not shown)"),
+        ("postgresql://ada:a@SECRET@db/mlflow", "(not shown)"),
+        ("postgresql://db/mlflow?password=a@SECRET", "(not shown)"),
+        ("ada:SECRET@db", "(not shown)"),
+    ],
+)
+def test_no_secret_of_a_store_is_shown(uri: str, shown: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DVC_ROOT", "/home/ada/pipeline")
+    assert paths.shown(uri) == shown
+
+
+def test_a_worktree_shares_the_store_of_the_main_checkout(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    main, tree = tmp_path / "main", tmp_path / "tree"
+    identified = ["git", "-c", "user.name=t", "-c", "user.email=t@example.org", "-C", str(main)]
+    subprocess.run(["git", "init", "-q", str(main)], check=True)
+    subprocess.run([*identified, "commit", "-q", "--allow-empty", "-m", "first"], check=True)
+    subprocess.run([*identified, "worktree", "add", "-q", str(tree)], check=True, capture_output=True)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    for checkout in (main, tree):
+        monkeypatch.setenv("DVC_ROOT", str(checkout))
+        assert paths.checkout() == checkout
+        assert paths.root() == main
+        assert paths.store_uri() == f"sqlite:///{main}/mlflow.db"

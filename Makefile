@@ -72,10 +72,10 @@ rollback: setup ## Give the alias champion back to the champion before (DRY_RUN=
 
 reproduce: export MODEL := $(MODEL)
 reproduce: setup ## Make MODEL again from its record and compare (default: the champion)
-	@python -m mnist.cli.reproduce $(if $(MODEL),"$$MODEL")
+	@python -m mnist reproduce $(if $(MODEL),"$$MODEL")
 
 verify: setup ## Say whether the committed results are what the committed code makes
-	@python -m mnist.cli.verify
+	@python -m mnist verify
 
 preset: export NAME := $(NAME)
 preset: setup ## List the presets, params that show what SimpleCNN can do, or run one: NAME=quick

@@ -216,7 +216,7 @@ def fetch() -> None:
         read = config.load(paths.PARAMS)
         known = catalog.load(paths.DATASETS, read.dataset)
         ahead = read.data.mirrors_of(read.dataset)
-        fetched = download.fetch(known, paths.root() / download.CACHE, ahead=ahead)
+        fetched = download.fetch(known, paths.root() / paths.DOWNLOADS, ahead=ahead)
     except InputError as error:
         sys.exit(" ".join(str(error).split()))
     archives.mkdir()

@@ -21,7 +21,7 @@ def run(*, params: Params, datasets: Path = paths.DATASETS, dataset: Path = path
     """Write both splits; archives that are in the cache already are not fetched again."""
     known = catalog.load(datasets, params.dataset)
     ahead = params.data.mirrors_of(params.dataset)
-    fetched = download.fetch(known, paths.root() / download.CACHE, ahead=ahead)
+    fetched = download.fetch(known, paths.root() / paths.DOWNLOADS, ahead=ahead)
     train, test = download.read(fetched.archives)
     data.write(dataset, train=train, test=test, description=known.described(params.dataset))
     for mirror, reason in fetched.reasons.items():

@@ -9,6 +9,9 @@ DATASETS = Path("datasets")
 PIPELINE = Path("dvc.yaml")
 LOCK = Path("dvc.lock")
 
+DOWNLOADS = Path(".cache/mnist")  # under `root()`: outside the outs, which DVC deletes before a run
+MIRROR_VARIABLE = "MNIST_MIRROR"  # of the environment: a folder or URL to download from first
+
 DATASET = Path("data/mnist.safetensors")
 STATS = Path("data/stats.json")
 VALIDATION_PAGE = Path("data/validation.html")

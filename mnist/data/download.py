@@ -34,8 +34,7 @@ from mnist.data.catalog import Checksums, DataSet
 from mnist.data.store import Images
 
 USER_AGENT = "pytorch/vision"  # as torchvision calls itself; some hosts refuse Python's own name
-VARIABLE = "MNIST_MIRROR"
-CACHE = Path(".cache/mnist")  # under `paths.root`: outside the outs, which DVC deletes before a run
+VARIABLE = paths.MIRROR_VARIABLE
 
 STALL_SECONDS = 10.0  # without a byte: TCP sends a lost request for a connection anew after 1, 3 and 7 s
 MIN_BYTES_PER_SECOND = 20_000  # a mean; the largest archive, 9.9 MB, then takes 8 minutes at most

@@ -1,72 +1,92 @@
-"""Whether outputs that were made again agree with those that were there: equal bytes, or close numbers.
+"""Are these outputs those outputs, exactly or within what tolerance? `verify` and `reproduce` ask it.
 
-Where the bytes of an output depend on the machine, nobody knows on which one it was first made:
-`dvc.lock` does not tell. What was made elsewhere is held to tolerances then, and what has no
-numbers in it cannot be compared. Another machine rounds otherwise from the first step on, and that
-shows in all that was made from there: what shows it in one place and not in the other was edited.
-Edits that keep to the tolerances everywhere cannot be told from another machine.
+The bytes of weights, and of all that is computed from them, depend on the kind of processor, the
+number of threads and the versions of the libraries. Where they are others, numbers are held to a
+tolerance, and what has no numbers in it (weights, pictures, pages) may hold other bytes.
 """
 
 import csv
 import io
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from mnist.core import config, paths
-from mnist.lineage import guarantee
+from tabulate import tabulate
+
+from mnist.core import config
 
 Answer = Literal["equal", "close", "other bytes", "NO"]
 MISSING = "-"
+DIGEST_SHOWN = 12  # hex digits
+DIGEST = re.compile(r"[0-9a-f]{32}(\.dir)?|[0-9a-f]{64}")
+MACHINE = ("device", "python", "torch", "numpy")  # where all are equal, equal inputs give equal bytes
+COUNT, COUNTED = "num_wrong", "num_images"  # a count of images, and how many there are
+PREDICTED = "predicted"  # a column: its cells are compared by how many differ
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Tolerance:
     """How far two numbers may be apart, by the larger of both bounds.
 
     Attributes:
-        words: in the names of what it is for; empty for all other numbers with a fraction.
-        absolute: bound, in the unit of the numbers.
-        relative: bound, as a share of the first one.
         text: for people.
+        absolute: bound; of counts, and of predictions, as a share of all.
+        relative: bound, as a share of the first number.
     """
 
-    words: tuple[str, ...]
-    absolute: float
-    relative: float
     text: str
+    absolute: float
+    relative: float = 0.0
 
     def holds(self, one: float, other: float) -> bool:
-        """Whether they are close."""
+        """Return whether two numbers are close."""
         bound = max(self.absolute, self.relative * abs(one))
         return abs(one - other) <= bound + 1e-9  # 0.96 - 0.95 is a little more than 0.01
 
 
+Tolerances = Mapping[str, Tolerance]  # by a word in a number's name, the first that is in it; "": any
+
 # About ten times what was seen. With the default params, AVX2 and SSE4.1 against AVX-512 on one
 # thread (5 seeds each) moved the test accuracy by up to 0.10 points, the recall of a digit by 0.5,
-# losses by 0.6 %, the calibration error by 0.0018, and predicted 2 to 28 of 10,000 images otherwise.
-TOLERANCES = (
-    Tolerance(
-        words=("accuracy",),
-        absolute=guarantee.TOLERANCE_POINTS / 100,
-        relative=0,
-        text=f"{guarantee.TOLERANCE_POINTS} point",
-    ),
-    Tolerance(words=("recall",), absolute=0.05, relative=0, text="5 points"),  # a class has 1,000 images
-    Tolerance(words=(), absolute=0.01, relative=0.05, text="5 % or 0.01"),
-)
-# Of images, and so of a count of them: as much as of the accuracy.
-WRONG = "num_wrong"
-WRONG_SHARE = guarantee.TOLERANCE_POINTS / 100
-# Of rows: what changes from one wrong class to another moves no accuracy.
-PREDICTED = "predicted"
-PREDICTED_SHARE = 0.03
+# losses by 0.6 %, the calibration error by 0.0018, and changed 2 to 28 of 10,000 predictions.
+OTHER_WEIGHTS: Tolerances = {
+    "accuracy": Tolerance("1 point", 0.01),
+    "recall": Tolerance("5 points", 0.05),  # a class has 1,000 images
+    COUNT: Tolerance("1 % of the images", 0.01),
+    PREDICTED: Tolerance("3 % of the rows", 0.03),  # from one wrong class to another moves no accuracy
+    "": Tolerance("5 % or 0.01", 0.01, relative=0.05),
+}
+# Probabilities of equal weights differ by some 1e-6 between processors.
+EQUAL_WEIGHTS: Tolerances = {
+    COUNT: Tolerance("0.1 % of the images", 0.001),
+    PREDICTED: Tolerance("0.1 % of the rows", 0.001),
+    "": Tolerance("0.001", 0.001),
+}
 
-CURVES = tuple(map(str, (paths.HISTORY, paths.STEPS)))
-GALLERIES = tuple(map(str, (paths.GALLERY, paths.ERRORS_GALLERY)))
+
+@dataclass(frozen=True, kw_only=True)
+class Guarantee:
+    """Whether equal bytes are guaranteed on this machine, and why."""
+
+    is_exact: bool
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Output:
+    """An output as it was before, or as it was reproduced.
+
+    Attributes:
+        digest: of its bytes; None where there is none.
+        file: of it; what only DVC's cache holds may not be there.
+    """
+
+    digest: str | None
+    file: Path
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,202 +95,98 @@ class Row:
 
     Attributes:
         what: file, and what in it.
-        committed: as it is shown.
-        made: the same of what was made again.
+        before: as shown to people.
+        after: the same, reproduced.
         answer: how they compare.
-        tolerance: within which they are close, or are not.
-        reason: why it does not pass, though by itself it could.
+        tolerance: the text of the one that a number was held to.
     """
 
     what: str
-    committed: str
-    made: str
+    before: str
+    after: str
     answer: Answer
     tolerance: str = ""
-    reason: str = ""
 
     @property
     def text(self) -> str:
-        """The answer, for people."""
-        if self.reason:
-            return f"{self.answer}, {self.reason}"
-        if not self.tolerance:
-            return "other bytes, not comparable" if self.answer == "other bytes" else self.answer
-        return (
-            f"within {self.tolerance}"
-            if self.answer == "close"
-            else f"{self.answer}, beyond {self.tolerance}"
-        )
+        """The answer for people."""
+        if self.answer == "close":
+            return f"within {self.tolerance}"
+        return f"{self.answer}, beyond {self.tolerance}" if self.tolerance else self.answer
 
 
-@dataclass(frozen=True, kw_only=True)
-class Side:
-    """An output as it was committed, or as it was made again.
-
-    Attributes:
-        digest: of its bytes; None where there is none.
-        file: it; what only DVC's cache has may not be there.
-    """
-
-    digest: str | None
-    file: Path
+def guarantee(recorded: Mapping[str, str], here: Mapping[str, str]) -> Guarantee:
+    """Return what is guaranteed here of a result that was made on the machine `recorded`, see `MACHINE`."""
+    reasons = [
+        f"{name} {recorded.get(name) or 'unknown'} there, {here[name]} here"
+        for name in MACHINE
+        if recorded.get(name) != here[name]
+    ]
+    same = f"{', '.join(f'{name} {here[name]}' for name in MACHINE)} both times"
+    return Guarantee(is_exact=not reasons, reason="; ".join(reasons) or same)
 
 
-def compare(name: str, committed: Side, made: Side, *, exact: bool) -> list[Row]:
+def compare(name: str, before: Output, after: Output, tolerances: Tolerances | None) -> list[Row]:
     """Compare an output: one row, or one for each number that differs.
 
     Args:
-        name: of the output, as its user knows it.
-        committed: the one.
-        made: the other one.
-        exact: whether its bytes are the same on every machine, or on this one.
+        name: of the output.
+        before: the one.
+        after: the other one.
+        tolerances: of its numbers; None where its bytes must be equal.
     """
-    digests = guarantee.shown(committed.digest), guarantee.shown(made.digest)
+    shown = _shown(before.digest), _shown(after.digest)
 
     def whole(answer: Answer) -> list[Row]:
-        return [Row(what=name, committed=digests[0], made=digests[1], answer=answer)]
+        return [Row(what=name, before=shown[0], after=shown[1], answer=answer)]
 
-    if committed.digest == made.digest:
+    if before.digest == after.digest:
         return whole("equal")
-    reader = {".json": _json, ".csv": _csv}.get(made.file.suffix)
-    if committed.digest is None or made.digest is None:
+    if before.digest is None or after.digest is None:
         return whole("NO")
-    if reader is None or not committed.file.is_file():
-        return whole("NO" if exact else "other bytes")
+    reader = READERS.get(after.file.suffix)
+    if reader is None or not before.file.is_file():
+        return whole("other bytes" if tolerances else "NO")
     try:
-        one, other = (reader(side.file.read_text(encoding="utf-8")) for side in (committed, made))
+        one, other = (reader(side.file.read_text(encoding="utf-8")) for side in (before, after))
     except (ValueError, csv.Error) as error:
-        found = f"no {made.file.suffix[1:].upper()} ({' '.join(str(error).split())})"
-        return [Row(what=name, committed=found, made=digests[1], answer="NO")]
-    compared = _columns if made.file.suffix == ".csv" else _values
+        found = f"no {after.file.suffix[1:].upper()} ({' '.join(str(error).split())})"
+        return [Row(what=name, before=found, after=shown[1], answer="NO")]
     # Equal numbers in other bytes: a person wrote them.
-    return list(compared(name, one, other, exact=exact)) or whole("NO")
+    return _differences(name, one, other, tolerances) or whole("NO")
 
 
-def settle(rows: Sequence[Row]) -> list[Row]:
-    """Take what differs for the work of another machine only where all differs that would there.
-
-    Other bytes, as of weights, are refused where no number of the same stage differs, or where a
-    training curve does not: a training of a few steps, which shows nothing, has to be made here.
-    Other predictions are refused where no gallery differs: those tell how sure each one is.
-
-    Args:
-        rows: of one stage.
-    """
-    equal = [row.what for row in rows if row.answer == "equal"]
-    is_close = any(row.answer == "close" for row in rows)
-    curves = [what for what in equal if what in CURVES]
-    galleries = [row.what for row in rows if row.what in GALLERIES]
-    settled = []
-    for row in rows:
-        if row.answer == "other bytes" and (curves or not is_close):
-            reason = f"though {' and '.join(curves)} did not change" if curves else ""
-            settled.append(replace(row, answer="NO", reason=reason))
-        elif row.answer == "close" and _is_of_predictions(row) and galleries and set(galleries) <= set(equal):
-            settled.append(replace(row, answer="NO", reason="though no gallery changed"))
-        else:
-            settled.append(row)
-    return settled
+def table(rows: Iterable[Row], before: str) -> str:
+    """Return the rows as an aligned table; `before` is the head of that column."""
+    cells = [(row.what, row.before, row.after, row.text) for row in rows]
+    return tabulate(cells, ("what", before, "reproduced", "equal?"), tablefmt="plain", disable_numparse=True)
 
 
-def _is_of_predictions(row: Row) -> bool:
-    return row.what.endswith(f": {PREDICTED}")
+def digest_row(what: str, before: str, after: str, unequal: Answer) -> Row:
+    """Return a row for two digests; `unequal` is the answer where they differ."""
+    answer: Answer = "equal" if before == after else unequal
+    return Row(what=what, before=_shown(before), after=_shown(after), answer=answer)
 
 
-def _json(text: str) -> dict[str, Any]:
+def _read_json(text: str) -> list[dict[str, Any]]:
     values = json.loads(text)
-    return config.flat(values) if isinstance(values, dict) else {"": values}
+    return [config.flat(values) if isinstance(values, dict) else {"": values}]
 
 
-def _csv(text: str) -> dict[str, list[str]]:
-    """Columns by name."""
+def _read_csv(text: str) -> list[dict[str, Any]]:
+    """Return the rows of a table: numbers by column, and any other text as it is."""
     lines = list(csv.reader(io.StringIO(text), strict=True))
     if not lines or any(len(line) != len(lines[0]) for line in lines):
         raise ValueError("rows of different lengths")
     if len(set(lines[0])) < len(lines[0]):
         raise ValueError("several columns of one name")
-    return {name: [line[column] for line in lines[1:]] for column, name in enumerate(lines[0])}
+    return [dict(zip(lines[0], map(_number, line), strict=True)) for line in lines[1:]]
 
 
-def _values(
-    name: str, committed: Mapping[str, Any], made: Mapping[str, Any], *, exact: bool
-) -> Iterator[Row]:
-    for key in dict.fromkeys([*committed, *made]):
-        one, other = committed.get(key, MISSING), made.get(key, MISSING)
-        if one == other and type(one) is type(other):
-            continue
-        tolerance = None if exact else _tolerance(key, one, other, committed)
-        yield _row(f"{name}: {key}", one, other, tolerance)
-
-
-def _tolerance(key: str, one: Any, other: Any, beside: Mapping[str, Any]) -> Tolerance | None:
-    """For two values; None where they must be equal: text, and counts."""
-    if not _is_number(one) or not _is_number(other):
-        return None
-    if isinstance(one, int) and isinstance(other, int):
-        num_images = beside.get("num_images")
-        if key.rpartition(".")[2] != WRONG or not isinstance(num_images, int):
-            return None
-        text = f"{100 * WRONG_SHARE:g} % of the images"
-        return Tolerance(words=(WRONG,), absolute=WRONG_SHARE * num_images, relative=0, text=text)
-    return next(tolerance for tolerance in TOLERANCES if _is_for(tolerance, key))
-
-
-def _is_for(tolerance: Tolerance, key: str) -> bool:
-    return not tolerance.words or any(word in key for word in tolerance.words)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _row(what: str, one: Any, other: Any, tolerance: Tolerance | None) -> Row:
-    text, is_close = "", False
-    if tolerance:
-        text, is_close = tolerance.text, tolerance.holds(float(one), float(other))
-    shown = guarantee.shown(one), guarantee.shown(other)
-    return Row(
-        what=what, committed=shown[0], made=shown[1], answer="close" if is_close else "NO", tolerance=text
-    )
-
-
-def _columns(
-    name: str, committed: Mapping[str, list[str]], made: Mapping[str, list[str]], *, exact: bool
-) -> Iterator[Row]:
-    """A row a column: of the cells that differ, those that are farthest apart."""
-    sides = committed, made
-    lengths = [len(next(iter(side.values()), [])) for side in sides]
-    if list(sides[0]) != list(sides[1]) or lengths[0] != lengths[1]:
-        shown = [f"{length:,} rows of {', '.join(side)}" for length, side in zip(lengths, sides, strict=True)]
-        yield Row(what=name, committed=shown[0], made=shown[1], answer="NO")
-        return
-    for column in sides[0]:
-        cells = zip(sides[0][column], sides[1][column], strict=True)
-        different = [(line, one, other) for line, (one, other) in enumerate(cells, 1) if one != other]
-        if not different:
-            continue
-        if column == PREDICTED and not exact:
-            share = len(different) / lengths[0]
-            answer: Answer = "close" if share <= PREDICTED_SHARE else "NO"
-            yield Row(
-                what=f"{name}: {column}",
-                committed=f"{lengths[0]:,} rows",
-                made=f"{len(different):,} of them differ",
-                answer=answer,
-                tolerance=f"{100 * PREDICTED_SHARE:g} % of the rows",
-            )
-            continue
-        rows = []
-        for line, one, other in different:
-            values = _number(one), _number(other)
-            tolerance = None if exact else _tolerance(column, *values, {})
-            rows.append((_distance(*values), _row(f"{name}: {column}, row {line}", *values, tolerance)))
-        # What is beyond its tolerance first, and then what is farthest apart.
-        yield max(rows, key=lambda row: (row[1].answer == "NO", row[0]))[1]
+READERS: Mapping[str, Callable[[str], list[dict[str, Any]]]] = {".json": _read_json, ".csv": _read_csv}
 
 
 def _number(cell: str) -> Any:
-    """A cell as the number that it shows; any other text as it is."""
     for kind in (int, float):
         try:
             return kind(cell)
@@ -279,5 +195,70 @@ def _number(cell: str) -> Any:
     return cell
 
 
+def _differences(
+    name: str,
+    before: Sequence[dict[str, Any]],
+    after: Sequence[dict[str, Any]],
+    tolerances: Tolerances | None,
+) -> list[Row]:
+    """Return a row for each key that differs: of several rows of a table, the ones farthest apart."""
+    if len(before) != len(after):
+        shown = [f"{len(rows):,} rows" for rows in (before, after)]
+        return [Row(what=name, before=shown[0], after=shown[1], answer="NO")]
+    found: dict[str, list[tuple[float, Row]]] = {}
+    for number, (one, other) in enumerate(zip(before, after, strict=True), 1):
+        for key in dict.fromkeys([*one, *other]):
+            values = one.get(key, MISSING), other.get(key, MISSING)
+            if values[0] != values[1] or type(values[0]) is not type(values[1]):
+                place = f", row {number}" if len(before) > 1 else ""
+                row = _row(f"{name}: {key}{place}", key, values, one.get(COUNTED), tolerances)
+                found.setdefault(key, []).append((_distance(*values), row))
+    # Of each key what is beyond its tolerance first, and then what is farthest apart.
+    rows = {
+        key: max(differing, key=lambda one: (one[1].answer == "NO", one[0]))[1]
+        for key, differing in found.items()
+    }
+    if PREDICTED in rows and tolerances:
+        tolerance, num_rows, num_different = tolerances[PREDICTED], len(before), len(found[PREDICTED])
+        rows[PREDICTED] = Row(
+            what=f"{name}: {PREDICTED}",
+            before=f"{num_rows:,} rows",
+            after=f"{num_different:,} of them differ",
+            answer="close" if tolerance.holds(0, num_different / num_rows) else "NO",
+            tolerance=tolerance.text,
+        )
+    return list(rows.values())
+
+
+def _row(what: str, key: str, values: tuple[Any, Any], num_images: Any, tolerances: Tolerances | None) -> Row:
+    one, other = values
+    tolerance, scale = None, 1.0
+    if tolerances and _is_number(one) and _is_number(other):
+        if not (isinstance(one, int) and isinstance(other, int)):
+            tolerance = next(bound for word, bound in tolerances.items() if word in key)
+        elif key.rpartition(".")[2] == COUNT and isinstance(num_images, int) and num_images > 0:
+            tolerance, scale = tolerances[COUNT], 1 / num_images
+    is_close = tolerance is not None and tolerance.holds(one * scale, other * scale)
+    return Row(
+        what=what,
+        before=_shown(one),
+        after=_shown(other),
+        answer="close" if is_close else "NO",
+        tolerance=tolerance.text if tolerance else "",
+    )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
 def _distance(one: Any, other: Any) -> float:
     return abs(float(one) - float(other)) if _is_number(one) and _is_number(other) else math.inf
+
+
+def _shown(value: Any) -> str:
+    """Return a value for a table: of a digest its start, `-` for none."""
+    if value is None or value == "":
+        return MISSING
+    text = str(value)
+    return text[:DIGEST_SHOWN] if DIGEST.fullmatch(text) else text

@@ -20,7 +20,7 @@ from mnist.training import history
 from mnist.training.history import Epoch, Window
 
 PATCH, CARD = "dirty.patch", "model-card.md"  # among the files of a run
-LIVE_SECONDS = 30  # that the process which logs a training may still need after the evaluation
+LIVE_SECONDS = 120  # that the process which logs a training may still need after the evaluation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +69,7 @@ def ensure(
         with client.lock("runs"):
             run = _of_result(store, result)
             _complete(store, run, result, folder)
-            _log_files(store, run, result, pages, [(path, folder / path) for path in artifacts])
+            _log_files(store, run, result, pages, artifacts=artifacts, folder=folder)
             _finish(store, run, result)
             log.close_abandoned(store)
         version, is_new = None, False
@@ -196,9 +196,9 @@ def _missing_points(store: Store, run: Run, result: Result, folder: Path) -> lis
 
 
 def _log_files(
-    store: Store, run: Run, result: Result, pages: Pages, artifacts: Sequence[tuple[Path, Path]]
+    store: Store, run: Run, result: Result, pages: Pages, *, artifacts: Sequence[Path], folder: Path
 ) -> None:
-    """Log the files of a result, by their paths in the run, its pages, and what was not committed.
+    """Log the files of a result, its pages, and what was not committed.
 
     One result may come from several commits and experiments: a run that has the files of this evaluation
     keeps them, so that its report is about the commit and the patch of its tags.
@@ -207,11 +207,11 @@ def _log_files(
         return
     with tempfile.TemporaryDirectory() as temporary:
         kept = Path(temporary)
-        for name, file in artifacts:
-            if not file.is_file():
+        for name in artifacts:
+            if not (folder / name).is_file():
                 raise files.missing(name)
             (kept / name).parent.mkdir(parents=True, exist_ok=True)
-            (kept / name).symlink_to(file.resolve())
+            (kept / name).symlink_to((folder / name).resolve())
         files.write_text(kept / paths.REPORT, pages.report)
         files.write_text(kept / CARD, pages.card)
         patch = result.origin.source.patch

@@ -8,13 +8,12 @@ import csv
 import json
 import logging
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dvc.dependency import ParamsDependency
 from dvc.exceptions import DvcException
 from dvc.repo import Repo
 from dvc.scm import NoSCM
@@ -24,7 +23,7 @@ from mnist.core.errors import InputError
 from mnist.data.validation import Verdict
 from mnist.evaluation import statistics
 from mnist.evaluation.statistics import Predictions
-from mnist.lineage import git
+from mnist.lineage import git, lock
 
 WORKSPACE = "workspace"  # DVC's name of the files in the checkout, uncommitted changes included
 MAX_REASON = 200  # characters
@@ -120,13 +119,8 @@ def _read_metrics(repo: Repo, snapshot: Snapshot) -> None:
 
 def _read_params(repo: Repo, snapshot: Snapshot) -> None:
     for path, values in _files(repo.params.show(hide_workspace=False), snapshot, "param"):
-        prefix = _prefix(path)
+        prefix = "" if path == str(paths.PARAMS) else f"{path}:"
         snapshot.params |= {f"{prefix}{key}": value for key, value in values.items()}
-
-
-def _prefix(path: str) -> str:
-    """Return what the names of the params of a file begin with."""
-    return "" if path == str(paths.PARAMS) else f"{path}:"
 
 
 def _files(shown: Mapping[str, Any], snapshot: Snapshot, kind: str) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -153,61 +147,41 @@ def _json(value: Any) -> Any:
 
 
 def _read_stages(repo: Repo, snapshot: Snapshot) -> None:
-    """Compare the stages that metrics and plots depend on with their last run, by `dvc.lock`."""
-    stages = repo.index.stages
-    made = [_path(repo, out) for stage in stages for out in stage.outs]
-    read = [_path(repo, dep) for stage in stages for dep in stage.deps]
+    """Compare the stages that results depend on with their last run, by `dvc.lock`."""
+    try:
+        stages = lock.stages(repo)
+    except DvcException as error:  # params that cannot be read
+        snapshot.problems[str(paths.LOCK)] = _reason(error)
+        return
+    is_locked = repo.fs.isfile(repo.fs.join(repo.root_dir, str(paths.LOCK)))
+    locked = lock.parse(repo.dvcfs.cat_file(str(paths.LOCK)) if is_locked else b"")
+    wrote = {
+        path: digest for entry in locked.values() for path, digest in lock.digests(entry, "outs").items()
+    }
+    read = {path for stage in stages for path in stage.deps}
     stale, altered = [], []
     for stage in stages:
-        if not any(out.metric or out.plot or _overlap(_path(repo, out), read) for out in stage.outs):
+        if not any(out.kept_in == "git" or path in read for path, out in stage.outs.items()):
+            continue  # no result depends on it, as on `register`
+        command = f"command of {stage.name}"
+        if stage.name not in locked:
+            stale.append(f"stage {stage.name}, which is not in {paths.LOCK}")
             continue
-        name = getattr(stage, "name", None) or _path(repo, stage)
-        code = [
-            dep
-            for dep in stage.deps
-            if not isinstance(dep, ParamsDependency) and not _overlap(_path(repo, dep), made)
-        ]
-        snapshot.code |= {_path(repo, dep): dep.hash_info.value or "" for dep in code}
-        snapshot.code[f"command of {name}"] = str(stage.cmd)
-        if not any(part.hash_info for part in (*stage.deps, *stage.outs)):
-            stale.append(f"stage {name}, which is not in {paths.LOCK}")
-            continue
-        stale += [f"command of {name}"] if getattr(stage, "cmd_changed", False) else []
-        stale += [_path(repo, dep) for dep in code if dep.status()]
-        for dep in stage.params:
-            if _path(repo, dep) in snapshot.problems:
-                continue
-            prefix = _prefix(_path(repo, dep))
-            stale += [f"{prefix}{key}" for keys in dep.status().values() for key in _keys(keys)]
-        altered += [_path(repo, out) for out in stage.outs if (out.metric or out.plot) and _is_modified(out)]
+        entry = locked[stage.name]
+        deps = lock.digests(entry, "deps")
+        snapshot.code |= {path: digest for path, digest in deps.items() if path not in wrote}
+        snapshot.code[command] = str(entry.get("cmd"))
+        changed = [change.what for change in lock.changes(stage, entry, wrote=wrote)]
+        stale += [command if what == "cmd" else what for what in changed]
+        altered += [change.what for change in lock.changed_outs(stage, entry)]
     snapshot.stale, snapshot.altered = tuple(dict.fromkeys(stale)), tuple(dict.fromkeys(altered))
-
-
-def _path(repo: Repo, part: Any) -> str:
-    """Return the path of an output, dependency or stage, from the top folder."""
-    path = getattr(part, "fs_path", None) or part.path
-    return Path(repo.fs.relpath(path, repo.root_dir)).as_posix()
-
-
-def _overlap(path: str, others: Iterable[str]) -> bool:
-    """Return whether it is one of the others, or in one, or holds one."""
-    return any(f"{path}/".startswith(f"{other}/") or f"{other}/".startswith(f"{path}/") for other in others)
-
-
-def _keys(changed: Any) -> list[str]:
-    """Return the params of a file that changed; DVC has one word for a whole file."""
-    return list(changed) if isinstance(changed, dict) else [str(changed)]
-
-
-def _is_modified(out: Any) -> bool:
-    return "modified" in out.status().values()
 
 
 def _read_predictions(repo: Repo, snapshot: Snapshot) -> None:
     """Read the predictions on the test images; a file of another name is found by its plot's template."""
     ours = paths.PREDICTIONS.as_posix()
     found = [
-        _path(repo, out)
+        out.def_path
         for out in repo.index.outs
         if isinstance(out.plot, dict) and out.plot.get("template") == "confusion"
     ]

@@ -21,6 +21,7 @@ MAX_REASON = 200  # characters of a message
 MAX_READ = 2000  # characters of either, most of which may not print
 MAX_SENTENCE = 600  # characters of a warning
 MAX_ROWS = 20  # of a table
+MAX_GROUPS = 10  # of images whose prediction changed
 MAX_ONE_SIDED = 5  # params that one side alone has
 MAX_CODE = 6  # files and folders of code
 MAX_INDICES = 6  # images in a cell
@@ -83,10 +84,15 @@ def _problems(comparison: Comparison) -> list[str]:
 
 
 def _metrics(comparison: Comparison) -> list[str]:
-    shown = [metric for metric in comparison.metrics if metric.base != metric.head]
-    same = [metric.name for metric in comparison.metrics if metric.base == metric.head]
-    blocks = _table(["metric", "base", "head", "change"], map(_metric, shown), right=3)
-    if same:
+    # These have a table of their own.
+    of_classes = {f"recall.{one.label}" for one in comparison.images.classes} if comparison.images else set()
+    metrics = [metric for metric in comparison.metrics if metric.name not in of_classes]
+    blocks = _table(
+        ["metric", "base", "head", "change"],
+        [_metric(metric) for metric in metrics if metric.base != metric.head],
+        right=3,
+    )
+    if same := [metric.name for metric in metrics if metric.base == metric.head]:
         blocks.append(f"Unchanged: {_names(same)}.")
     return blocks
 
@@ -134,14 +140,13 @@ def _classes(images: Images) -> list[str]:
         ]
         for one in images.classes
     ]
-    beyond = [
-        f"{_name(one.label)} ({'better' if one.fixed > one.broken else 'worse'})"
-        for one in images.classes
-        if one.p < statistics.ALPHA
-    ]
+    clear = [one for one in images.classes if one.p < statistics.ALPHA]
+    better = [_name(one.label) for one in clear if one.fixed > one.broken]
+    worse = [_name(one.label) for one in clear if one.fixed < one.broken]
+    beyond = f"Beyond noise: {', '.join(better) or 'none'} better, {', '.join(worse) or 'none'} worse"
     return [
         *_table(["class", "images", "base", "head", "change", "fixed", "broken", "p"], rows, right=7),
-        f"Beyond noise: {', '.join(beyond) or 'no class'} (exact McNemar test, p adjusted by Holm's method).",
+        f"{beyond} (exact McNemar test, p adjusted by Holm's method).",
     ]
 
 
@@ -158,7 +163,8 @@ def _predictions(images: Images) -> list[str]:
         ]
         for one in images.changed
     ]
-    return _table(["images", "class", "base predicts", "head predicts", "", "index in the test set"], rows)
+    head = ["images", "class", "base predicts", "head predicts", "result", "index in the test set"]
+    return _table(head, rows, most=MAX_GROUPS)
 
 
 def _curves(comparison: Comparison) -> list[str]:
@@ -166,23 +172,24 @@ def _curves(comparison: Comparison) -> list[str]:
     return ["Grey: base. Blue: head.", *drawn] if drawn else []
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]], *, right: int = 0) -> list[str]:
+def _table(
+    head: Sequence[str], rows: Iterable[Sequence[str]], *, right: int = 0, most: int = MAX_ROWS
+) -> list[str]:
     """Return a table, aligned for terminals too; without rows, nothing.
 
     Args:
         head: names of the columns.
-        rows: of which `MAX_ROWS` are shown.
+        rows: cells by row.
         right: how many columns after the first are aligned to the right.
+        most: rows that are shown.
     """
     cells = [[cell.replace("|", "\\|") for cell in row] for row in rows]
     if not cells:
         return []
     alignment = ["left", *["right"] * right, *["left"] * (len(head) - 1 - right)]
-    table = tabulate(
-        cells[:MAX_ROWS], headers=head, tablefmt="pipe", colalign=alignment, disable_numparse=True
-    )
-    more = len(cells) - MAX_ROWS
-    return [table, f"And {more:,} more."] if more > 0 else [table]
+    table = tabulate(cells[:most], headers=head, tablefmt="pipe", colalign=alignment, disable_numparse=True)
+    more = len(cells) - most
+    return [table, f"And {more:,} more rows."] if more > 0 else [table]
 
 
 def _names(names: Sequence[str], most: int = MAX_ROWS) -> str:

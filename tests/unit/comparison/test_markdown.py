@@ -199,7 +199,7 @@ def test_a_long_table_is_cut() -> None:
     base, head = (side(metrics={"m.json": {f"m{n}": n + more for n in range(50)}}) for more in (0, 1))
     text = render(base, head)
     assert len(rows(text, "Metrics")) == 21
-    assert "And 30 more." in text
+    assert "And 30 more rows." in text
 
 
 def test_classes_and_predictions() -> None:
@@ -208,7 +208,7 @@ def test_classes_and_predictions() -> None:
     assert head == ["class", "images", "base", "head", "change", "fixed", "broken", "p"]
     assert [row[0] for row in classes] == ["`c0`", "`c1`", "`c2`"]
     assert classes[0][1:7] == ["20", "100.00%", "65.00%", "-35.00 pp", "0", "7"]
-    assert "Beyond noise: `c0` (worse)" in text
+    assert "Beyond noise: none better, `c0` worse" in text
     _, *changed = rows(text, "Images whose prediction changed")
     assert changed[0] == ["7", "`c0`", "`c0`", "`c1`", "broken", "0, 3, 6, 9, 12, 15, ..."]
 

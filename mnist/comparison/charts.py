@@ -5,10 +5,8 @@ import math
 import numpy as np
 
 from mnist.comparison.diff import Curve
-from mnist.comparison.revision import Points
 
 MAX_POINTS = 30  # of a line
-FAR = 1e100  # beyond it differences overflow
 GREY, BLUE = "#8c959f", "#2f81f7"  # base and head, on white and on black
 
 
@@ -17,7 +15,7 @@ def chart(curve: Curve) -> str:
 
     Mermaid stretches each line over the whole x axis, so it ends where the shorter one ends.
     """
-    sides = [_near(points) for points in (curve.base, curve.head)]
+    sides = (curve.base, curve.head)
     if not all(sides):
         return ""
     first, last = max(points[0][0] for points in sides), min(points[-1][0] for points in sides)
@@ -44,10 +42,6 @@ def chart(curve: Curve) -> str:
             "```",
         ]
     )
-
-
-def _near(points: Points) -> Points:
-    return tuple(point for point in points if max(map(abs, point)) < FAR)
 
 
 def _number(value: float, span: float) -> str:

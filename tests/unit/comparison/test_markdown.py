@@ -222,7 +222,6 @@ def test_classes_and_predictions() -> None:
         (((0, 1),), ((0, 2), (10, 1)), None),
         ((), ((0, 2), (10, 1)), None),
         (((0, 1), (1, 1)), ((2, 2), (3, 1)), None),
-        (((0, 1e300), (1, 1), (2, 1)), ((1, 2), (2, 1)), "1 --> 2"),
     ],
 )
 def test_charts(base: Points, head: Points, axis: str | None) -> None:

@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner, Result as Outcome
 from ruamel.yaml import YAML
 
+import mnist.cli
 from mnist.comparison.results import Results, load_results
 from mnist.core import paths
 from mnist.core.config import Split
@@ -192,3 +194,24 @@ def test_without_git_or_without_dvc_there_is_no_checkout(
     made.commit()
     with pytest.raises(InputError, match=str(tmp_path)):
         made.load("HEAD")
+
+
+def test_mnist_best_ranks_what_it_finds(repository: Repository, monkeypatch: pytest.MonkeyPatch) -> None:
+    def best(*options: str) -> Outcome:
+        return CliRunner().invoke(mnist.cli.main, ["best", *options])
+
+    monkeypatch.chdir(repository.folder)
+    monkeypatch.delenv("DVC_ROOT", raising=False)
+    assert best().stdout.startswith("best: no experiment of HEAD has finished")
+    repository.experiment("better", 0.95, lr=0.02)
+
+    lines = best().stdout.splitlines()
+
+    assert [line.split()[:2] for line in lines[1:3]] == [["1", "better"], ["2", "HEAD"]]
+    assert lines[4:] == [
+        "best: better",
+        "  apply   dvc exp apply better",
+        "  branch  dvc exp branch better better-branch",
+    ]
+    assert best("--all-commits").stdout.splitlines() == lines
+    assert best("--top", "0").exit_code == best("--rev", "nowhere").exit_code == 2

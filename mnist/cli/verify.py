@@ -62,7 +62,7 @@ def run() -> bool:
         left_out = f", but not {others}: no out of it is in git or DVC's cache" if others else ""
         click.echo(f"  running {', '.join(one.name for one in kept)} in {aside.checkout}{left_out}")
         _copy_outs(aside, kept)
-        sandbox.run(aside, [one.name for one in kept], cache=experiments.cache(home), output=sys.stderr)
+        sandbox.run(aside, [one.name for one in kept], cache=experiments.cache(home), output=sys.__stderr__)
         rows = list(_rows(aside, kept, committed, lock.read(aside.checkout)))
     click.echo(f"\n{compare.table(rows, 'committed')}\n\n{verdict(reasons, rows)}")
     return not reasons and all(row.answer != "NO" for row in rows)

@@ -319,6 +319,38 @@ def test_no_secret_of_a_changed_param_is_in_the_command(checkout: Path) -> None:
     )
 
 
-def test_what_was_trained_before_there_was_a_choice_was_mnist() -> None:
-    assert fingerprint.dataset_of({"dataset": "kmnist", "lr": 0.1}) == "kmnist"
-    assert fingerprint.dataset_of({"lr": 0.1}) == "mnist"
+def test_bytecode_in_a_listed_folder_changes_nothing(checkout: Path) -> None:
+    (checkout / "src/deep").mkdir(parents=True)
+    (checkout / "src/deep/a.py").write_text("a = 1\n")
+    (checkout / "dvc.yaml").write_text((checkout / "dvc.yaml").read_text().replace("code.py", "src"))
+    before = digest()
+    (checkout / "src/deep/__pycache__").mkdir()
+    (checkout / "src/deep/__pycache__/a.pyc").write_text("bytecode")
+    assert digest() == before
+    (checkout / "src/deep/a.py").write_text("a = 2\n")
+    assert digest() != before
+
+
+def test_a_templated_dep_is_in_the_patch(checkout: Path) -> None:
+    (checkout / "sets").mkdir()
+    for name in ("one.yaml", "notes.txt"):
+        (checkout / "sets" / name).write_text("a: 1\n")
+    deps = "deps: [code.py, 'sets/${name}.yaml']"
+    (checkout / "dvc.yaml").write_text(f"stages: {{more: {{foreach: [1], do: {{cmd: m, {deps}}}}}}}")
+    added = [line for line in fingerprint.source().patch.splitlines() if line.startswith("+++ b/")]
+    assert added == ["+++ b/dvc.yaml", "+++ b/sets/one.yaml"]
+
+
+def test_the_command_and_the_names_of_deps_are_part_of_the_fingerprint(checkout: Path) -> None:
+    before, text = digest(), (checkout / "dvc.yaml").read_text()
+    (checkout / "dvc.yaml").write_text(text.replace("cmd: t", "cmd: u"))
+    other = digest()
+    (checkout / "renamed.py").write_text((checkout / "code.py").read_text())
+    (checkout / "dvc.yaml").write_text(text.replace("code.py", "renamed.py"))
+    assert len({before, other, digest()}) == 3
+
+
+def test_a_given_source_is_kept(checkout: Path) -> None:
+    given = fingerprint.Source(commit="c", branch="b", patch="", experiment="e", rerun="r")
+    assert fingerprint.of_training(checkout, where=given).source is given
+    assert given.name == "e"

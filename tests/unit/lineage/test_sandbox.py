@@ -1,0 +1,127 @@
+"""The sandbox: a checkout of its own, and the environment of what runs there."""
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from mnist.core.errors import InputError
+from mnist.lineage import git, sandbox
+from mnist.lineage.sandbox import Sandbox
+
+NAMED = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The user's repository, with a hook; it is the current folder."""
+    folder = tmp_path / "home"
+    folder.mkdir()
+    git.text("init", "-q", folder=folder)
+    (folder / "params.yaml").write_text(
+        "dataset: kmnist\ndata: {mirrors: [none, '../{dataset}', https://example.org/]}\n"
+    )
+    git.text("add", ".", folder=folder)
+    git.text(*NAMED, "commit", "-qm", "one", folder=folder)
+    hook = folder / ".git/hooks/post-checkout"
+    hook.parent.mkdir(exist_ok=True)
+    hook.write_text(f"#!/bin/sh\ntouch {tmp_path}/hooked\n")
+    hook.chmod(0o755)
+    for name in [name for name in os.environ if name.startswith(sandbox.FOREIGN)]:
+        monkeypatch.delenv(name)
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def test_a_commit_is_checked_out_without_a_trace(home: Path, tmp_path: Path) -> None:
+    first = git.text("rev-parse", "HEAD", folder=home)
+    (home / "params.yaml").write_text("changed: since\n")
+    refs = git.text("for-each-ref", folder=home), git.text("worktree", "list", folder=home)
+    with sandbox.temporary("test") as aside:
+        sandbox.check_out(aside, first)
+        assert (aside.checkout / "params.yaml").read_text().startswith("dataset: kmnist")
+        assert git.text("rev-parse", "HEAD", folder=aside.checkout) == first
+        assert git.text_or_empty("symbolic-ref", "-q", "HEAD", folder=aside.checkout) == ""
+        assert git.text("status", "--porcelain", folder=aside.checkout) == ""
+    assert not aside.folder.exists()
+    assert (git.text("for-each-ref", folder=home), git.text("worktree", "list", folder=home)) == refs
+    assert not (tmp_path / "hooked").exists()
+
+
+def test_a_shallow_clone_will_do(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    git.text(*NAMED, "commit", "-q", "--allow-empty", "-m", "two", folder=home)
+    git.text("clone", "-q", "--depth=1", home.as_uri(), str(tmp_path / "shallow"), folder=home)
+    monkeypatch.chdir(tmp_path / "shallow")
+    with sandbox.temporary("test") as aside:
+        sandbox.check_out(aside, git.text("rev-parse", "HEAD", folder=home))
+        assert git.text("rev-list", "--count", "HEAD", folder=aside.checkout) == "1"
+
+
+@pytest.mark.usefixtures("home")
+def test_a_commit_that_is_not_here_is_an_error() -> None:
+    with (
+        sandbox.temporary("test") as aside,
+        pytest.raises(InputError, match=r"^commit f{40}: found no such commit"),
+    ):
+        sandbox.check_out(aside, "f" * 40)
+
+
+def test_it_is_removed_whatever_ends_it() -> None:
+    made = []
+
+    def interrupt() -> None:
+        with sandbox.temporary("test") as aside:
+            made.append(aside.folder)
+            (aside.folder / "file").write_text("x")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupt()
+    assert not made[0].exists()
+
+
+def test_the_environment_is_that_of_the_sandbox(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("DVC_ROOT", "GIT_DIR", "MLFLOW_TRACKING_URI", "MNIST_MIRROR"):
+        monkeypatch.setenv(name, "https://elsewhere.example/")
+    monkeypatch.delenv("DVC_ROOT")
+    (home / ".cache/mnist").mkdir(parents=True)
+    (home / ".cache/mnist/archive").write_text("images")
+    aside = Sandbox(folder=tmp_path / "aside", checkout=tmp_path / "aside/checkout")
+    aside.checkout.mkdir(parents=True)
+
+    first = sandbox.prepare(aside, tmp_path / "cache")
+
+    assert first["MLFLOW_TRACKING_URI"] == f"sqlite:///{tmp_path}/aside/mlflow.db"
+    assert first["MNIST_MIRROR"] == "https://elsewhere.example/"
+    assert "GIT_DIR" not in first
+    assert first["PATH"].split(os.pathsep)[0] == str(Path(sys.executable).parent)
+    assert Path(first["TMPDIR"]).is_relative_to(aside.folder)
+    assert f"dir = {tmp_path}/cache" in (aside.checkout / ".dvc/config.local").read_text()
+    assert (aside.checkout / ".cache/mnist/archive").read_text() == "images"
+    assert sandbox.prepare(aside, tmp_path / "cache") == first  # again
+
+
+def test_the_first_mirror_is_found_beside_the_main_checkout(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert sandbox.first_mirror(home) is None
+    (tmp_path / "kmnist").mkdir()
+    assert sandbox.first_mirror(home) == str(tmp_path / "kmnist")
+    (home / "own").mkdir()
+    monkeypatch.setenv("MNIST_MIRROR", "own")
+    assert sandbox.first_mirror(home) == str(home / "own")
+    monkeypatch.setenv("MNIST_MIRROR", "https://example.com/")
+    assert sandbox.first_mirror(home) == "https://example.com/"
+    monkeypatch.delenv("MNIST_MIRROR")
+    assert sandbox.first_mirror(tmp_path) is None  # no params there
+
+
+@pytest.mark.usefixtures("home")
+def test_stages_that_fail_are_an_error(tmp_path: Path) -> None:
+    aside = Sandbox(folder=tmp_path / "aside", checkout=tmp_path / "aside/checkout")
+    aside.checkout.mkdir(parents=True)
+    with pytest.raises(InputError, match=r"^`dvc repro` in a temporary checkout: found exit status "):
+        sandbox.run(aside, ["train"])

@@ -241,11 +241,11 @@ def test_an_experiment_can_be_reproduced_by_name_and_a_plain_run_be_found(tmp_pa
     made = Made(tmp_path)
     source = replace(SOURCE, experiment="runny-jibe", patch="diff --git a/params.yaml b/params.yaml\n")
     shown = page(made, source)
-    assert "make reproduce MODEL=runny-jibe" in shown.sections["again"]
+    assert "mnist reproduce runny-jibe" in shown.sections["again"]
     assert "params.yaml; the patch is below" in shown.sections["lineage"]
     assert "diff --git a/params.yaml b/params.yaml" in shown.sections["again"]
     plain = page(made)
-    assert f"tags.fingerprint = '{'f' * 64}'" in plain.sections["again"]
+    assert f"tags.weights_sha256 = '{'a' * 64}'" in plain.sections["again"]
     assert "Changed since the commitnothing" in plain.sections["lineage"]
 
 

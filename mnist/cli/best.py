@@ -8,7 +8,14 @@ from mnist.core import paths
 
 @click.command()
 @click.option("--top", type=click.IntRange(min=1), metavar="N", help="Show that many (default: all).")
-@click.option("--rev", "revs", multiple=True, default=["HEAD"], help="Commit that they started from.")
+@click.option(
+    "--rev",
+    "revs",
+    multiple=True,
+    default=["HEAD"],
+    metavar="COMMIT",
+    help="Rank those that started from it (default: HEAD).",
+)
 @click.option("--all-commits", is_flag=True, help="Rank those that started from any commit.")
 def best(top: int | None, revs: tuple[str, ...], *, all_commits: bool) -> None:
     """Rank experiments by validation accuracy, and show how to apply the best one.

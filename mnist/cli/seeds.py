@@ -7,7 +7,14 @@ from mnist.core import paths
 
 
 @click.command()
-@click.option("--rev", "revs", multiple=True, default=["HEAD"], help="Commit that they started from.")
+@click.option(
+    "--rev",
+    "revs",
+    multiple=True,
+    default=["HEAD"],
+    metavar="COMMIT",
+    help="Show those that started from it (default: HEAD).",
+)
 @click.option("--all-commits", is_flag=True, help="Show those that started from any commit.")
 def seeds(revs: tuple[str, ...], *, all_commits: bool) -> None:
     """Show mean, deviation and interval of the test accuracy over seeds, for each recipe.

@@ -125,6 +125,7 @@ def _commands(best: Result, head: str) -> list[str]:
         return [
             f"  apply   {start}dvc exp apply {revision.name}",
             f"  branch  {start}dvc exp branch {revision.name} {revision.name}-branch",
+            f"  MLflow  make ui, then the run {revision.name}",
         ]
     if revision.kind == "commit" and revision.commit != head:
         return [f"  apply   git checkout {revision.commit[:12]} && dvc checkout"]

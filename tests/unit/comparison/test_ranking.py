@@ -127,6 +127,7 @@ def test_the_best_is_applied_by_name_from_its_own_commit() -> None:
         "best: a",
         "  apply   dvc exp apply a",
         "  branch  dvc exp branch a a-branch",
+        "  MLflow  make ui, then the run a",
     ]
     assert ranking.advice(there, HEAD)[1] == "  apply   git checkout bbbbbbbbbbbb && dvc exp apply a"
 

@@ -65,9 +65,11 @@ def appending(path: Path, kind: type[Row]) -> Iterator[Callable[[Window | Epoch]
     Floats have six significant digits: the noise of float32 lies below.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    path.unlink(missing_ok=True)  # it may be a link into DVC's cache
     with path.open("w", newline="", encoding="utf-8") as stream:
         table = csv.writer(stream, lineterminator="\n")
         table.writerow(field.name for field in fields(kind))
+        stream.flush()
 
         def add(event: Window | Epoch) -> None:
             if isinstance(event, kind):

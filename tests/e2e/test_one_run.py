@@ -1,8 +1,11 @@
 """One run for each result, however it came about: each way of running, with the real tools."""
 
 import dataclasses
+import os
 import re
 import shutil
+import signal
+import subprocess
 import time
 from pathlib import Path
 
@@ -10,7 +13,8 @@ import pytest
 from mlflow import pyfunc
 from mlflow.entities import Run
 
-from mnist.core.paths import ARTIFACTS, REPORT
+from mnist.core import files
+from mnist.core.paths import ARTIFACTS, REPORT, WEIGHTS
 from mnist.data import store
 from mnist.evaluation import statistics
 from tests import checkout
@@ -119,6 +123,29 @@ def test_a_fresh_clone_with_the_cache_and_a_store_of_its_own(trained: Clone, tmp
     assert set(complete_runs(fresh)) == {"0.02"}
     assert fresh.dvc("repro") == []
     assert fresh.run("git", "status", "--short").stdout == ""
+
+
+def test_a_pipeline_that_was_killed_and_run_again_has_one_finished_run(trained: Clone) -> None:
+    checkout.edit(trained, "params.yaml", "lr: 0.02", "lr: 0.018")
+    for moment in ("epoch 2/4", "> python -m stages.register"):
+        with subprocess.Popen(
+            ["dvc", "repro"],
+            cwd=trained.folder,
+            env={**trained.environment, "PYTHONUNBUFFERED": "1"},
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        ) as pipeline:
+            assert pipeline.stdout
+            assert any(moment in line for line in pipeline.stdout)
+            os.killpg(pipeline.pid, signal.SIGKILL)
+        (trained.folder / ".dvc/tmp/rwlock").unlink(missing_ok=True)  # DVC may have been writing it
+    trained.dvc("repro")
+    runs = [run for run in trained.client.search_runs(["1"]) if run.data.params["lr"] == "0.018"]
+    assert sorted(run.info.status for run in runs) == ["FINISHED", "KILLED"]
+    (run,) = (run for run in runs if run.info.status == "FINISHED")
+    assert run.data.tags["weights_sha256"] == files.sha256(trained.folder / WEIGHTS)
+    assert challenger(trained) == run.info.run_id
 
 
 def test_lost_files_and_a_deleted_version_come_back(trained: Clone, invoke: Invoke) -> None:

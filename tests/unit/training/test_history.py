@@ -42,6 +42,14 @@ def test_each_kind_has_its_own_table(tmp_path: Path) -> None:
     )
 
 
+def test_a_row_can_be_read_as_soon_as_it_is_added(tmp_path: Path) -> None:
+    with history.appending(tmp_path / "history.csv", Epoch) as add:
+        assert history.read(tmp_path / "history.csv", Epoch) == []
+        for event in EVENTS[:3]:
+            add(event)
+        assert [row.step for row in history.read(tmp_path / "history.csv", Epoch)] == [150]
+
+
 @pytest.mark.parametrize("kind", [Window, Epoch])
 def test_a_table_comes_back_to_six_digits(tmp_path: Path, kind: type[Window]) -> None:
     history.write(tmp_path / "table.csv", EVENTS, kind)

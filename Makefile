@@ -10,7 +10,7 @@ BIN := .venv/bin
 # DVC runs the stages with the `python` that it finds first.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help setup repro test test-all lint ui reconcile promote rollback reproduce verify preset best spread experiments measure serve bench diff report lock clean
+.PHONY: help setup repro test test-all lint ui bench diff lock clean
 
 help: ## List these targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r name text; do printf '  make %-9s %s\n' "$$name" "$$text"; done
@@ -61,50 +61,11 @@ ui: setup ## Browse the runs in the MLflow UI
 	    *) echo "MLFLOW_TRACKING_URI: found $$shown, expected an http(s) or a database URI" >&2; exit 1 ;; \
 	esac
 
-reconcile: setup ## Log to MLflow every result that git and the cache hold: after it was down, or for a new store
-	@python -m mnist sync
-
-promote: setup ## Make the challenger the champion if it is not worse (DRY_RUN=1 only says so)
-	@python -m mnist promote $(if $(DRY_RUN),--dry-run)
-
-rollback: setup ## Give the alias champion back to the champion before (DRY_RUN=1 only says so)
-	@python -m mnist rollback $(if $(DRY_RUN),--dry-run)
-
-reproduce: export MODEL := $(MODEL)
-reproduce: setup ## Make MODEL again from its record and compare (default: the champion)
-	@python -m mnist reproduce $(if $(MODEL),"$$MODEL")
-
-verify: setup ## Say whether the committed results are what the committed code makes
-	@python -m mnist verify
-
-preset: export NAME := $(NAME)
-preset: setup ## List the presets, params that show what SimpleCNN can do, or run one: NAME=quick
-	@python -m mnist preset $(if $(NAME),"$$NAME") $(ARGS)
-
-best: setup ## Rank the experiments by validation accuracy, and say how to apply the best one
-	@python -m mnist best $(ARGS)
-
-spread: setup ## Mean, deviation and interval of the test accuracy over seeds, of each recipe
-	@python -m mnist seeds $(ARGS)
-
-experiments: setup ## The tutorial's: train both networks on pixels in place and shuffled, print and draw
-	@python -m mnist experiments $(ARGS)
-
-serve: PORT ?= 5001
-serve: setup ## Answer with the champion over HTTP, on this machine alone (PORT=5001)
-	@python -m mnist serve --port $(PORT)
-
-measure: setup ## Print a file for datasets/, for own data (ARGS="NAME FOLDER --classes a,b,c")
-	@python -m mnist measure $(ARGS)
-
 bench: setup ## Measure everything side by side (ARGS="--only loop" a part of it; ARGS=--show the last)
 	@python -m benchmarks $(ARGS)
 
-report: setup ## Make metrics/report.html: the result as one page, to read and to send
-	@python -m mnist.cli.report
-
 diff: export BASE := $(BASE)
-diff: setup ## Compare with BASE=main, or BASE and HEAD: a verdict, metrics, params, images
+diff: setup ## The same as `mnist diff`, for CI: BASE=main, HEAD=the workspace
 	@python -m mnist diff "$$BASE" $(if $(HEAD),"$$HEAD") $(ARGS)
 
 lock: .venv/installed ## Pin the newest packages that pyproject.toml allows, in both locks

@@ -222,8 +222,8 @@ def fetch() -> None:
     archives.mkdir()
     raw.mkdir(parents=True)
     for name, archive in fetched.archives.items():
-        shutil.copyfile(archive.path, archives / name)
-        (raw / name).with_suffix("").write_bytes(gzip.decompress(archive.path.read_bytes()))
+        shutil.copyfile(archive, archives / name)
+        (raw / name).with_suffix("").write_bytes(gzip.decompress(archive.read_bytes()))
 
 
 def machine() -> dict[str, str | int | float]:

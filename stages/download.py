@@ -18,15 +18,15 @@ class Params(Subject):
 
 
 def run(*, params: Params, datasets: Path = paths.DATASETS, dataset: Path = paths.DATASET) -> None:
-    """Write both splits; archives that are in the cache already are not fetched again."""
+    """Write both splits; archives in the cache are not fetched again."""
     known = catalog.load(datasets, params.dataset)
     ahead = params.data.mirrors_of(params.dataset)
     fetched = download.fetch(known, paths.root() / paths.DOWNLOADS, ahead=ahead)
     train, test = download.read(fetched.archives)
     data.write(dataset, train=train, test=test, description=known.described(params.dataset))
     for mirror, reason in fetched.reasons.items():
-        print(f"download: passed over {mirror}: {reason}")
-    origins = Counter(archive.origin for archive in fetched.archives.values())
+        print(f"download: skipped {mirror}: {reason}")
+    origins = Counter(fetched.origins.values())
     sources = " and ".join(f"{count} files from {origin}" for origin, count in origins.items())
     print(f"download: {known.title}, {sources}: {len(train):,} training and {len(test):,} test images")
 

@@ -3,8 +3,6 @@
 import hashlib
 import json
 import math
-import shutil
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +13,6 @@ from mnist.core import config, files
 from mnist.core.config import Subject
 from mnist.core.errors import InputError
 from mnist.data import catalog, download, image_table
-from mnist.data.download import Archive
 from mnist.data.image_table import Rows
 from mnist.data.store import Images
 
@@ -68,18 +65,14 @@ def measure(name: str, folder: Path, *, title: str, classes: Sequence[str]) -> s
 
 def _read(folder: Path) -> tuple[dict[str, dict[str, str]], Images, Images]:
     """Return the checksums of the archives, and the training and test images in them."""
-    checksums, archives = dict[str, dict[str, str]](), dict[str, Archive]()
-    with tempfile.TemporaryDirectory() as copies:  # the folder may be read-only
-        for name in catalog.ARCHIVES:
-            source, copy = folder / name, Path(copies) / name
-            try:
-                shutil.copyfile(source, copy)
-            except FileNotFoundError:
-                raise InputError(str(source), found="no such file", expected="an archive") from None
-            md5 = hashlib.md5(copy.read_bytes(), usedforsecurity=False).hexdigest()
-            checksums[name] = {"md5": md5, "sha256": files.sha256(copy)}
-            archives[name] = Archive(path=copy, origin=str(folder))
-        return checksums, *download.read(archives)
+    archives: dict[str, Path] = {name: folder / name for name in catalog.ARCHIVES}
+    checksums = {}
+    for name, path in archives.items():
+        if not path.is_file():
+            raise InputError(str(path), found="no such file", expected="an archive")
+        md5 = hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
+        checksums[name] = {"md5": md5, "sha256": files.sha256(path)}
+    return checksums, *download.read(archives)
 
 
 def _bounds(train: Rows, test: Rows) -> tuple[dict[str, Any], dict[str, str]]:

@@ -1,4 +1,4 @@
-"""What every other package stands on: params, paths, files, errors, process start and end.
+"""The base of all packages: params, paths, files, errors, process start and end.
 
-It imports nothing of ours.
+It imports no other package of this project.
 """

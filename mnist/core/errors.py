@@ -1,16 +1,16 @@
-"""The exceptions that stand for what came from outside rather than for a fault of ours."""
+"""Exceptions for what comes from outside: a file, a param, a variable, a service."""
 
 
 class InputError(ValueError):
-    """Something that came from outside is not what it must be.
+    """Something from outside is not what is expected.
 
-    It is caught once, in `mnist.core.process.reported`, and printed as one line; a fault of our own
-    is an `AssertionError` or whatever it happens to be, and keeps its traceback.
+    It is caught once, in `mnist.core.process.reported`, and printed as one line. A fault of this project is
+    any other exception and keeps its traceback.
 
     Args:
-        where: the file, key or variable at fault, as its user would name it.
-        found: what was there.
-        expected: what must be there.
+        where: the file, key or variable, as its user would name it.
+        found: its content.
+        expected: the content that is allowed.
     """
 
     def __init__(self, where: str, *, found: str, expected: str) -> None:
@@ -19,11 +19,11 @@ class InputError(ValueError):
 
 
 class AwayError(InputError):
-    """A service does not answer now, and may later: what it was to be told can wait.
+    """A service does not answer now; it may answer later.
 
     Args:
         where: the service, as its user would name it.
-        reason: what there was instead of an answer.
+        reason: the error in place of an answer.
     """
 
     def __init__(self, where: str, reason: str) -> None:

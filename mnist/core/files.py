@@ -63,7 +63,7 @@ def read_json(path: Path) -> Any:
 
 
 def sha256(path: Path) -> str:
-    """The SHA-256 digest of a file's bytes, in hex.
+    """Return the SHA-256 digest of a file's bytes, in hex.
 
     Raises:
         InputError: the file is missing.
@@ -76,7 +76,7 @@ def sha256(path: Path) -> str:
 
 
 def missing(path: Path) -> InputError:
-    """The error for an input of a stage that is not there."""
+    """Return the error for a missing input of a stage."""
     return InputError(
         str(path), found="no such file", expected="the output of an earlier stage: run `dvc repro`"
     )

@@ -1,4 +1,4 @@
-"""Where things are: the pipeline's files, relative to the folder that holds `dvc.yaml`, and the store."""
+"""Paths of the pipeline's files, relative to the folder of `dvc.yaml`, and the URI of MLflow's store."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""Colour and weight on a terminal that takes them; what they say is in the words, too."""
+"""Colour and bold text on a terminal that supports them; no information is in the colour alone."""
 
 import os
 import sys
@@ -6,13 +6,13 @@ from typing import TextIO
 
 
 def takes_color(stream: TextIO) -> bool:
-    """Whether what goes there may have colours: a terminal that knows them, and no `NO_COLOR`.
+    """Return whether `stream` is a terminal with colours, and `NO_COLOR` is not set.
 
-    The variable counts where it is not empty: https://no-color.org.
+    An empty variable counts as not set: https://no-color.org.
     """
     return stream.isatty() and os.environ.get("TERM") != "dumb" and not os.environ.get("NO_COLOR")
 
 
 def bold(text: str) -> str:
-    """For stdout; just the text where that takes no such thing."""
+    """Return the text for stdout, bold if it supports colours."""
     return f"\033[1m{text}\033[0m" if takes_color(sys.stdout) else text

@@ -1,4 +1,4 @@
-"""Colours: on a terminal that takes them, where nobody said no."""
+"""Colours on a terminal that supports them, unless they are turned off."""
 
 import io
 
@@ -8,7 +8,7 @@ from mnist.core import terminal
 
 
 class Terminal(io.StringIO):
-    """A stream that says that it is one."""
+    """A stream that counts as a terminal."""
 
     def isatty(self) -> bool:
         return True

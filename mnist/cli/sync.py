@@ -22,15 +22,15 @@ if TYPE_CHECKING:
 
 @click.command()
 def sync() -> None:
-    r"""Log to MLflow every result that git and DVC's cache know.
+    """Log to MLflow every result that git and DVC's cache know.
 
     These are the results of the workspace, of the local branches, and of the DVC experiments. What MLflow
-    has already is left alone, so the command may be repeated. Exit status: 1 where a result was left out.
+    has already is left alone, so the command may be repeated. Exit status 1 if a result was left out.
 
     \b
     Examples:
-      mnist sync                                           after MLflow did not answer, or its store was lost
-      MLFLOW_TRACKING_URI=http://host:5000 mnist sync      to fill a new server
+      mnist sync                                        # MLflow did not answer
+      MLFLOW_TRACKING_URI=http://host:5000 mnist sync   # fill a new server
     """
     from mnist.lineage import experiments
     from mnist.tracking import client

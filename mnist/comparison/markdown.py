@@ -243,5 +243,5 @@ def _sentence(text: str) -> str:
 
 def _word(found: re.Match[str]) -> str:
     start, core, end = found.groups()
-    is_plain = re.fullmatch(r"[A-Za-z]+|[0-9]+([.,][0-9]+)*", core)
+    is_plain = re.fullmatch(r"[A-Za-z]+(-[A-Za-z]+)*|[0-9]+([.,][0-9]+)*", core)
     return found[0] if is_plain else f"{start}{code(core)}{end}"

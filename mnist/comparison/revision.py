@@ -173,7 +173,9 @@ def _read_stages(repo: Repo, snapshot: Snapshot) -> None:
         snapshot.code[command] = str(entry.get("cmd"))
         changed = [change.what for change in lock.changes(stage, entry, wrote=wrote)]
         stale += [command if what == "cmd" else what for what in changed]
-        altered += [change.what for change in lock.changed_outs(stage, entry)]
+        outs = [change.what for change in lock.changed_outs(stage, entry)]
+        altered += [path for path in outs if path in stage.outs and path in wrote]
+        stale += [path for path in outs if path not in altered]  # a new out, or a removed one
     snapshot.stale, snapshot.altered = tuple(dict.fromkeys(stale)), tuple(dict.fromkeys(altered))
 
 

@@ -223,6 +223,15 @@ def test_edited_results(made: Repository, file: str) -> None:
     assert made.read(made.commit()).altered == (file,)
 
 
+def test_an_output_that_the_last_run_did_not_have_is_stale(made: Repository) -> None:
+    train = PIPELINE["stages"]["train"]
+    outs = {"outs": [{"table.csv": {"cache": False}}]}
+    made.pipeline({"stages": {**PIPELINE["stages"], "train": {**train, **outs, "plots": train["plots"][1:]}}})
+    found = made.read(WORKSPACE)
+    assert set(found.stale) == {"table.csv", "steps.csv"}
+    assert found.altered == ()
+
+
 def test_without_a_lock_all_is_stale(made: Repository) -> None:
     (made.folder / "dvc.lock").unlink()
     found = made.read(WORKSPACE)

@@ -7,11 +7,11 @@ from collections import Counter
 from pathlib import Path
 
 from mnist.core import paths, process
-from mnist.core.config import Data, Subject
+from mnist.core.config import Data, DatasetParams
 from mnist.data import catalog, download, store as data
 
 
-class Params(Subject):
+class Params(DatasetParams):
     """The name of the data set, and where to look for it first."""
 
     data: Data

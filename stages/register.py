@@ -10,12 +10,12 @@ temporary tree, or where the result is another than the last one, the stage runs
 from pathlib import Path
 
 from mnist.core import files, paths, process, terminal
-from mnist.core.config import Architecture, Execution, Machine, Recipe, Registration, Split, Subject
+from mnist.core.config import Architecture, DatasetParams, Execution, Machine, Recipe, Registration, Split
 from mnist.core.errors import AwayError
 from mnist.evaluation import results
 
 
-class Params(Subject, Split, Architecture, Recipe, Machine, Execution):
+class Params(DatasetParams, Split, Architecture, Recipe, Machine, Execution):
     """What determined the weights, and where the model goes."""
 
     registry: Registration

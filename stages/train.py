@@ -12,14 +12,14 @@ from collections import deque
 from pathlib import Path
 
 from mnist.core import files, paths
-from mnist.core.config import Architecture, Execution, Machine, Recipe, Split, Subject
+from mnist.core.config import Architecture, DatasetParams, Execution, Machine, Recipe, Split
 from mnist.data import gate, statistics, store as data
 from mnist.lineage import fingerprint
 from mnist.tracking import events
 from mnist.training import distributed, history, progress
 
 
-class Params(Subject, Split, Architecture, Recipe, Machine, Execution):
+class Params(DatasetParams, Split, Architecture, Recipe, Machine, Execution):
     """What determines the weights, beside the data and the code."""
 
 

@@ -6,12 +6,12 @@ data/mnist.safetensors, datasets/<dataset>.yaml -> metrics/validation.json, data
 from pathlib import Path
 
 from mnist.core import files, paths, process
-from mnist.core.config import Subject
+from mnist.core.config import DatasetParams
 from mnist.core.errors import InputError
 from mnist.data import catalog, image_table, store as data, validation, validation_page
 
 
-class Params(Subject):
+class Params(DatasetParams):
     """The name of the data set."""
 
 

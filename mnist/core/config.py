@@ -1,4 +1,4 @@
-"""What `params.yaml` may hold: every key with its type and range, checked before anything runs.
+"""The schema of `params.yaml`: every key with its type and range, checked before anything runs.
 
 The file is the only source of values: nothing here has a default. Sections are combined by
 inheritance, so that a stage's `Params` is the list of the sections that it depends on.
@@ -23,35 +23,35 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 Precision = Literal["float32", "tf32", "bfloat16"]
 Digest = Annotated[str, Field(pattern="^[0-9a-f]+$")]
 
-DATASET = "{dataset}"  # stands for the data set's name in a mirror, and in the registered model's name
-DATASET_NAME = r"[A-Za-z0-9][A-Za-z0-9_-]*"  # one that MLflow, DVC and a file system take for a name
+DATASET = "{dataset}"  # replaced by the data set's name in a mirror, and in the registered model's name
+DATASET_NAME = r"[A-Za-z0-9][A-Za-z0-9_-]*"  # allowed in MLflow, DVC and file systems
 
 
 class Section(BaseModel):
-    """A frozen set of keys; unknown, missing, mistyped and out-of-range ones are refused."""
+    """Frozen keys; an unknown, missing, mistyped or out-of-range one is an error."""
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
 
     def only(self, wanted: type[S]) -> S:
-        """The part of these params that `wanted` has, already checked."""
+        """Return the part of these params that `wanted` has."""
         return wanted.model_construct(**{name: getattr(self, name) for name in wanted.model_fields})
 
 
-class Subject(Section):
-    """What there is to learn."""
+class DatasetParams(Section):
+    """The data set."""
 
     dataset: Annotated[str, Field(pattern=f"^{DATASET_NAME}$")]
 
 
 class Split(Section):
-    """How the training images are cut."""
+    """The split of the training images."""
 
     seed: Annotated[int, Field(ge=0, lt=2**32)]
     val_size: Count  # images; fewer than there are to train on
 
 
 class Architecture(Section):
-    """What the network is."""
+    """The network."""
 
     model: Literal["simple_cnn", "mlp"]
     n_features: Annotated[int, Field(ge=1, le=1024)]  # channels of both convolutions
@@ -59,7 +59,7 @@ class Architecture(Section):
 
 
 class Recipe(Section):
-    """How the network is trained."""
+    """The optimization."""
 
     epochs: Count
     batch_size: Count  # images
@@ -73,14 +73,14 @@ class Recipe(Section):
 
 
 class Machine(Section):
-    """What it runs on."""
+    """The device and its threads."""
 
     device: Literal["auto", "cpu", "cuda"]
     num_threads: Threads  # of each process
 
 
 class Execution(Section):
-    """How the machine is used to train."""
+    """The use of the machine for training."""
 
     precision: Precision
     deterministic: bool
@@ -88,41 +88,41 @@ class Execution(Section):
 
 
 class Data(Section):
-    """Where the data set comes from."""
+    """The source of the data set."""
 
     mirrors: list[str]  # ahead of those of the data set's file
 
     def mirrors_of(self, dataset: str) -> list[str]:
-        """Where this data set may come from."""
+        """Return the mirrors of this data set."""
         return [mirror.replace(DATASET, dataset) for mirror in self.mirrors]
 
 
 class Registration(Section):
-    """What is registered."""
+    """The name of the registered model."""
 
     model_name: Annotated[str, Field(pattern=r"^(\{dataset\}|[A-Za-z0-9])(\{dataset\}|[A-Za-z0-9 ._-])*$")]
     min_accuracy: Fraction
 
     def of(self, dataset: str) -> Self:
-        """The same for networks that were trained on this data set, whose name is in that of their model."""
+        """Return this section with the data set's name in the model's name."""
         return self.model_copy(update={"model_name": self.model_name.replace(DATASET, dataset)})
 
 
 class Registry(Registration):
-    """What is registered, and what is promoted."""
+    """The conditions of registration and promotion."""
 
     alpha: Annotated[float, Field(gt=0, lt=1)]
 
 
-class Params(Subject, Split, Architecture, Recipe, Machine, Execution):
-    """The whole file."""
+class Params(DatasetParams, Split, Architecture, Recipe, Machine, Execution):
+    """All of `params.yaml`."""
 
     data: Data
     registry: Registry
 
     @property
     def model_name(self) -> str:
-        """Of the registered model for networks that were trained on this data set."""
+        """The name of the registered model for this data set."""
         return self.registry.of(self.dataset).model_name
 
 
@@ -226,7 +226,7 @@ def _as_input_error(error: ValidationError, where: str, known: list[str]) -> Inp
 
 
 def _keys(section: type[Section]) -> list[str]:
-    """The dotted names of all keys of a section and of the sections in it."""
+    """Return the dotted names of all keys of a section and of its sections."""
     names = []
     for name, field in section.model_fields.items():
         names.append(name)

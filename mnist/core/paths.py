@@ -32,9 +32,9 @@ GALLERY = PLOTS / "predictions.png"
 ERRORS_GALLERY = PLOTS / "errors.png"
 FILTERS = PLOTS / "filters.png"
 FEATURE_MAPS = PLOTS / "feature_maps.png"
-REPORT = Path("metrics/report.html")  # git-ignored, and no out of DVC: it tells commit and time
+REPORT = Path("metrics/report.html")  # git-ignored, and no out of DVC: it has commit and time
 
-# What an MLflow run keeps, beside its model: where a result came from, and how good it is.
+# The files of an MLflow run, beside its model.
 ARTIFACTS = (
     PARAMS,
     PIPELINE,
@@ -58,18 +58,17 @@ ARTIFACTS = (
 
 
 def checkout() -> Path:
-    """The checkout that the user works in: DVC names it, outside DVC it is the current folder.
+    """Return the user's checkout: DVC's `DVC_ROOT`, else the current folder.
 
-    In `dvc exp run --temp` and `--queue` the stages work in a temporary tree that is deleted
-    afterwards, and this is another folder.
+    In `dvc exp run --temp` and `--queue` the stages run in a temporary tree, which is deleted afterwards.
     """
     return Path(os.environ.get("DVC_ROOT") or ".").resolve()
 
 
 def root() -> Path:
-    """The main checkout, which `checkout` and all its git worktrees share.
+    """Return the main checkout, which all git worktrees share.
 
-    What must outlive a stage, and be there once (download cache, MLflow store), belongs under it.
+    The download cache and the MLflow store are there: they outlive a stage, and exist once.
     """
     link = checkout() / ".git"  # in a worktree a file: "gitdir: <main checkout>/.git/worktrees/<name>"
     if link.is_file():
@@ -80,17 +79,16 @@ def root() -> Path:
 
 
 def store_uri() -> str:
-    """MLflow's tracking URI; a relative SQLite path is one under `root()`, whatever the current folder."""
+    """Return MLflow's tracking URI; a relative SQLite path is relative to `root()`."""
     uri = os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
     file = uri.removeprefix("sqlite:///")
     return uri if file == uri or not file else f"sqlite:///{root() / file}"
 
 
 def shown(uri: str) -> str:
-    """A store's URI as it may be published: no user, no password, no query; SQLite's relative to `root()`.
+    """Return a store's URI for logs: without user, password and query; SQLite's relative to `root()`.
 
-    What does not read as a URI for sure is left out, since a password with an odd character in it
-    could be in any part.
+    Any other text is left out as a whole, since a password with an odd character could be in any part.
     """
     if uri.startswith("sqlite:///"):
         return uri.partition("?")[0].replace(f"sqlite:///{root()}/", "sqlite:///")

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from mnist.core import config, files
-from mnist.core.config import Subject
+from mnist.core.config import DatasetParams
 from mnist.core.errors import InputError
 from mnist.data import catalog, download, image_table
 from mnist.data.image_table import Rows
@@ -42,7 +42,7 @@ def measure(name: str, folder: Path, *, title: str, classes: Sequence[str]) -> s
         InputError: an archive is missing or broken, a label has no class, or a value is not valid in
             such a file.
     """
-    config.check(Subject, {"dataset": name}, "the name")
+    config.check(DatasetParams, {"dataset": name}, "the name")
     checksums, train, test = _read(folder)
     num_labels = 1 + int(max(images.labels_N.max(initial=0) for images in (train, test)))
     names = list(classes) or [str(label) for label in range(num_labels)]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from mnist.core import files, paths, process, terminal
 from mnist.core.config import Architecture, DatasetParams, Execution, Machine, Recipe, Registration, Split
-from mnist.core.errors import AwayError
+from mnist.core.errors import ServiceUnavailableError
 from mnist.evaluation import results
 
 
@@ -39,7 +39,7 @@ def run(
 
     try:
         logged = runs.ensure(client.connect(), result, pages, artifacts=artifacts)
-    except AwayError as error:
+    except ServiceUnavailableError as error:
         print(f"  {error}; `mnist sync` logs the result later")
         return
     info, version = logged.run.info, logged.version

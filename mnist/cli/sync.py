@@ -11,7 +11,7 @@ import click
 
 from mnist.core import config, paths
 from mnist.core.config import Registration
-from mnist.core.errors import AwayError, InputError
+from mnist.core.errors import ServiceUnavailableError, InputError
 from mnist.evaluation import results
 from mnist.lineage.result import Result
 
@@ -124,7 +124,7 @@ def _ensure(store: "Store", name: str, result: Result, folder: Path) -> bool:
         pages = results.pages(result, folder=folder)
         artifacts = lock.kept(folder)
         run = runs.ensure(store, result, pages, artifacts=artifacts, folder=folder, checked=False).run
-    except AwayError:
+    except ServiceUnavailableError:
         raise
     except InputError as error:
         print(f"sync: {name} left out: {error}")

@@ -18,7 +18,7 @@ class InputError(ValueError):
         self.where, self.found, self.expected = where, found, expected
 
 
-class AwayError(InputError):
+class ServiceUnavailableError(InputError):
     """A service does not answer now; it may answer later.
 
     Args:

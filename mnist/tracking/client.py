@@ -17,7 +17,7 @@ from urllib.parse import unquote
 from filelock import FileLock
 
 from mnist.core import paths
-from mnist.core.errors import AwayError, InputError
+from mnist.core.errors import ServiceUnavailableError, InputError
 
 # MLflow reads them when it is imported. No telemetry.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -71,7 +71,7 @@ def connect() -> Store:
     """Open the store that `MLFLOW_TRACKING_URI` names, or else the one beside `dvc.yaml`.
 
     Raises:
-        AwayError: it does not answer.
+        ServiceUnavailableError: it does not answer.
         InputError: it is no store, or refuses; or our experiment in it is deleted.
     """
     # They write of migrations, and of errors that become ours, on stderr, in many lines.
@@ -162,7 +162,7 @@ def answering(uri: str) -> Iterator[None]:
     """Turn what MLflow and its libraries raise for the store at `uri` into one line.
 
     Raises:
-        AwayError: it does not answer, answers that it cannot now, or is locked by others.
+        ServiceUnavailableError: it does not answer, answers that it cannot now, or is locked by others.
         InputError: it is no store, or refuses.
     """
     try:
@@ -172,7 +172,7 @@ def answering(uri: str) -> Iterator[None]:
         # The message holds the URI, perhaps; where that is not to be shown, neither is this.
         reason = type(error).__name__ if shown == HIDDEN else _reason(error)
         if _is_away(error):
-            raise AwayError(f"MLflow at {shown}", reason) from None
+            raise ServiceUnavailableError(f"MLflow at {shown}", reason) from None
         raise InputError(f"MLflow at {shown}", found=reason, expected="a store that takes this") from None
 
 

@@ -77,7 +77,7 @@ class Logger:
         """Log what is new.
 
         Raises:
-            AwayError: MLflow does not answer.
+            ServiceUnavailableError: MLflow does not answer.
             InputError: it refuses.
         """
         fresh = self.events[self._num_logged :]

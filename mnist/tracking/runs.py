@@ -10,7 +10,7 @@ from mlflow.entities import Run, RunTag, ViewType
 from mlflow.entities.model_registry import ModelVersion
 
 from mnist.core import files, paths
-from mnist.core.errors import AwayError
+from mnist.core.errors import ServiceUnavailableError
 from mnist.evaluation.results import Pages
 from mnist.lineage.result import Result, training_info
 from mnist.tracking import client, events, log
@@ -58,7 +58,7 @@ def ensure(
         checked: whether the weights are known to be of this code's network; otherwise they are scored.
 
     Raises:
-        AwayError: MLflow does not answer.
+        ServiceUnavailableError: MLflow does not answer.
         InputError: it refuses; or the weights are those of other code.
     """
     from mnist.tracking import registry  # torch: 2 s, not for the process that logs a training
@@ -151,7 +151,7 @@ def _await_live(store: Store, result: Result) -> None:
     while (run := _live(store, result)) and log.is_logged(run):
         if time.monotonic() > deadline:
             where = f"MLflow at {paths.shown(store.uri)}"
-            raise AwayError(where, f"run {run.info.run_name} is still being logged")
+            raise ServiceUnavailableError(where, f"run {run.info.run_name} is still being logged")
         time.sleep(0.2)
 
 

@@ -15,7 +15,7 @@ import sqlalchemy
 from mlflow.tracking import MlflowClient
 
 from mnist.core import paths
-from mnist.core.errors import AwayError, InputError
+from mnist.core.errors import ServiceUnavailableError, InputError
 from mnist.tracking import client
 
 pytestmark = pytest.mark.usefixtures("store_folder")
@@ -124,10 +124,10 @@ def server(status: int) -> Iterator[str]:
 @pytest.mark.parametrize(
     ("status", "kind", "reason"),
     [
-        (500, AwayError, "answer 500"),
-        (503, AwayError, "answer 503"),
-        (429, AwayError, "answer 429"),
-        (0, AwayError, "no answer within 1 s"),
+        (500, ServiceUnavailableError, "answer 500"),
+        (503, ServiceUnavailableError, "answer 503"),
+        (429, ServiceUnavailableError, "answer 429"),
+        (0, ServiceUnavailableError, "no answer within 1 s"),
         (401, InputError, "answer 401"),
     ],
 )
@@ -147,7 +147,7 @@ def test_a_server_that_cannot_now_is_away_and_one_that_refuses_is_a_mistake(
 def test_a_server_that_is_down_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@127.0.0.1:9")
-    with pytest.raises(AwayError) as caught:
+    with pytest.raises(ServiceUnavailableError) as caught:
         client.connect()
     assert str(caught.value) == "MLflow at http://127.0.0.1:9 does not answer (connection refused)"
 
@@ -167,7 +167,7 @@ def test_a_uri_that_is_none_is_a_mistake_and_shows_no_secret(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     with pytest.raises(InputError, match=line) as caught:
         client.connect()
-    assert not isinstance(caught.value, AwayError)
+    assert not isinstance(caught.value, ServiceUnavailableError)
     assert "SECRET" not in str(caught.value)
 
 

@@ -16,7 +16,7 @@ from mlflow.entities import Run, ViewType
 
 from mnist.core import paths
 from mnist.core.config import Registration
-from mnist.core.errors import AwayError, InputError
+from mnist.core.errors import ServiceUnavailableError, InputError
 from mnist.evaluation.results import Pages
 from mnist.lineage.result import Result, TrainingInfo
 from mnist.tracking import client, events, log, runs
@@ -239,7 +239,7 @@ def test_a_run_that_is_still_being_logged_is_waited_for(
     TrainingInfo(time_ms=start.time_ms, seconds=2.5, facts={}).write(result.weights_sha256)
     live = log.begin(store, start, logged_by(os.getpid()))
     monkeypatch.setattr(runs, "LIVE_SECONDS", 0)
-    with pytest.raises(AwayError):
+    with pytest.raises(ServiceUnavailableError):
         ensure(store, made, result)
     monkeypatch.setattr("time.sleep", lambda _: store.client.set_terminated(live, "KILLED"))
     monkeypatch.setattr(runs, "LIVE_SECONDS", 60)

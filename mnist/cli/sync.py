@@ -11,7 +11,7 @@ import click
 
 from mnist.core import config, paths
 from mnist.core.config import Registration
-from mnist.core.errors import ServiceUnavailableError, InputError
+from mnist.core.errors import InputError, ServiceUnavailableError
 from mnist.evaluation import results
 from mnist.lineage.result import Result
 

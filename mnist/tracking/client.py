@@ -17,7 +17,7 @@ from urllib.parse import unquote
 from filelock import FileLock
 
 from mnist.core import paths
-from mnist.core.errors import ServiceUnavailableError, InputError
+from mnist.core.errors import InputError, ServiceUnavailableError
 
 # MLflow reads them when it is imported. No telemetry.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")

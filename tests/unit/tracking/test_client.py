@@ -15,7 +15,7 @@ import sqlalchemy
 from mlflow.tracking import MlflowClient
 
 from mnist.core import paths
-from mnist.core.errors import ServiceUnavailableError, InputError
+from mnist.core.errors import InputError, ServiceUnavailableError
 from mnist.tracking import client
 
 pytestmark = pytest.mark.usefixtures("store_folder")

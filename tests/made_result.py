@@ -102,11 +102,15 @@ class Made:
             self.folder / paths.TRAINING_METRICS, {"num_parameters": 6422, **history.summary(events)}
         )
         validation.write(self.folder / paths.VALIDATION, _verdict(len(self.labels_N), failed=failed))
-        figures.filters(self.folder / paths.FILTERS, np.zeros((2, 5, 5), np.float32))
+        maps = np.zeros((2, 5, 5), np.float32)
+        figures.filters(self.folder / paths.FILTERS, maps)
+        figures.feature_maps(self.folder / paths.FEATURE_MAPS, maps, ["a", "b"], [])
 
     def summary(self, **params: Any) -> Summary:
         """What is said of it."""
-        return summary.gather(self.folder, data=self.folder / paths.DATASET, params={**PARAMS, **params})
+        return summary.load_summary(
+            self.folder, data=self.folder / paths.DATASET, params={**PARAMS, **params}
+        )
 
     def result(self, *, source: Source = SOURCE, **params: Any) -> Result:
         """The same for programs."""

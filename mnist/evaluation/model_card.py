@@ -1,4 +1,4 @@
-"""The model card: what a model is for, how good it is, where it came from; for who finds it in the registry.
+"""The model card: what a model is for, how good it is and where it came from, for readers of the registry.
 
 The front matter is Hugging Face's model card metadata, so that the file can go to the Hub as it is:
 https://github.com/huggingface/hub-docs/blob/main/modelcard.md
@@ -13,28 +13,28 @@ from markupsafe import Markup, escape
 
 from mnist.core import paths
 from mnist.data import page
-from mnist.evaluation.summary import SURE, Summary
+from mnist.evaluation.summary import HIGH_CONFIDENCE, Summary
 from mnist.lineage.result import Result
 
 TEMPLATE = Path(__file__).parent / "templates/model_card.md.jinja"
 README = "README.md"  # beside the model
-VERSION = "VERSION"  # stands for the number in the registry, until the model has one
-# Of the data sets that are on the Hub under the name of who made them.
+VERSION = "VERSION"  # placeholder for the number in the registry
+# Names of data sets on the Hub.
 HUB = {"mnist": "ylecun/mnist", "fashion_mnist": "zalando-datasets/fashion_mnist"}
-# What MLflow keeps of a description (mlflow.store.model_registry.dbmodels.models.SqlModelVersion):
-# SQLite takes more, PostgreSQL refuses it.
+# The column of a description (mlflow.store.model_registry.dbmodels.models.SqlModelVersion):
+# PostgreSQL refuses a longer one.
 MAX_DESCRIPTION = 5000
 MORE = f"\n*The rest is in `{README}`, beside the model.*\n"
 
 
 def text(summary: Summary, result: Result) -> str:
-    """The whole card, front matter included."""
+    """Return the whole card, with front matter."""
     front = yaml.safe_dump(metadata(summary, result), sort_keys=False, allow_unicode=True)
     return f"---\n{front}---\n\n{_body(summary, result)}\n"
 
 
 def metadata(summary: Summary, result: Result) -> dict[str, Any]:
-    """The fields of Hugging Face's model card metadata that are known. The repository has no license."""
+    """Return the known fields of Hugging Face's model card metadata; the repository has no license."""
     about, name = summary.dataset, result.registration.model_name
     on_the_hub = HUB.get(about.name)
     values = {
@@ -79,10 +79,10 @@ def _body(summary: Summary, result: Result) -> str:
         source=result.origin.source,
         version=VERSION,
         fence="`" * max(3, 1 + max(map(len, re.findall("`+", result.origin.source.rerun)), default=0)),
-        sure=SURE,
+        high_confidence=HIGH_CONFIDENCE,
         paths=paths,
         plain=plain,
-        shown=page.as_yaml,
+        as_yaml=page.as_yaml,
         percent=page.percent,
         span=page.span,
         time=page.time,
@@ -90,17 +90,17 @@ def _body(summary: Summary, result: Result) -> str:
 
 
 def plain(words: object) -> Markup:
-    """Words that Markdown and HTML leave as they are, in one line."""
+    """Escape words for Markdown and HTML, in one line."""
     return Markup(re.sub(r"([\\`*_\[\]|#~])", r"\\\1", str(escape(" ".join(str(words).split())))))  # noqa: S704
 
 
 def of_version(card: str, name: str, version: str) -> str:
-    """The card of a model that has its number in the registry now."""
+    """Return the card with the number that the model has in the registry."""
     return card.replace(f"models:/{name}/{VERSION}", f"models:/{name}/{version}")
 
 
 def description(card: str) -> str:
-    """What MLflow shows of the card beside a version: the body, as far as there is room for its sections."""
+    """Return what MLflow shows beside a version: the body of the card, as many sections as fit."""
     # Neither front matter nor title: a list of versions shows how the description begins.
     body = re.sub(r"\A---\n.*?\n---\n\s*(# [^\n]*\n\s*)?", "", card, flags=re.DOTALL)
     if len(body) <= MAX_DESCRIPTION:

@@ -74,9 +74,9 @@ def pages(result: Result, *, folder: Path = Path()) -> Pages:
     Raises:
         InputError: a file is missing, or the files are not of one result.
     """
-    from mnist.evaluation import model_card, report, summary  # templates and pictures: 0.1 s
+    from mnist.evaluation import model_card, report, summary  # templates and matplotlib: 0.4 s
 
-    numbers = summary.gather(folder, data=folder / paths.DATASET, params=result.origin.params)
+    numbers = summary.load_summary(folder, data=folder / paths.DATASET, params=result.origin.params)
     return Pages(
         summary=numbers,
         report=report.html(numbers, result, folder=folder),

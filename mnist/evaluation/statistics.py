@@ -1,4 +1,4 @@
-"""Two classifiers on the same test images: what one gets right and the other does not, and what that proves.
+"""Intervals and tests: of a share, of a mean, and of two classifiers on the same test images.
 
 Shape suffixes: N images, K classes.
 """
@@ -19,9 +19,8 @@ from numpy.typing import NDArray
 from mnist.core import files
 from mnist.core.errors import InputError
 
-# Of a two-sided test: 2.5 % each way. What lies outside it is called better or worse, and the
-# intervals are of 95 %.
-ALPHA = 0.05
+ALPHA = 0.05  # of two-sided tests, 2.5 % each way; intervals are of 95 %
+Z = NormalDist().inv_cdf(1 - ALPHA / 2)
 
 MAX_CLASSES = 256  # labels are bytes
 STEPS = 10**12  # of an interval's limits, from no change of accuracy to one from 0 to 1
@@ -31,15 +30,39 @@ COLUMNS = len(HEADER.split(","))
 MAX_SHOWN = 40  # characters of a line that is wrong
 
 Key = TypeVar("Key", bound=Hashable)
+Interval = tuple[float, float]  # low and high
+
+
+def wilson_interval(hits: int, num_images: int) -> Interval:
+    """Return the 95 % interval of a share, by Wilson's score method, from 0 to 1.
+
+    Journal of the American Statistical Association 22:209-212, 1927; recommended by Brown, Cai and
+    DasGupta (Statistical Science 16:101-133, 2001): it stays within 0 to 1, and has a width where all
+    or none of the images count.
+    """
+    assert 0 <= hits <= num_images > 0
+    p, n = hits / num_images, num_images
+    middle = (p + Z**2 / (2 * n)) / (1 + Z**2 / n)
+    half = Z / (1 + Z**2 / n) * sqrt(p * (1 - p) / n + Z**2 / (4 * n**2))
+    # At either end one limit is 0 or 1, up to the rounding.
+    return 0.0 if hits == 0 else middle - half, 1.0 if hits == n else middle + half
+
+
+def mean_interval(values: NDArray[np.float64]) -> Interval | None:
+    """Return the 95 % interval of the mean of many values, mean ± z sd / sqrt(N); None of one value."""
+    if len(values) == 1:
+        return None
+    mean, half = float(values.mean()), Z * float(values.std(ddof=1)) / sqrt(len(values))
+    return mean - half, mean + half
 
 
 @dataclass(frozen=True, kw_only=True)
 class Predictions:
-    """What one classifier says of N test images, N at least 1.
+    """The predictions of one classifier for N test images, N at least 1.
 
     Attributes:
-        labels_N: str (N,), the name of the class that each image shows.
-        predicted_N: str (N,), the name of the class that the classifier sees.
+        labels_N: str (N,), names of the classes of the images.
+        predicted_N: str (N,), names of the predicted classes.
     """
 
     labels_N: NDArray[np.str_]
@@ -47,13 +70,13 @@ class Predictions:
 
     @property
     def classes(self) -> list[str]:
-        """The names that occur, numbers first and by their size."""
+        """The names that occur, numbers first and in their order."""
         names = np.unique(np.concatenate([self.labels_N, self.predicted_N])).tolist()
         return sorted(names, key=lambda name: (0, int(name), "") if name.isdecimal() else (1, 0, name))
 
     @property
     def right(self) -> NDArray[np.bool_]:
-        """Whether it is right, bool (N,)."""
+        """Whether each prediction is right, bool (N,)."""
         return np.equal(self.predicted_N, self.labels_N)
 
     @property
@@ -63,22 +86,22 @@ class Predictions:
 
     @property
     def accuracy(self) -> float:
-        """The share that is right, 0 to 1."""
+        """Share of right predictions, 0 to 1."""
         return int(self.right.sum()) / self.num_images
 
 
 @dataclass(frozen=True, kw_only=True)
 class Paired:
-    """A classifier beside another one, the base, on the same images.
+    """A classifier compared with another one, the base, on the same images.
 
-    The test is McNemar's (Psychometrika 12, 1947), in its exact conditional form: were both equally
-    good, each image on which just one of them is right would be a toss of a fair coin, so `fixed`
-    is binomial, of `fixed + broken` tosses.
+    The test is McNemar's (Psychometrika 12, 1947), in its exact conditional form: if both are equally
+    good, each image on which exactly one of them is right is a toss of a fair coin, so `fixed` is
+    binomial, of `fixed + broken` tosses.
 
     Attributes:
-        num_images: that both have seen.
-        fixed: images that it gets right and the base gets wrong.
-        broken: images that it gets wrong and the base gets right.
+        num_images: number of images.
+        fixed: images on which it is right and the base is wrong.
+        broken: images on which it is wrong and the base is right.
     """
 
     num_images: int
@@ -87,39 +110,39 @@ class Paired:
 
     @property
     def change_pp(self) -> float:
-        """The change of accuracy, in percentage points."""
+        """Change of accuracy, in percentage points."""
         return 100 * (self.fixed - self.broken) / self.num_images
 
     @property
     def p_worse(self) -> float:
-        """The chance of so few fixed, or fewer, were both equally good: small where it is worse."""
+        """Chance of at most so many fixed images if both are equally good: small where it is worse."""
         return _heads_at_most(self.fixed, self.fixed + self.broken)
 
     @property
     def p_better(self) -> float:
-        """The chance of so few broken, or fewer, were both equally good: small where it is better."""
+        """Chance of at most so many broken images if both are equally good: small where it is better."""
         return _heads_at_most(self.broken, self.fixed + self.broken)
 
     @property
     def p_two_sided(self) -> float:
-        """The chance of a difference so large, either way, were both equally good."""
+        """Chance of a difference at least as large, in either direction, if both are equally good."""
         return min(1.0, 2 * min(self.p_worse, self.p_better))
 
     @property
     def verdict(self) -> Literal["better", "worse", "within noise"]:
-        """What the two-sided test says at `ALPHA`: of equals, less than 2.5 % are called each of the two."""
+        """Result of the two-sided test at `ALPHA`; of equals, less than 2.5 % are called better, or worse."""
         if self.p_two_sided >= ALPHA:
             return "within noise"
         return "better" if self.fixed > self.broken else "worse"
 
     @property
     def interval_pp(self) -> tuple[float, float]:
-        """The 95 % confidence interval of the change of accuracy, low and high, in percentage points.
+        """95 % confidence interval of the change of accuracy, low and high, in percentage points.
 
-        It is for the change on all images of the kind, of which these are a sample. It holds 0 just
-        where the verdict is "within noise": it is `score_interval`, widened to 0 where the exact
-        test, the stricter one, does not rule 0 out. At this `ALPHA` the score test rules 0 out
-        wherever the exact one does; that was checked for up to 10,000 images fixed or broken.
+        The change is that on all images of the kind, of which these are a sample. The interval holds 0
+        exactly where the verdict is "within noise": it is `score_interval`, widened to 0 where the
+        exact test, the stricter one, does not rule 0 out. At this `ALPHA` the score test rules 0 out
+        wherever the exact one does (checked for up to 10,000 images fixed or broken).
         """
         low, high = score_interval(
             fixed=self.fixed, broken=self.broken, num_images=self.num_images, alpha=ALPHA
@@ -130,17 +153,17 @@ class Paired:
 
 
 def compare(base: Predictions, other: Predictions) -> Paired:
-    """Hold `other` against `base`; both must be of the same images in the same order."""
+    """Compare `other` with `base`; both must be of the same images in the same order."""
     assert np.array_equal(base.labels_N, other.labels_N)
     return _counted(base, other, np.full(base.num_images, fill_value=True))
 
 
 def by_class(base: Predictions, other: Predictions) -> dict[str, Paired]:
-    """Hold `other` against `base` on the images of each label: what became of each class's recall.
+    """Compare `other` with `base` on the images of each class, by name: the changes of recall.
 
-    Both must be of the same images in the same order. Labels that do not occur are left out. Whoever
-    looks at all classes for one that changed passes the p-values through `holm` first; the
-    intervals are of one class each, and are not widened for there being several.
+    Both must be of the same images in the same order. Classes without images are left out. To look
+    for a class that changed, adjust the p-values by `holm` first; each interval is of one class, and
+    is not widened for the number of classes.
     """
     assert np.array_equal(base.labels_N, other.labels_N)
     return {
@@ -151,7 +174,7 @@ def by_class(base: Predictions, other: Predictions) -> dict[str, Paired]:
 
 
 def _counted(base: Predictions, other: Predictions, of_N: NDArray[np.bool_]) -> Paired:
-    """The comparison on some of the images, bool (N,)."""
+    """Compare on the images that `of_N`, bool (N,), selects."""
     return Paired(
         num_images=int(of_N.sum()),
         fixed=int((other.right & ~base.right & of_N).sum()),
@@ -160,12 +183,12 @@ def _counted(base: Predictions, other: Predictions, of_N: NDArray[np.bool_]) -> 
 
 
 def holm(p_values: Mapping[Key, float]) -> dict[Key, float]:
-    """Adjust p-values for there being several: Holm's step-down method.
+    """Adjust several p-values by Holm's step-down method.
 
-    Naming those whose adjusted value is below alpha names one wrongly with a chance of at most
-    alpha, however the tests depend on each other (Scandinavian Journal of Statistics 6:65-70, 1979).
-    The smallest of K is multiplied by K, the next one by K - 1, and so on; none may be below the
-    one before it.
+    If all whose adjusted value is below alpha are called changed, the chance that one of them is not
+    is at most alpha, however the tests depend on each other (Scandinavian Journal of Statistics
+    6:65-70, 1979). The smallest of K is multiplied by K, the next one by K - 1, and so on; none is
+    below the one before it.
     """
     ordered = sorted(p_values, key=p_values.__getitem__)
     steps = (min(1.0, (len(ordered) - rank) * p_values[key]) for rank, key in enumerate(ordered))
@@ -173,20 +196,20 @@ def holm(p_values: Mapping[Key, float]) -> dict[Key, float]:
     return {key: adjusted[key] for key in p_values}
 
 
-def score_interval(*, fixed: int, broken: int, num_images: int, alpha: float) -> tuple[float, float]:
-    """Tango's confidence interval for a change of accuracy, low and high, as fractions from -1 to 1.
+def score_interval(*, fixed: int, broken: int, num_images: int, alpha: float) -> Interval:
+    """Return Tango's confidence interval of a change of accuracy, as fractions from -1 to 1.
 
-    It is one of those that Fagerland, Lydersen and Laake recommend (Statistics in Medicine
-    33:2850-2875, 2014): it says of no change what McNemar's asymptotic test says, has a width where
-    nothing is fixed or broken, and never leaves -1 to 1. It is approximate: of 95 %, widened to 0 as
-    in `Paired.interval_pp`, it covers the true change in 93 to 100 % of samples, 93 % where some 4
-    to 8 images are fixed and hardly one is broken.
+    Fagerland, Lydersen and Laake recommend it (Statistics in Medicine 33:2850-2875, 2014): it agrees
+    with McNemar's asymptotic test on no change, has a width where nothing is fixed or broken, and
+    stays within -1 to 1. It is approximate: the one of 95 %, widened to 0 as in `Paired.interval_pp`,
+    covers the true change in 93 to 100 % of samples, 93 % where some 4 to 8 images are fixed and
+    hardly one is broken. statsmodels has no Tango interval.
 
     Args:
-        fixed: images that just the other classifier gets right.
-        broken: images that just the base gets right.
-        num_images: all of them, the rest included on which both are right or both wrong.
-        alpha: how often it may miss, 0.05 for an interval of 95 %.
+        fixed: number of images on which only the other classifier is right.
+        broken: number of images on which only the base is right.
+        num_images: number of all images.
+        alpha: 0.05 for an interval of 95 %.
     """
     assert min(fixed, broken) >= 0
     assert max(1, fixed + broken) <= num_images
@@ -195,12 +218,12 @@ def score_interval(*, fixed: int, broken: int, num_images: int, alpha: float) ->
 
 
 def _lowest(fixed: int, broken: int, num_images: int, z: float) -> float:
-    """The least change of accuracy below which the true one is not: the score test's lower limit.
+    """Return the lower limit of the score test's interval.
 
     Tango, Statistics in Medicine 17:891-908 (1998), equations 24 to 26, with the change for -Delta:
-    the observed change, less the one that is tested, in standard errors, with the chance that
-    an image is broken at its likeliest under the one that is tested. It falls as the tested change
-    grows, so the limit is where it comes down to z, found by halving.
+    the observed change minus the tested one, in standard errors, where the chance that an image is
+    broken has its maximum likelihood under the tested change. It falls as the tested change grows;
+    the limit is where it reaches z, found by bisection.
     """
 
     def plausible(step: int) -> bool:
@@ -217,13 +240,13 @@ def _lowest(fixed: int, broken: int, num_images: int, z: float) -> float:
 
 
 def _heads_at_most(heads: int, tosses: int) -> float:
-    """The chance of at most `heads` in so many tosses of a fair coin; 1 where there is no toss.
+    """Return the chance of at most `heads` in so many tosses of a fair coin; 1 for no toss.
 
     The binomial distribution as an incomplete beta function (https://dlmf.nist.gov/8.17#E5), which
-    SciPy has from Boost: at 10,000 tosses its relative error is 1.2e-12 at most. That of
+    SciPy takes from Boost: at 10,000 tosses its relative error is at most 1.2e-12. That of
     `scipy.special.bdtr` is 20 times as large, and `scipy.stats` takes a second to import.
     """
-    from scipy.special import betainc  # type: ignore[import-untyped]  # 0.2 s, not for who only reads
+    from scipy.special import betainc  # type: ignore[import-untyped]  # 0.2 s, not needed to read predictions
 
     return float(betainc(tosses - heads, heads + 1, 0.5))
 
@@ -232,7 +255,7 @@ def read(path: Path) -> Predictions:
     """Read the table that `evaluate` wrote.
 
     Raises:
-        InputError: the file is missing, or holds something else; the line is named.
+        InputError: the file is missing or malformed; the line is named.
     """
     try:
         return parse(path.read_text(encoding="utf-8", errors="replace"), str(path))
@@ -241,7 +264,7 @@ def read(path: Path) -> Predictions:
 
 
 def parse(text: str, where: str) -> Predictions:
-    """Read the same table from its text; `where` names its source in an error.
+    """Parse the text of that table; `where` names its source in an error.
 
     Raises:
         InputError: as `read`.
@@ -268,7 +291,7 @@ def parse(text: str, where: str) -> Predictions:
 
 
 def _row(line: str) -> list[str]:
-    """The cells of a line; none where its quotes do not close."""
+    """Return the cells of a line; none where a quote is not closed."""
     try:
         return next(csv.reader([line], strict=True), [])
     except csv.Error:

@@ -22,7 +22,7 @@ USED = {
     "stats": set(),
     "train": {"torch"},
     "evaluate": {"matplotlib", "torch"},
-    "register": {"mlflow", "pandas", "scipy", "torch"},
+    "register": {"matplotlib", "mlflow", "pandas", "scipy", "torch"},
 }
 
 

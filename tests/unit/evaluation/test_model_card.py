@@ -73,7 +73,7 @@ def test_the_body_holds_the_numbers_of_the_files(tmp_path: Path) -> None:
     assert f"95 % interval {100 * low:.2f} to {100 * high:.2f} %" in body
     assert f"| {result_scores.loss:.4f} |" in body
     assert "6,422 parameters" in body
-    assert f"wrong {result_scores.num_wrong} times, {said.num_sure_mistakes} of them" in body
+    assert f"wrong {result_scores.num_wrong} times, {said.num_confident_mistakes} of them" in body
     for one in said.classes:
         assert f"\n| {one.name} | 30 | {100 * (one.recall.share or 0):.2f} % |" in body
     for key in ("f" * 64, "d" * 64, "a" * 64, "c" * 40, "lr 0.01", "dvc repro"):
@@ -120,11 +120,3 @@ def test_what_was_named_by_others_is_no_markup(tmp_path: Path) -> None:
     assert "<em>" not in shown
     assert "<h1>" not in shown
     assert "a=&lt;b&gt;" in shown  # once, not twice escaped
-
-
-def test_without_log_probabilities_nothing_is_said_of_them(tmp_path: Path) -> None:
-    made = Made(tmp_path)
-    (tmp_path / paths.LOG_PROBS).unlink()
-    body = text(made)
-    assert "with a confidence above" not in body
-    assert "None" not in body

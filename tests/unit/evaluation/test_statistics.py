@@ -7,18 +7,16 @@ from fractions import Fraction
 from functools import cache
 from math import comb, sqrt
 from pathlib import Path
-from statistics import NormalDist
 
 import numpy as np
 import pytest
+from hypothesis import given, strategies as st
 from numpy.typing import ArrayLike, NDArray
 
 from mnist.core.errors import InputError
 from mnist.evaluation import scores, statistics
-from mnist.evaluation.statistics import ALPHA, Paired, Predictions
+from mnist.evaluation.statistics import ALPHA, Paired, Predictions, Z
 from tests.conftest import DIGITS
-
-Z = NormalDist().inv_cdf(1 - ALPHA / 2)
 
 
 def classifier(right: ArrayLike) -> Predictions:
@@ -411,6 +409,21 @@ def test_other_images_are_not_compared(compared: object) -> None:
     assert callable(compared)
     with pytest.raises(AssertionError):
         compared(classifier([True, True]), classifier([True, True, True]))
+
+
+@given(st.integers(1, 100_000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
+def test_the_interval_of_a_share_is_wilsons(counts: tuple[int, int]) -> None:
+    from statsmodels.stats.proportion import proportion_confint  # type: ignore[import-untyped]
+
+    hits, num_images = counts
+    found = statistics.wilson_interval(hits, num_images)
+    expected = proportion_confint(hits, num_images, alpha=0.05, method="wilson")
+    assert found == pytest.approx(expected, rel=1e-9, abs=1e-12)
+    assert 0 <= found[0] <= hits / num_images <= found[1] <= 1
+
+
+def test_one_value_has_no_interval_of_a_mean() -> None:
+    assert statistics.mean_interval(np.array([2.0])) is None
 
 
 def test_holm_by_hand() -> None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from mnist.core.config import Precision, Recipe
 from mnist.core.errors import InputError
-from mnist.data.store import IMAGE_SHAPE, Images, Selection
+from mnist.data.store import IMAGE_SHAPE, Images
 from mnist.training import cuda_graph, optim
 from mnist.training.distributed import SINGLE, Context
 from mnist.training.fast_cnn import BatchLastCNN
@@ -45,7 +45,7 @@ class Step(Protocol):
 def fit(
     classifier: Classifier,
     *,
-    train: Images | Selection,
+    train: Images,
     val: Images,
     recipe: Recipe,
     seed: int,
@@ -55,7 +55,7 @@ def fit(
 ) -> Iterator[Window | Epoch]:
     """Train `classifier` in place, and yield its scores each `WINDOW` steps and each epoch.
 
-    Several batches are gathered and normalized at a time: on a CPU from memory or a memory-mapped file, on a
+    Several batches are gathered and normalized at a time: on a CPU from memory, on a
     GPU from its own memory, which holds all images as uint8. The CPU does not wait for the GPU inside an
     epoch: its windows come at the end. Every process calls this with the same arguments but the device,
     and gets the same events.
@@ -137,9 +137,7 @@ def _chunks(batches: Sequence[Tensor], size: int) -> Iterator[Sequence[Tensor]]:
     return (batches[first : first + size] for first in range(0, len(batches), size))
 
 
-def _gather_from(
-    images: Images | Selection, device: torch.device
-) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+def _gather_from(images: Images, device: torch.device) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
     """Return a function of M positions: images, uint8 (M, H, W), and labels, int64 (M,), on `device`."""
 
     def taken(index_M: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,7 +1,6 @@
 """The table of the data set, one row an image, against slow ways to fill it."""
 
 import hashlib
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +9,6 @@ from hypothesis import given, strategies as st
 from mnist.data import image_table
 from mnist.data.image_table import Rows
 from mnist.data.store import Images
-from tests import memory
 from tests.conftest import digits
 
 
@@ -68,14 +66,3 @@ def test_the_first_of_those_alike_is_found(digests: list[bytes]) -> None:
     digest = np.frombuffer(b"".join(digests), np.uint8).reshape(len(digests), 16)
 
     assert image_table.first_alike(digest).tolist() == [digests.index(each) for each in digests]
-
-
-def test_the_images_of_a_file_are_not_kept(tmp_path: Path) -> None:
-    """Of 310 MB, 80 bytes an image are kept, 30 MB, and twice that while it is put together."""
-    memory.make_dataset(tmp_path / "file", num_train=400_000, num_test=0)
-    code = 'rows = image_table.rows("train", store.load(path, "train"))'
-
-    grown_mib, resident_mib = memory.grown_mib(code, tmp_path / "file")
-
-    assert resident_mib > 280
-    assert grown_mib < 100

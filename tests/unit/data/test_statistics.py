@@ -15,7 +15,6 @@ from mnist.core.errors import InputError
 from mnist.data import statistics
 from mnist.data.statistics import Stats
 from mnist.data.store import Bytes
-from tests import memory
 
 
 def exact(images_NHW: Bytes) -> tuple[float, float]:
@@ -92,22 +91,6 @@ def test_how_many_are_counted_at_a_time_does_not_count(monkeypatch: pytest.Monke
 
     assert statistics.measure(images_NHW) == at_once
     assert statistics.measure(images_NHW[::-1]) == at_once
-
-
-def test_the_images_of_a_file_are_not_kept(tmp_path: Path) -> None:
-    """Of 470 MB; at once they would take 3.8 GB."""
-    memory.make_dataset(tmp_path / "file", num_train=600_000, num_test=0)
-    code = """
-        try:
-            statistics.measure(store.load(path, "train").images_NHW)
-        except ValueError:  # they are all black
-            pass
-    """
-
-    grown_mib, resident_mib = memory.grown_mib(code, tmp_path / "file")
-
-    assert resident_mib > 400
-    assert grown_mib < 50
 
 
 @pytest.mark.parametrize("value", [0, 1, 255])

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from mnist.core import config, paths
 from mnist.core.config import Architecture, Recipe
 from mnist.core.errors import InputError
-from mnist.data.store import Images, Selection, cut
+from mnist.data.store import Images, cut
 from mnist.training import cuda_graph, loop, model
 from mnist.training.distributed import SINGLE, Context
 from mnist.training.fast_cnn import BatchLastCNN
@@ -54,7 +54,7 @@ def classifier(seed: int = 0) -> Classifier:
 
 
 def fit(
-    of: Recipe, *, train: Images | Selection = TRAIN, val: Images = VAL, seed: int = 0
+    of: Recipe, *, train: Images = TRAIN, val: Images = VAL, seed: int = 0
 ) -> tuple[Classifier, list[Window], list[Epoch]]:
     """Train a new classifier; the windows and epochs that came by, each in their order."""
     trained = classifier(seed)

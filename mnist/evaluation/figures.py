@@ -1,7 +1,7 @@
-"""Pictures for people: galleries of images, and what a network sees. Equal input makes equal bytes.
+"""Figures in PNG: galleries of images, filters and feature maps. Equal input gives equal bytes.
 
-torchvision's grid is not used: importing it takes longer than all that `evaluate` does (3.3 s), and it
-draws no words.
+torchvision's grid is not used: its import takes longer than all that `evaluate` does (3.3 s), and it
+draws no text.
 
 Shape suffixes: N images, C channels, F filters, H rows, W columns.
 """
@@ -32,7 +32,7 @@ CAPTION_WIDTH, MAX_NAME = 152, 20  # pixels; characters of a name
 SMALLER = (9, 8, 7, 6, 5, 4)  # points, where a caption in letters of 11 is too wide
 RIGHT, WRONG = "#1a7f37", "#cf222e"  # green and red of equal weight, readable on white
 
-# What a network sees has no ground of its own: it is shown on light pages and on dark ones.
+# Filters and feature maps have a transparent background: they are shown on light and dark pages.
 GRAY = "#717b86"  # as far from white as from the dark ground of GitHub: 4.3 to 1
 GAP, MARGIN = 4, 16
 FILTER, FILTERS_A_ROW, MAX_FILTERS = 85, 8, 32
@@ -52,16 +52,16 @@ def gallery(
     index_N: NDArray[np.int64],
     classes: Sequence[str],
 ) -> None:
-    """Draw N images in rows of five, each with what was predicted, how surely, and whether it is right.
+    """Draw N images in rows of five, each with its predicted class and confidence, in green or red.
 
     Args:
         path: a PNG file.
-        title: over all.
-        images: N of them, with their labels; N may be 0, which draws the title and says so.
+        title: above all images.
+        images: N of them, with their labels; of no images, the word "none" is drawn.
         predicted_N: int64 (N,).
-        confidence_N: float64 (N,), the probability of what was predicted.
-        index_N: int64 (N,), position in the test split.
-        classes: the names of the classes, by label.
+        confidence_N: float64 (N,), probability of the predicted class.
+        index_N: int64 (N,), positions in the test split.
+        classes: names of the classes, by label.
     """
     num_rows = max(1, -(-len(images) // COLUMNS))
     width, height = COLUMNS * CELL, num_rows * (CELL + CAPTION) + TITLE
@@ -74,19 +74,19 @@ def gallery(
         right = predicted == label
         left, top = place % COLUMNS * CELL, TITLE + place // COLUMNS * (CELL + CAPTION)
         middle, below = left + CELL / 2, top + ABOVE + SIDE
-        seen, true = (_shortened(classes[one]) for one in (predicted, label))
-        said = [f"{seen}  ({confidence:.1%})", *([] if right else [f"is {true}"])]
+        predicted_name, name = (_shortened(classes[one]) for one in (predicted, label))
+        lines = [f"{predicted_name}  ({confidence:.1%})", *([] if right else [f"is {name}"])]
         caption = axes.text(
             middle,
             top + ABOVE / 2,
-            ", ".join(said),
+            ", ".join(lines),
             ha="center",
             va="center",
             fontsize=11,
             color=RIGHT if right else WRONG,
             parse_math=False,  # a name between dollars would be a formula, and a broken one an error
         )
-        _fit(caption, said)
+        _fit(caption, lines)
         axes.imshow(
             image_HW,
             cmap="gray_r",
@@ -101,11 +101,11 @@ def gallery(
 
 
 def filters(path: Path, patterns_FHW: Floats) -> None:
-    """Draw the patterns of a first layer: orange where a bright pixel speaks for it, purple against it.
+    """Draw the filters of a first layer: positive weights orange, negative ones purple.
 
     Args:
         path: a PNG file.
-        patterns_FHW: float32 (F, H, W); of more than 32 the first ones.
+        patterns_FHW: float32 (F, H, W); of more than 32 filters the first ones.
     """
     num_filters = len(patterns_FHW)
     shown_FHW = patterns_FHW[:MAX_FILTERS]
@@ -114,7 +114,7 @@ def filters(path: Path, patterns_FHW: Floats) -> None:
     top, width = TITLE + CAPTION, 2 * MARGIN + _extent(FILTERS_A_ROW, FILTER, FILTER_GAP)
     axes = _axes(width, top + _extent(num_rows, FILTER, FILTER_GAP) + MARGIN)
     _title(axes, f"What the first layer looks for: {some} filter{'' if num_filters == 1 else 's'}")
-    _say(axes, MARGIN, TITLE + CAPTION / 4, "orange: a bright pixel speaks for it; purple: against it")
+    _text(axes, MARGIN, TITLE + CAPTION / 4, "orange: a bright pixel speaks for it; purple: against it")
     empty_FHW = np.full((num_rows * FILTERS_A_ROW - len(shown_FHW), *shown_FHW.shape[1:]), np.nan, np.float32)
     grid = np.concatenate([shown_FHW, empty_FHW]).reshape(num_rows, FILTERS_A_ROW, *shown_FHW.shape[1:])
     limit = float(np.abs(patterns_FHW).max()) or 1.0
@@ -125,14 +125,14 @@ def filters(path: Path, patterns_FHW: Floats) -> None:
 
 
 def feature_maps(path: Path, inputs_NHW: Floats, names: Sequence[str], layers: Sequence[Layer]) -> None:
-    """Draw, a row for each image, what the network is given and what each layer makes of it.
+    """Draw a row for each image: the input of the network, and the feature maps of its layers.
 
     Args:
         path: a PNG file.
-        inputs_NHW: float32 (N, H, W), as the network gets them.
-        names: N, of what the images show.
-        layers: with N maps each; of more than 8 channels the first ones. All maps of a layer are
-            shown at one scale, black for 0.
+        inputs_NHW: float32 (N, H, W), the inputs of the network.
+        names: of the classes of the N images.
+        layers: of more than 8 channels the first ones are drawn. All maps of a layer have one scale,
+            black for 0.
     """
     low, high = float(inputs_NHW.min()), float(inputs_NHW.max())
     shown = [("image", inputs_NHW[:, None], "gray_r", (low, high if high > low else low + 1))]
@@ -153,34 +153,34 @@ def feature_maps(path: Path, inputs_NHW: Floats, names: Sequence[str], layers: S
     _title(axes, "What each layer makes of a test image, by class")
     for row, name in enumerate(names):
         middle = top + row * (MAP + GAP) + MAP / 2
-        _say(axes, lefts[0] - MARGIN / 2, middle, name, fontsize=12, ha="right")
+        _text(axes, lefts[0] - MARGIN / 2, middle, name, fontsize=12, ha="right")
     for start, (caption, maps_NCHW, cmap, limits) in zip(lefts, shown, strict=True):
-        _say(axes, start, top - CAPTION / 2, caption)
+        _text(axes, start, top - CAPTION / 2, caption)
         _grid(axes, maps_NCHW, left=start, top=top, side=MAP, cmap=cmap, limits=limits)
     _save(path, axes)
 
 
 def _axes(width: int, height: int, *, ground: str = "none") -> Axes:
-    """One pair of axes in pixels from the top left: a pair for each image takes 3 times as long."""
+    """Return axes in pixels from the top left; axes for each image would take 3 times as long."""
     figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI, facecolor=ground)
     FigureCanvasAgg(figure)
     axes = figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(height, 0))
     axes.set_axis_off()
-    axes.set_autoscale_on(False)  # images would take the axes for themselves
+    axes.set_autoscale_on(False)  # an image would change the limits
     return axes
 
 
 def _title(axes: Axes, text: str) -> None:
-    _say(axes, MARGIN, TITLE / 2, text, fontsize=13, fontweight="bold")
+    _text(axes, MARGIN, TITLE / 2, text, fontsize=13, fontweight="bold")
 
 
-def _say(axes: Axes, x: float, y: float, text: str, **look: Any) -> None:
+def _text(axes: Axes, x: float, y: float, text: str, **look: Any) -> None:
     plain: dict[str, Any] = {"ha": "left", "va": "center", "fontsize": 10, "color": GRAY, "parse_math": False}
     axes.text(x, y, text, **(plain | look))
 
 
 def _extent(count: int, side: int, gap: int = GAP) -> int:
-    """Of so many squares with gaps between them."""
+    """Return the width of so many squares with gaps between them."""
     return count * (side + gap) - gap
 
 
@@ -197,7 +197,7 @@ def _grid(
 ) -> None:
     """Draw rows of columns of maps, float32 (rows, columns, H, W), as squares, each pixel a rectangle.
 
-    As one image: one for each map takes 5 times as long. Nothing is drawn for NaN.
+    They are one image, since an image for each map would take 5 times as long. NaN is left out.
     """
     num_rows, num_columns, height, width = maps.shape
     squares = maps[:, :, np.arange(side) * height // side][..., np.arange(side) * width // side]
@@ -227,7 +227,7 @@ def _shortened(name: str) -> str:
 
 
 def _fit(caption: Text, lines: Sequence[str]) -> None:
-    """Give a caption that is too wide a line for each part, and letters that are small enough."""
+    """Break a caption that is too wide into lines, in letters that are small enough."""
     for size in SMALLER:
         if caption.get_window_extent().width <= CAPTION_WIDTH:
             return

@@ -1,4 +1,4 @@
-"""What a network sees: the patterns that its first layer looks for, and what its layers make of an image.
+"""Filters and feature maps: the weights of the first layer as images, and the outputs of the layers.
 
 Shape suffixes: N or B images, C channels, F filters or units, H rows, W columns, D pixels of an image.
 """
@@ -16,19 +16,18 @@ from mnist.training.model import Classifier, SimpleCNN
 
 Floats = NDArray[np.float32]
 
-# Layers by their names in the network, for people: what comes out of them is rectified.
+# Layers that are shown, by their names in the network.
 CONVOLUTIONS = {"conv1": "first convolution", "conv2": "second convolution"}
 HIDDEN = {"fc1": "first hidden layer", "fc2": "second hidden layer"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Layer:
-    """What one layer makes of images.
+    """The feature maps of one layer.
 
     Attributes:
-        name: for people.
-        maps_NCHW: float32 (N, C, H, W), rectified: 0 where nothing was found. Of units that have no
-            place in the image, H and W are 1.
+        name: of the layer, in words.
+        maps_NCHW: float32 (N, C, H, W), after the ReLU; H and W are 1 in a fully connected layer.
     """
 
     name: str
@@ -36,9 +35,9 @@ class Layer:
 
 
 def filters(classifier: Classifier) -> Floats:
-    """Weights of the first layer as patterns in the image, float32 (F, H, W): 5x5, or 28x28 of an MLP.
+    """Return the weights of the first layer, float32 (F, H, W): 5x5 of a CNN, 28x28 of an MLP.
 
-    Where the classifier shuffles the pixels, those of an MLP are put back to where they came from.
+    Where the classifier shuffles the pixels, the weights of an MLP are put back in the places of the image.
     """
     weight = classifier.network.get_parameter(f"{_first(classifier.network)}.weight").detach()
     if weight.ndim == 4:  # noqa: PLR2004 -- filters, channels, rows, columns
@@ -52,7 +51,7 @@ def filters(classifier: Classifier) -> Floats:
 
 @torch.inference_mode()
 def layers(classifier: Classifier, images_NHW: Bytes) -> tuple[Floats, list[Layer]]:
-    """What the network is given, float32 (N, H, W), and what its layers but the last make of it.
+    """Return the inputs of the network, float32 (N, H, W), and the outputs of its layers but the last.
 
     Args:
         classifier: on any device.
@@ -62,7 +61,7 @@ def layers(classifier: Classifier, images_NHW: Bytes) -> tuple[Floats, list[Laye
 
     def keep(name: str) -> RemovableHandle:
         def hook(_module: nn.Module, _inputs: tuple[Tensor], output: Tensor) -> None:
-            # Before pooling, which in `SimpleCNN` comes first: so much is seen of where it was.
+            # Before pooling, which `SimpleCNN` does before the ReLU: these maps are larger.
             found[name] = output.relu().reshape(*output.shape[:2], *(output.shape[2:] or (1, 1)))
 
         return network.get_submodule(name).register_forward_hook(hook)

@@ -24,7 +24,6 @@ Z = NormalDist().inv_cdf(1 - ALPHA / 2)
 
 MAX_CLASSES = 256  # labels are bytes
 STEPS = 10**12  # of an interval's limits, from no change of accuracy to one from 0 to 1
-
 HEADER = "index,label,predicted"
 COLUMNS = len(HEADER.split(","))
 MAX_SHOWN = 40  # characters of a line that is wrong
@@ -37,8 +36,7 @@ def wilson_interval(hits: int, num_images: int) -> Interval:
     """Return the 95 % interval of a share, by Wilson's score method, from 0 to 1.
 
     Journal of the American Statistical Association 22:209-212, 1927; recommended by Brown, Cai and
-    DasGupta (Statistical Science 16:101-133, 2001): it stays within 0 to 1, and has a width where all
-    or none of the images count.
+    DasGupta (Statistical Science 16:101-133, 2001): it stays within 0 to 1 and always has a width.
     """
     assert 0 <= hits <= num_images > 0
     p, n = hits / num_images, num_images

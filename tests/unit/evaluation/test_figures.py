@@ -1,4 +1,4 @@
-"""Galleries: what is on them, and that they are the same bytes each time."""
+"""Figures: what is drawn where, and that the bytes are the same each time."""
 
 import subprocess
 import sys
@@ -44,13 +44,13 @@ def draw(
 
 
 def share_of(picture: NDArray[Any], color: str) -> float:
-    """Of pixels that have just this colour."""
+    """Return the share of pixels that have exactly this color."""
     wanted = np.array(mpl.colors.to_rgb(color))
     return float((np.abs(picture[:, :, :3] - wanted).max(2) < 0.01).mean())
 
 
-@pytest.mark.parametrize(("num_images", "num_rows"), [(0, 1), (1, 1), (5, 1), (6, 2), (10, 2)])
-def test_it_is_a_picture_of_a_size_to_look_at(tmp_path: Path, num_images: int, num_rows: int) -> None:
+@pytest.mark.parametrize(("num_images", "num_rows"), [(0, 1), (5, 1), (6, 2)])
+def test_a_gallery_has_rows_of_five(tmp_path: Path, num_images: int, num_rows: int) -> None:
     path = draw(tmp_path / "gallery.png", num_images)
 
     picture = imread(path)
@@ -103,7 +103,7 @@ def test_all_images_are_on_it_each_in_its_place(tmp_path: Path) -> None:
             assert bool(np.mean(seven[cell] < 0.5) > 0.02) is (5 * row + column < 7)
 
 
-def test_no_image_says_so(tmp_path: Path) -> None:
+def test_a_gallery_of_no_images_has_one_word(tmp_path: Path) -> None:
     """A word in the middle is the only ink."""
     none = imread(draw(tmp_path / "none.png", 0, title=" "))
 
@@ -112,7 +112,7 @@ def test_no_image_says_so(tmp_path: Path) -> None:
     assert 100 < rows.min() <= rows.max() < 200
 
 
-def test_the_confidence_is_a_share_and_the_label_is_told_where_it_is_wrong(tmp_path: Path) -> None:
+def test_the_caption_of_a_mistake_names_the_class_too(tmp_path: Path) -> None:
     """The caption of a mistake is longer, by what the image is."""
     right = imread(draw(tmp_path / "right.png", 1))[30:60]
     wrong = imread(draw(tmp_path / "wrong.png", 1, num_wrong=1))[30:60]
@@ -124,20 +124,8 @@ def test_the_confidence_is_a_share_and_the_label_is_told_where_it_is_wrong(tmp_p
     assert width(wrong) > width(right) + 30
 
 
-def test_the_bytes_are_the_same_in_another_process(tmp_path: Path) -> None:
-    script = (
-        "import sys; from pathlib import Path; from tests.unit.evaluation.test_figures import draw;"
-        "draw(Path(sys.argv[1]), 10, num_wrong=3)"
-    )
-    subprocess.run([sys.executable, "-c", script, tmp_path / "other name.png"], cwd=ROOT, check=True)
-
-    here = draw(tmp_path / "gallery.png", 10, num_wrong=3)
-
-    assert here.read_bytes() == (tmp_path / "other name.png").read_bytes()
-
-
 def test_a_caption_of_long_names_stays_in_its_cell_and_off_its_image(tmp_path: Path) -> None:
-    """Wherever names are told by words; the last column would else run over the edge."""
+    """Without that the last column would run over the edge."""
     longest = [f"mammmmmmalian rrrrrrrrrrrrrrrrr {number}" for number in range(10)]
     for classes in (longest, ["Ankle boot"] * 5 + ["T-shirt/top"] * 5):
         drawn = imread(draw(tmp_path / "long.png", 10, num_wrong=10, classes=classes))[:, :, 1]
@@ -163,7 +151,7 @@ def test_a_name_between_dollars_is_no_formula(tmp_path: Path) -> None:
     assert all(dollars > none + 5 for dollars, none in zip(pairs[0], pairs[1], strict=True))
 
 
-def seen(num_images: int, num_channels: int, *, seed: int = 0) -> list[Layer]:
+def layers_of(num_images: int, num_channels: int, *, seed: int = 0) -> list[Layer]:
     """Activations of two layers, each with its largest one in the last place."""
     rng = np.random.default_rng(seed)
     layers = []
@@ -176,7 +164,7 @@ def seen(num_images: int, num_channels: int, *, seed: int = 0) -> list[Layer]:
 
 def draw_maps(path: Path, num_images: int = 3, num_channels: int = 2, name: str = "7") -> NDArray[Any]:
     inputs_NHW = digits(num_images, seed=1).images_NHW.astype(np.float32)
-    figures.feature_maps(path, inputs_NHW, [name] * num_images, seen(num_images, num_channels))
+    figures.feature_maps(path, inputs_NHW, [name] * num_images, layers_of(num_images, num_channels))
     return np.asarray(imread(path))
 
 
@@ -187,7 +175,14 @@ def draw_filters(path: Path, num_filters: int, *, scale: float = 1.0) -> NDArray
     return np.asarray(imread(path))
 
 
-@pytest.mark.parametrize(("num_filters", "num_rows"), [(1, 1), (6, 1), (8, 1), (9, 2), (32, 4), (40, 4)])
+def draw_all(folder: Path) -> list[Path]:
+    draw(folder / "gallery.png", 10, num_wrong=3)
+    draw_maps(folder / "maps.png")
+    draw_filters(folder / "filters.png", 9)
+    return [folder / name for name in ("gallery.png", "maps.png", "filters.png")]
+
+
+@pytest.mark.parametrize(("num_filters", "num_rows"), [(1, 1), (8, 1), (9, 2), (40, 4)])
 def test_filters_are_in_rows_of_eight_up_to_thirty_two(
     tmp_path: Path, num_filters: int, num_rows: int
 ) -> None:
@@ -202,20 +197,22 @@ def test_filters_are_in_rows_of_eight_up_to_thirty_two(
 
 
 @pytest.mark.parametrize("scale", [1.0, 1e-3], ids=["large", "small"])
-def test_a_bright_pixel_that_speaks_for_it_is_orange_whatever_the_scale(tmp_path: Path, scale: float) -> None:
+def test_positive_weights_are_orange_and_negative_ones_purple_at_any_scale(
+    tmp_path: Path, scale: float
+) -> None:
     picture = draw_filters(tmp_path / "filters.png", 1, scale=scale)
 
-    speaks_for, nothing, against = (picture[66 + at, 16 + at, :3] for at in (5, 42, 80))
-    assert speaks_for[0] > speaks_for[2] + 0.3  # more red than blue
-    assert against[2] > against[0] + 0.1
-    assert nothing.min() > 0.95
+    positive, zero, negative = (picture[66 + at, 16 + at, :3] for at in (5, 42, 80))
+    assert positive[0] > positive[2] + 0.3  # more red than blue
+    assert negative[2] > negative[0] + 0.1
+    assert zero.min() > 0.95
 
 
 def test_filters_that_are_all_zero_are_drawn(tmp_path: Path) -> None:
     assert draw_filters(tmp_path / "filters.png", 2, scale=0).shape[2] == 4
 
 
-def test_maps_are_beside_their_image_black_for_nothing_and_bright_for_much(tmp_path: Path) -> None:
+def test_maps_are_beside_their_image_black_for_zero_and_bright_for_the_largest(tmp_path: Path) -> None:
     picture = draw_maps(tmp_path / "maps.png", num_images=3, num_channels=2)
 
     columns = np.nonzero((picture[66:114, :, 3] == 1).all(axis=0))[0]
@@ -226,7 +223,7 @@ def test_maps_are_beside_their_image_black_for_nothing_and_bright_for_much(tmp_p
     assert picture[66:114, starts[3] : starts[3] + 48, :3].mean() < 0.6
 
 
-def test_the_ground_is_left_to_the_page_and_the_words_are_read_on_any(tmp_path: Path) -> None:
+def test_maps_are_transparent_with_text_that_reads_on_any_background(tmp_path: Path) -> None:
     picture = draw_maps(tmp_path / "maps.png")
 
     assert (picture[:, :, 3] == 0).mean() > 0.3
@@ -262,20 +259,16 @@ def test_captions_do_not_lie_on_each_other(tmp_path: Path, num_channels: int) ->
     assert sum(gap >= 12 for gap in gaps) == 2  # between three captions
 
 
-def test_what_a_network_sees_is_the_same_bytes_in_another_process(tmp_path: Path) -> None:
+def test_the_bytes_are_the_same_in_another_process(tmp_path: Path) -> None:
     script = (
-        "import sys; from pathlib import Path;"
-        "from tests.unit.evaluation.test_figures import draw_filters, draw_maps;"
-        "draw_maps(Path(sys.argv[1])); draw_filters(Path(sys.argv[2]), 9)"
+        "import sys; from pathlib import Path; from tests.unit.evaluation.test_figures import draw_all;"
+        "draw_all(Path(sys.argv[1]))"
     )
-    there = [str(tmp_path / name) for name in ("there maps.png", "there filters.png")]
-    subprocess.run([sys.executable, "-c", script, *there], cwd=ROOT, check=True)
+    (tmp_path / "there").mkdir()
+    subprocess.run([sys.executable, "-c", script, tmp_path / "there"], cwd=ROOT, check=True)
 
-    draw_maps(tmp_path / "maps.png")
-    draw_filters(tmp_path / "filters.png", 9)
-
-    assert (tmp_path / "maps.png").read_bytes() == Path(there[0]).read_bytes()
-    assert (tmp_path / "filters.png").read_bytes() == Path(there[1]).read_bytes()
+    for path in draw_all(tmp_path):
+        assert path.read_bytes() == (tmp_path / "there" / path.name).read_bytes()
 
 
 def test_the_title_of_maps_ends_on_the_picture(tmp_path: Path) -> None:

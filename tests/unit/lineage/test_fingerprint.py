@@ -309,12 +309,13 @@ def test_no_secret_of_a_changed_param_is_in_the_command(checkout: Path) -> None:
         "https://h/?token=SECRET",
         "https://a:SEC/RET@h/",
         "https://h/%20/",
+        "https://h/#SECRET",
     ]
     with (checkout / "params.yaml").open("a") as stream:
         stream.write(f"mirrors: {json.dumps(urls)}\nurl: {urls[0]}\nsome: [{{url: '{urls[0]}'}}]\nat: a@b\n")
     rerun = fingerprint.source().rerun
     assert rerun.partition(" && ")[2] == (
-        """dvc exp run -S 'mirrors=["https://h/mnist/", "https://h/", "(not shown)", "https://h/%20/"]'"""
+        """dvc exp run -S 'mirrors=["https://h/mnist/", "https://h/", "(not shown)", "https://h/%20/", "https://h/"]'"""
         """ -S url=https://h/mnist/ -S 'some=[{"url": "https://h/mnist/"}]' -S at=a@b"""
     )
 
@@ -354,3 +355,14 @@ def test_a_given_source_is_kept(checkout: Path) -> None:
     given = fingerprint.Source(commit="c", branch="b", patch="", experiment="e", rerun="r")
     assert fingerprint.of_training(checkout, where=given).source is given
     assert given.name == "e"
+
+
+def test_an_output_that_is_a_dep_is_not_in_the_patch(checkout: Path) -> None:
+    (checkout / "dvc.yaml").write_text(
+        "stages: {more: {cmd: m, deps: [code.py, metrics/test.json, dvc.lock]}}"
+    )
+    git("add", ".")
+    git("commit", "-qm", "second")
+    (checkout / "metrics/test.json").write_text('{"accuracy": 1}')
+    (checkout / "dvc.lock").write_text("stages: {}")
+    assert fingerprint.source().patch == ""

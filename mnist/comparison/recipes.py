@@ -15,9 +15,9 @@ from tabulate import tabulate
 
 from mnist.comparison.results import Result, load_results
 from mnist.core import paths
+from mnist.evaluation.statistics import student_interval
 
 ACCURACY = "accuracy"
-CONFIDENCE = 0.95
 FIGURES = ("seeds", "test accuracy", "sd", "95 % interval", "least to most")
 FEW_SEEDS = 3  # with fewer, the interval is too wide to say much
 
@@ -56,20 +56,8 @@ class Recipe:
         """That of the mean over all seeds, on these test images, within 0 to 1; None for one seed."""
         if len(self.by_seed) == 1:
             return None
-        low, high = interval(self.accuracies)
+        low, high = student_interval(self.accuracies)
         return max(low, 0.0), min(high, 1.0)
-
-
-def interval(values: Sequence[float]) -> tuple[float, float]:
-    """Return the 95 % interval of the mean of the population that two or more `values` are drawn from.
-
-    Student's t: mean ± t(n - 1, 0.975) sd / sqrt(n), for values that are about normal. For accuracies
-    over seeds it is the luck of the seed; other test images of the same kind would add to it.
-    """
-    from scipy.special import stdtrit  # type: ignore[import-untyped]
-
-    half = float(stdtrit(len(values) - 1, (1 + CONFIDENCE) / 2)) * stdev(values) / len(values) ** 0.5
-    return mean(values) - half, mean(values) + half
 
 
 def load(root: Path, revs: Sequence[str] | None) -> tuple[list[Recipe], list[str]]:

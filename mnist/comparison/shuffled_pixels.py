@@ -13,6 +13,7 @@ from mnist.comparison import recipes
 from mnist.comparison.recipes import Recipe
 from mnist.core import files
 from mnist.core.errors import InputError
+from mnist.evaluation.statistics import student_interval
 from mnist.lineage import experiments
 
 NUMBERS, PICTURE = Path("metrics/shuffled-pixels.json"), Path("metrics/shuffled-pixels.png")
@@ -96,7 +97,7 @@ def summary(cases: Mapping[Case, Recipe], num_seeds: int) -> dict[str, Any]:
         result["networks"][model] = {
             "in_place": in_place,
             "shuffled": shuffled,
-            "cost": {"mean": mean(costs), "interval": recipes.interval(costs)},
+            "cost": {"mean": mean(costs), "interval": student_interval(costs)},
         }
     return result
 

@@ -5,12 +5,12 @@ Shape suffixes: N images, K classes.
 
 import csv
 from bisect import bisect_left
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from math import sqrt
 from pathlib import Path
-from statistics import NormalDist
+from statistics import NormalDist, mean, stdev
 from typing import Literal, TypeVar
 
 import numpy as np
@@ -215,6 +215,18 @@ def score_interval(*, fixed: int, broken: int, num_images: int, alpha: float) ->
     return _lowest(fixed, broken, num_images, z), -_lowest(broken, fixed, num_images, z)
 
 
+def student_interval(values: Sequence[float]) -> tuple[float, float]:
+    """Return the 95 % interval of the mean of the population that two or more `values` are drawn from.
+
+    Student's t: mean ± t(n - 1, 0.975) sd / sqrt(n), for values that are about normal. For accuracies
+    over seeds it is the luck of the seed; other test images of the same kind would add to it.
+    """
+    from scipy.special import stdtrit  # type: ignore[import-untyped]
+
+    half = float(stdtrit(len(values) - 1, 0.975)) * stdev(values) / sqrt(len(values))
+    return mean(values) - half, mean(values) + half
+
+
 def _lowest(fixed: int, broken: int, num_images: int, z: float) -> float:
     """Return the lower limit of the score test's interval.
 
@@ -244,7 +256,7 @@ def _heads_at_most(heads: int, tosses: int) -> float:
     SciPy takes from Boost: at 10,000 tosses its relative error is at most 1.2e-12. That of
     `scipy.special.bdtr` is 20 times as large, and `scipy.stats` takes a second to import.
     """
-    from scipy.special import betainc  # type: ignore[import-untyped]  # 0.2 s, not needed to read predictions
+    from scipy.special import betainc  # 0.2 s, not needed to read predictions
 
     return float(betainc(tosses - heads, heads + 1, 0.5))
 

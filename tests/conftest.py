@@ -128,6 +128,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: "e2e" not in item.path.parts)
 
 
+@pytest.fixture(autouse=True)
+def _no_store_left() -> Iterator[None]:
+    """Let MLflow forget the store that a command in this process has set."""
+    yield
+    if mlflow := sys.modules.get("mlflow"):
+        mlflow.set_tracking_uri(None)
+        mlflow.set_registry_uri(None)
+        os.environ.pop("MLFLOW_REGISTRY_URI", None)  # it has set that, too
+
+
 MadeOnce = Callable[[str, Callable[[Path], None]], Path]
 
 

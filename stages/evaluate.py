@@ -10,7 +10,8 @@ import numpy as np
 
 from mnist.core import files, paths, process
 from mnist.core.config import Machine
-from mnist.data import gate, store as data
+from mnist.data import store as data
+from mnist.data.validation import require_valid
 from mnist.evaluation import scores
 
 NUM_IMAGES = 10  # in each gallery, and in the figure of feature maps
@@ -36,7 +37,7 @@ def run(
     feature_maps: Path = paths.FEATURE_MAPS,
 ) -> None:
     """Score all test images; draw the first ten, the ten most confident mistakes, filters, feature maps."""
-    gate.check(validation, dataset)
+    require_valid(validation, dataset)
     classes, test = data.describe(dataset).classes, data.load(dataset, "test")
     from mnist.evaluation import figures, insight
     from mnist.training import devices, model

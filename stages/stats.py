@@ -11,7 +11,8 @@ from pathlib import Path
 
 from mnist.core import paths, process
 from mnist.core.config import Section
-from mnist.data import gate, statistics, store as data
+from mnist.data import statistics, store as data
+from mnist.data.validation import require_valid
 
 
 class Params(Section):
@@ -26,7 +27,7 @@ def run(
     stats: Path = paths.STATS,
 ) -> None:
     """Write the mean and standard deviation of the training pixels, scaled to [0, 1]."""
-    gate.check(validation, dataset)
+    require_valid(validation, dataset)
     measured = statistics.measure(data.load(dataset, "train").images_NHW)
     statistics.write(stats, measured)
     print(

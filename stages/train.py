@@ -13,7 +13,8 @@ from pathlib import Path
 
 from mnist.core import files, paths
 from mnist.core.config import Architecture, DatasetParams, Execution, Machine, Recipe, Split
-from mnist.data import gate, statistics, store as data
+from mnist.data import statistics, store as data
+from mnist.data.validation import require_valid
 from mnist.lineage import fingerprint
 from mnist.tracking import events
 from mnist.training import distributed, history, progress
@@ -37,7 +38,7 @@ def run(
     """Train on the training images, watch the validation images, write weights and curves."""
     with distributed.init(params.processes) as ctx:
         seed, precision = params.seed, params.precision
-        gate.check(validation, dataset)
+        require_valid(validation, dataset)
         measured = statistics.read(stats)
         classes = data.expect(dataset, params.dataset).classes
         train, val = data.cut(data.load(dataset, "train"), val_size=params.val_size, seed=seed)

@@ -8,7 +8,8 @@ from pathlib import Path
 from mnist.core import files, paths, process
 from mnist.core.config import DatasetParams
 from mnist.core.errors import InputError
-from mnist.data import catalog, image_table, store as data, validation, validation_page
+from mnist.data import catalog, image_table, store as data, validation
+from mnist.data.page import validation_page
 
 
 class Params(DatasetParams):
@@ -34,22 +35,22 @@ def run(
     train, test = data.load(dataset, split="train"), data.load(dataset, split="test")
     from mnist.data import expectations
 
-    said = expectations.judge(
+    found = expectations.validate(
         image_table.rows("train", train),
         image_table.rows("test", test),
         description=described,
         bounds=bounds,
         dataset_sha256=files.sha256(dataset),
     )
-    validation.write(verdict, said)
-    files.write_text(page, validation_page.html(said, train, test, description=described, bounds=bounds))
+    validation.write(verdict, found)
+    files.write_text(page, validation_page(found, train, test, description=described, bounds=bounds))
 
-    num_expectations = len(said.expectations)
-    if said.failed:
-        lines = "".join(f"\n  {finding.line}" for finding in said.failed)
+    num_expectations = len(found.expectations)
+    if found.failed:
+        lines = "".join(f"\n  {finding.line}" for finding in found.failed)
         raise InputError(
             str(dataset),
-            found=f"data that break {len(said.failed)} of {num_expectations} expectations",
+            found=f"data that break {len(found.failed)} of {num_expectations} expectations",
             expected=f"data that keep them all (see {page}):{lines}",
         )
     print(

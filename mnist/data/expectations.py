@@ -1,6 +1,6 @@
-"""What the data must be, as a Great Expectations suite, and how to ask it.
+"""The expectations about the data, as a Great Expectations suite, and their results.
 
-The suite is over one table of both splits, a row an image (see `mnist.data.image_table`).
+The suite checks one table of both splits, a row an image (see `mnist.data.image_table`).
 """
 
 import hashlib
@@ -32,10 +32,10 @@ INK = "Share of each image's pixels that are not black"
 MAX_OFFENDING = 10  # images named for an expectation: enough to look at, short enough to print
 
 
-def judge(
+def validate(
     train: Rows, test: Rows, *, description: Description, bounds: Validation, dataset_sha256: str
 ) -> Verdict:
-    """Hold both splits against the bounds, and count what a reader of the verdict wants to know."""
+    """Check both splits against the bounds, and count images, classes and duplicates."""
     # Whole numbers stand for the digests from here on: 16 bytes as text in a table are 90.
     alike = image_table.first_alike(np.concatenate([train.digest, test.digest]))
     findings = _findings(train, test, alike, description, bounds)
@@ -61,7 +61,7 @@ def judge(
 
 
 def _digest(rows: Rows) -> str:
-    """Of all images with their labels, in their order."""
+    """Return the digest of all images with their labels, in their order."""
     sha256 = hashlib.sha256()
     for digest, label in zip(rows.digest, rows.label, strict=True):
         sha256.update(f"{digest.tobytes().hex()} {label}\n".encode())
@@ -103,9 +103,9 @@ def _findings(
 
 
 def suite(description: Description, bounds: Validation) -> list[gxe.Expectation]:
-    """The expectations, each with its name, the split it is about, and what it wants in words.
+    """Return the expectations, each with its name, its split, and its bounds in words.
 
-    The names are a contract: `metrics/validation.json`, the page and the gate show them.
+    The names are a contract: they are in `metrics/validation.json`, on the page and in messages.
     """
     num_classes = len(description.classes)
     in_both = f"{_images(bounds.max_in_both)} in both"
@@ -274,31 +274,31 @@ def _finding(result: ExpectationValidationResult, table: pd.DataFrame, descripti
 def _observed(
     config: ExpectationConfiguration, result: dict[str, Any], rows: pd.DataFrame, description: Description
 ) -> str:
-    """What was seen, in words."""
+    """Return the observed value, in words."""
     seen: Any = result.get("observed_value")
     match config.type:
         case "expect_table_row_count_to_equal":
-            told = _images(seen)
+            observed = _images(seen)
         case _ if rows.empty:
-            told = "no images"
+            observed = "no images"
         case "expect_column_mean_to_be_between":
-            told = f"{seen:.5g}"
+            observed = f"{seen:.5g}"
         case "expect_column_sum_to_be_between" if config.kwargs["column"] == "in_both":
-            told = f"{_images(int(seen))} in both"
+            observed = f"{_images(int(seen))} in both"
         case "expect_column_sum_to_be_between":
-            told = f"{seen:,}"
+            observed = f"{seen:,}"
         case "expect_column_distinct_values_to_contain_set":
             missing = ", ".join(description.class_of(label) for label in result["partial_missing_list"])
-            told = f"no {missing}" if missing else _each(description)
+            observed = f"no {missing}" if missing else _each(description)
         case _:
-            told = _values(rows, config.kwargs["column"], description)
+            observed = _values(rows, config.kwargs["column"], description)
             if result["unexpected_count"]:
-                told += f", {_images(result['unexpected_count'])} outside"
-    return told
+                observed += f", {_images(result['unexpected_count'])} outside"
+    return observed
 
 
 def _values(rows: pd.DataFrame, column: str, description: Description) -> str:
-    """What a column holds; Great Expectations tells of the rows that offend only."""
+    """Return the range of a column, in words; Great Expectations reports rows outside of the bounds only."""
     values = rows[column]
     if not pd.api.types.is_numeric_dtype(values):
         return ", ".join(sorted(values.unique()))
@@ -314,9 +314,9 @@ def _values(rows: pd.DataFrame, column: str, description: Description) -> str:
 def _offending(
     config: ExpectationConfiguration, result: dict[str, Any], rows: pd.DataFrame
 ) -> tuple[int, list[Place]]:
-    """How many images break an expectation, and the places of the first.
+    """Return the number of images that break an expectation, and the places of the first.
 
-    A mean, a size or a missing class has none to name.
+    A mean, a size or a missing class has no such images.
     """
     column = config.kwargs.get("column")
     if column == "repeats":  # the originals are named too
@@ -334,7 +334,7 @@ def _offending(
 
 
 def _alike(rows: pd.DataFrame) -> pd.DataFrame:
-    """The rows whose image is there twice or more, equal ones side by side."""
+    """Return the rows of images that are there twice or more, equal ones side by side."""
     alike = rows[rows.duplicated("digest", keep=False)]
-    # In the order of the first of them, since that of the digests means nothing to anyone.
+    # In the order of the first of them, since the order of the digests has no meaning.
     return alike.sort_values("digest", key=lambda digest: pd.factorize(digest)[0], kind="stable")

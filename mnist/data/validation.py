@@ -1,4 +1,4 @@
-"""The form of `metrics/validation.json`: what `validate` writes, and the gate and the tools read."""
+"""The verdict of `validate`, `metrics/validation.json`, and its check in the stages that use the data."""
 
 from pathlib import Path
 from typing import Annotated
@@ -6,23 +6,24 @@ from typing import Annotated
 from pydantic import Field
 
 from mnist.core import config, files
+from mnist.core.errors import InputError
 from mnist.data.store import SplitName
 
 Number = Annotated[int, Field(ge=0)]
 
 
 class Place(config.Section):
-    """Where an image is."""
+    """The place of an image."""
 
     split: SplitName
     index: Number  # its position within the split
 
 
 class Finding(config.Section):
-    """What became of one expectation."""
+    """The result of one expectation."""
 
     expectation: Annotated[str, Field(min_length=1)]
-    about: str  # what is looked at, in a few words
+    about: str  # what was checked, in a few words
     success: bool
     expected: str
     observed: str
@@ -41,7 +42,7 @@ class Finding(config.Section):
 
 
 class Duplicates(config.Section):
-    """How many images equal another one, pixel for pixel."""
+    """Numbers of images that equal another one, pixel for pixel."""
 
     within_train: Number  # equal to an earlier training image
     within_test: Number  # equal to an earlier test image
@@ -49,7 +50,7 @@ class Duplicates(config.Section):
 
 
 class Verdict(config.Section):
-    """The whole file. Equal data and bounds make an equal one: no times, paths or versions."""
+    """The whole file: equal for equal data and bounds, without times, paths or versions."""
 
     success: bool
     dataset_sha256: Annotated[config.Digest, Field(min_length=64, max_length=64)]
@@ -62,7 +63,7 @@ class Verdict(config.Section):
 
     @property
     def failed(self) -> list[Finding]:
-        """The expectations that the data broke."""
+        """The expectations that failed."""
         return [finding for finding in self.expectations if not finding.success]
 
 
@@ -78,3 +79,25 @@ def read(path: Path) -> Verdict:
 def write(path: Path, verdict: Verdict) -> None:
     """Write a verdict; equal ones make equal bytes."""
     files.write_json(path, verdict.model_dump())
+
+
+def require_valid(path: Path, dataset: Path) -> None:
+    """Stop unless the verdict at `path` is a success for exactly this data set.
+
+    Raises:
+        InputError: the verdict is missing, broken, negative or for other data; a negative one is reported
+            by the first expectation that failed.
+    """
+    verdict = read(path)
+    if verdict.failed:
+        more = f" (and {len(verdict.failed) - 1} more expectations)" if len(verdict.failed) > 1 else ""
+        found = f"bad data: {verdict.failed[0].line}{more}"
+        raise InputError(str(path), found=found, expected="data that pass: see data/validation.html")
+    if not verdict.success:
+        expected = "the file that `validate` writes: run `dvc repro --force validate`"
+        raise InputError(str(path), found="no success and no failed expectation", expected=expected)
+    digest = files.sha256(dataset)
+    if verdict.dataset_sha256 != digest:
+        found = f"a verdict on other data ({verdict.dataset_sha256[:12]})"
+        expected = f"one on {dataset} ({digest[:12]}): run `dvc repro validate`"
+        raise InputError(str(path), found=found, expected=expected)

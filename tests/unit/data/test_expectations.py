@@ -27,10 +27,10 @@ BOUNDS = Validation(
 )
 
 
-def judge(
+def validate(
     train: Images, test: Images, bounds: Validation = BOUNDS, description: Description = DIGITS
 ) -> Verdict:
-    return expectations.judge(
+    return expectations.validate(
         image_table.rows("train", train),
         image_table.rows("test", test),
         description=description,
@@ -130,7 +130,7 @@ def leaked(train: Images, test: Images) -> Splits:
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """Data that are broken in one way, and all that must be said of them."""
+    """Data that are broken in one way, and all that must be verdict of them."""
 
     breaks: Callable[[Images, Images], Splits]
     observed: dict[str, str]
@@ -231,7 +231,7 @@ CASES = [
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.breaks.__name__)
 def test_broken_data_are_told_by_just_the_right_expectations(small_data: SmallData, case: Case) -> None:
-    verdict = judge(*case.breaks(*copies(small_data)))
+    verdict = validate(*case.breaks(*copies(small_data)))
 
     assert not verdict.success
     assert {finding.expectation: finding.observed for finding in verdict.failed} == case.observed
@@ -242,14 +242,14 @@ def test_broken_data_are_told_by_just_the_right_expectations(small_data: SmallDa
 
 
 def test_every_expectation_is_broken_by_some_case(small_data: SmallData) -> None:
-    names = [finding.expectation for finding in judge(small_data.train, small_data.test).expectations]
+    names = [finding.expectation for finding in validate(small_data.train, small_data.test).expectations]
 
     assert set().union(*(case.observed for case in CASES)) == set(names)
     assert len(names) == len(set(names))
 
 
 def test_good_data_hold_and_are_counted(small_data: SmallData) -> None:
-    verdict = judge(small_data.train, small_data.test)
+    verdict = validate(small_data.train, small_data.test)
 
     assert verdict.success
     assert verdict.failed == []
@@ -269,15 +269,15 @@ def test_equal_test_images_and_labels_make_an_equal_digest(small_data: SmallData
         for image_HW, label in zip(small_data.test.images_NHW, small_data.test.labels_N, strict=True)
     )
 
-    said = judge(small_data.train.take(np.arange(5)), small_data.test)
+    verdict = validate(small_data.train.take(np.arange(5)), small_data.test)
 
-    assert said.test_sha256 == hashlib.sha256(lines.encode()).hexdigest()
+    assert verdict.test_sha256 == hashlib.sha256(lines.encode()).hexdigest()
 
 
 def test_duplicates_are_counted_and_named_with_their_originals(small_data: SmallData) -> None:
     train, test = repeated(*copies(small_data))
     test.images_NHW[[50, 51]] = train.images_NHW[10]  # two test images that are one training image
-    verdict = judge(train, test)
+    verdict = validate(train, test)
     failed = {finding.expectation: finding for finding in verdict.failed}
 
     assert verdict.duplicates.model_dump() == {"within_train": 2, "within_test": 2, "between_splits": 2}
@@ -290,16 +290,16 @@ def test_duplicates_are_counted_and_named_with_their_originals(small_data: Small
 def test_duplicates_up_to_the_bound_are_let_through(small_data: SmallData) -> None:
     train, test = repeated(*copies(small_data))
 
-    assert judge(train, test, BOUNDS.model_copy(update={"max_duplicates": 2})).success
-    failed = judge(train, test, BOUNDS.model_copy(update={"max_duplicates": 1})).failed
+    assert validate(train, test, BOUNDS.model_copy(update={"max_duplicates": 2})).success
+    failed = validate(train, test, BOUNDS.model_copy(update={"max_duplicates": 1})).failed
     assert [finding.expectation for finding in failed] == ["train_duplicates"]
 
 
 def test_images_in_both_splits_up_to_the_bound_are_let_through(small_data: SmallData) -> None:
     train, test = leaked(*copies(small_data))
 
-    assert judge(train, test, BOUNDS.model_copy(update={"max_in_both": 2})).success
-    (failed,) = judge(train, test, BOUNDS.model_copy(update={"max_in_both": 1})).failed
+    assert validate(train, test, BOUNDS.model_copy(update={"max_in_both": 2})).success
+    (failed,) = validate(train, test, BOUNDS.model_copy(update={"max_in_both": 1})).failed
     assert failed.line == (
         "no_image_in_both_splits: expected at most 1 image in both, observed 2 images in both;"
         " see train 31, test 7, train 900, test 6"
@@ -315,15 +315,15 @@ def test_classes_are_told_by_their_names(small_data: SmallData) -> None:
     test.labels_N[test.labels_N == 2] = 3
     bounds = BOUNDS.model_copy(update={"class_share": Share(min=0, max=1)})
 
-    said = judge(train, test, bounds, three)
+    verdict = validate(train, test, bounds, three)
 
-    assert said.class_counts["train"] == {"fish": 480, "bird": 360, "frog, a": 360}
-    assert said.class_counts["test"] == {"fish": 120, "bird": 90, "frog, a": 0, "unknown 3": 90}
-    assert {finding.expectation: finding.observed for finding in said.failed} == {
+    assert verdict.class_counts["train"] == {"fish": 480, "bird": 360, "frog, a": 360}
+    assert verdict.class_counts["test"] == {"fish": 120, "bird": 90, "frog, a": 0, "unknown 3": 90}
+    assert {finding.expectation: finding.observed for finding in verdict.failed} == {
         "known_labels": "0 to 3, 90 images outside",
         "test_has_all_classes": "no frog, a",
     }
-    findings = {finding.expectation: finding for finding in said.expectations}
+    findings = {finding.expectation: finding for finding in verdict.expectations}
     assert findings["train_has_all_classes"].expected == "each of fish to frog, a"
     assert findings["test_class_share"].observed == "0.3 (label bird) to 0.4 (label fish)"
 
@@ -332,17 +332,19 @@ def test_one_pixel_makes_an_image_different(small_data: SmallData) -> None:
     train, test = leaked(*copies(small_data))
     test.images_NHW[[6, 7], 0, 0] += 1
 
-    assert judge(train, test).success
+    assert validate(train, test).success
 
 
 def test_bounds_include_their_ends(small_data: SmallData) -> None:
     exact = Share(min=0.1, max=0.1)
 
-    assert judge(small_data.train, small_data.test, BOUNDS.model_copy(update={"class_share": exact})).success
+    assert validate(
+        small_data.train, small_data.test, BOUNDS.model_copy(update={"class_share": exact})
+    ).success
 
 
 def test_at_most_ten_images_are_named_but_all_are_counted(small_data: SmallData) -> None:
-    failed = {finding.expectation: finding for finding in judge(*inverted(*copies(small_data))).failed}
+    failed = {finding.expectation: finding for finding in validate(*inverted(*copies(small_data))).failed}
 
     assert failed["image_mean"].num_offending == 1500
     assert places(failed["image_mean"]) == [("train", index) for index in range(10)]
@@ -351,7 +353,7 @@ def test_at_most_ten_images_are_named_but_all_are_counted(small_data: SmallData)
 
 @pytest.mark.parametrize(("num_train", "num_test"), [(0, 0), (0, 1), (1, 0), (1, 1)])
 def test_next_to_no_images_still_get_a_verdict(small_data: SmallData, num_train: int, num_test: int) -> None:
-    verdict = judge(
+    verdict = validate(
         small_data.train.take(np.arange(num_train)),
         small_data.test.take(np.arange(num_test)),
     )

@@ -10,8 +10,9 @@ from ruamel.yaml import YAML
 
 from mnist.core import paths
 from mnist.core.errors import InputError
-from mnist.data import store, validation, validation_page
+from mnist.data import store, validation
 from mnist.data.catalog import Share, Validation
+from mnist.data.page import validation_page
 from mnist.data.store import Images
 from stages import validate
 from tests.conftest import DIGITS, SmallData
@@ -204,7 +205,7 @@ def test_what_the_page_shows_is_escaped(small_data: SmallData) -> None:
         expectations=[finding],
     )
 
-    html = validation_page.html(said, small_data.train, small_data.test, description=DIGITS, bounds=BOUNDS)
+    html = validation_page(said, small_data.train, small_data.test, description=DIGITS, bounds=BOUNDS)
 
     assert "<script" not in html
     assert Page(html).text.count(evil) == 8  # its four texts, in what failed and in the table

@@ -6,7 +6,7 @@ import pytest
 
 from mnist.core import files
 from mnist.core.errors import InputError
-from mnist.data import gate
+from mnist.data.validation import require_valid
 
 
 def finding(name: str, *, success: bool) -> dict[str, Any]:
@@ -48,7 +48,7 @@ def validation(tmp_path: Path) -> Path:
 
 def refusal(validation: Path, dataset: Path) -> str:
     with pytest.raises(InputError) as caught:
-        gate.check(validation, dataset)
+        require_valid(validation, dataset)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -56,7 +56,7 @@ def refusal(validation: Path, dataset: Path) -> str:
 def test_good_data_pass(validation: Path, dataset: Path) -> None:
     files.write_json(validation, verdict(dataset))
 
-    gate.check(validation, dataset)
+    require_valid(validation, dataset)
 
 
 def test_bad_data_are_stopped_with_what_was_seen_and_where(validation: Path, dataset: Path) -> None:
@@ -82,7 +82,7 @@ def test_a_failed_expectation_stops_whatever_the_summary_says(validation: Path, 
 def test_no_success_stops_without_a_failed_expectation_too(validation: Path, dataset: Path) -> None:
     files.write_json(validation, {**verdict(dataset), "success": False})
 
-    assert "no success" in refusal(validation, dataset)
+    assert "no success and no failed expectation" in refusal(validation, dataset)
 
 
 def test_a_verdict_on_other_data_is_refused(validation: Path, dataset: Path) -> None:

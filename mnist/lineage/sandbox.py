@@ -44,7 +44,7 @@ class Sandbox:
 def temporary(purpose: str) -> Iterator[Sandbox]:
     """Yield an empty sandbox that is removed at the end, however that comes.
 
-    A terminal that is closed counts as an interrupt, unless `nohup` says that it does not count.
+    A terminal that is closed counts as an interrupt, unless `nohup` ignores it.
     """
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
         signal.signal(signal.SIGHUP, signal.default_int_handler)

@@ -144,7 +144,7 @@ def test_a_dep_that_git_does_not_know_yet_is_in_the_patch(checkout: Path) -> Non
     text = (checkout / "dvc.yaml").read_text().replace("code.py", "code.py, new.py")
     (checkout / "dvc.yaml").write_text(text)
     (checkout / "new.py").write_text("two = 2\n")
-    (checkout / "notes.txt").write_text("nobody's business")
+    (checkout / "notes.txt").write_text("no input")
     source = fingerprint.source()
     assert git("status", "--porcelain").splitlines()[1:] == ["?? new.py", "?? notes.txt"]  # as it was
     assert "notes" not in source.patch
@@ -156,12 +156,12 @@ def test_a_dep_that_git_does_not_know_yet_is_in_the_patch(checkout: Path) -> Non
     assert (checkout / "dvc.yaml").read_text() == text
 
 
-def test_a_commit_tells_the_source_that_its_checkout_told(checkout: Path) -> None:
+def test_the_source_of_a_commit_is_that_of_its_checkout(checkout: Path) -> None:
     (checkout / "params.yaml").write_text("lr: 0.05\nseed: 0\nsection:\n  names: [a, b]\n")
-    told, baseline = fingerprint.source(), git("rev-parse", "HEAD")
+    seen, baseline = fingerprint.source(), git("rev-parse", "HEAD")
     git("commit", "-qam", "what DVC commits for an experiment")
     (checkout / "params.yaml").write_text("lr: 7\n")  # what is there now does not matter
-    assert fingerprint.source_of(git("rev-parse", "HEAD"), baseline=baseline, branch="topic") == told
+    assert fingerprint.source_of(git("rev-parse", "HEAD"), baseline=baseline, branch="topic") == seen
 
 
 def test_an_experiment_goes_by_its_name_and_baseline(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -193,22 +193,22 @@ def test_what_no_stage_depends_on_stays_here(checkout: Path, name: str) -> None:
     git("commit", "-qm", "second")
     baseline = git("rev-parse", "HEAD")
     path.write_text("password = SECRET")
-    told = fingerprint.source()
-    assert (told.patch, told.rerun) == ("", f"git checkout {baseline[:12]} && dvc repro")
+    seen = fingerprint.source()
+    assert (seen.patch, seen.rerun) == ("", f"git checkout {baseline[:12]} && dvc repro")
     git("commit", "-qam", "third")
-    assert fingerprint.source_of("HEAD", baseline=baseline, branch="topic") == told
+    assert fingerprint.source_of("HEAD", baseline=baseline, branch="topic") == seen
 
 
 def test_what_was_a_dep_at_the_commit_is_in_the_patch(checkout: Path) -> None:
     text = (checkout / "dvc.yaml").read_text()
     (checkout / "dvc.yaml").write_text(text.replace("code.py", "renamed.py"))
     (checkout / "code.py").rename(checkout / "renamed.py")
-    told, baseline = fingerprint.source(), git("rev-parse", "HEAD")
+    seen, baseline = fingerprint.source(), git("rev-parse", "HEAD")
     git("add", ".")
     git("commit", "-qm", "second")
-    assert fingerprint.source_of("HEAD", baseline=baseline, branch="topic") == told
+    assert fingerprint.source_of("HEAD", baseline=baseline, branch="topic") == seen
     git("checkout", "-q", baseline)
-    (checkout / "dirty.patch").write_text(told.patch)
+    (checkout / "dirty.patch").write_text(seen.patch)
     git("apply", "dirty.patch")
     assert (checkout / "renamed.py").exists()
     assert not (checkout / "code.py").exists()
@@ -234,7 +234,7 @@ def test_a_git_that_fails_does_not_mean_that_nothing_was_changed(checkout: Path)
     assert "\n" not in str(caught.value)
 
 
-def test_without_git_the_commit_is_what_dvc_says(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_git_the_commit_is_that_of_dvc(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DVC_EXP_BASELINE_REV", "0" * 40)
     monkeypatch.setenv("PATH", str(checkout / "nothing"))
     source = fingerprint.source()

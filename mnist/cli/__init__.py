@@ -4,7 +4,6 @@ It imports every other package, and no package imports it.
 """
 
 import importlib
-from collections.abc import Callable
 
 import click
 
@@ -39,25 +38,13 @@ class Commands(click.Group):
         """Import the module of a command and return what it defines; None for an unknown name."""
         if cmd_name not in COMMANDS:
             return None
-        module = importlib.import_module(f"mnist.cli.{cmd_name}")
-        command = getattr(module, cmd_name, None)
-        return command if isinstance(command, click.Command) else _argparse(module.main, cmd_name)
+        command: click.Command = getattr(importlib.import_module(f"mnist.cli.{cmd_name}"), cmd_name)
+        return command
 
     def invoke(self, ctx: click.Context) -> object:
         """Run the command; a user's mistake is one line on stderr and exit status 2."""
         with process.reported(failure=2):
             return super().invoke(ctx)
-
-
-def _argparse(main: Callable[..., None], name: str) -> click.Command:
-    """Wrap a command whose module still parses its arguments by argparse."""
-
-    @click.command(name, add_help_option=False, context_settings={"ignore_unknown_options": True})
-    @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
-    def command(arguments: tuple[str, ...]) -> None:
-        main(list(arguments))
-
-    return command
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})

@@ -18,7 +18,9 @@ from mnist.core import paths
 )
 @click.option("--all-commits", is_flag=True, help="Rank those that started from any commit.")
 def best(top: int | None, revs: tuple[str, ...], *, all_commits: bool) -> None:
-    """Rank experiments by validation accuracy, and show how to apply the best one.
+    """Rank experiments by validation accuracy.
+
+    It shows how to apply the best one.
 
     \b
     Example:

@@ -10,7 +10,7 @@ from mnist.core import config, files, paths
 @click.option("--seeds", type=click.IntRange(min=2), default=3, show_default=True, help="From 0 on.")
 @click.option("--jobs", type=click.IntRange(min=1), default=2, show_default=True, help="Trainings at a time.")
 def experiments(seeds: int, jobs: int) -> None:
-    """Measure what shuffling the pixels costs a convolutional and a fully connected network.
+    """Measure what shuffled pixels cost a CNN and an MLP.
 
     It trains both, on pixels in place and shuffled by one permutation, over seeds: by default 12 DVC
     experiments. Those that this commit has with these params are not trained again. It prints a table, and

@@ -13,7 +13,7 @@ from mnist.core import config, files, paths
     "--only-this-result", is_flag=True, help="Fail if the challenger is not the model of this checkout."
 )
 def promote(dry_run: bool, only_this_result: bool) -> None:
-    """Make the challenger the champion if it is good enough and not worse.
+    """Make the challenger the champion, if it is not worse.
 
     It must reach registry.min_accuracy, and an exact paired test on the same test images must not find
     it worse than the champion (registry.alpha). Exit status 1 if it is refused. The decision is recorded

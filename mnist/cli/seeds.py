@@ -17,7 +17,7 @@ from mnist.core import paths
 )
 @click.option("--all-commits", is_flag=True, help="Show those that started from any commit.")
 def seeds(revs: tuple[str, ...], *, all_commits: bool) -> None:
-    """Show mean, deviation and interval of the test accuracy over seeds, for each recipe.
+    """Show the test accuracy of each recipe over its seeds.
 
     A recipe is all params of the training but the seed. Choose one by `mnist best`, which looks at
     validation accuracy; this shows what the choice is worth.

@@ -8,7 +8,7 @@ import click
     "--port", type=click.IntRange(0, 65535), default=5001, show_default=True, help="0: any free one."
 )
 def serve(port: int) -> None:
-    """Serve the champion over HTTP, on this machine alone, until Ctrl-C.
+    """Serve the champion over HTTP, on this machine alone.
 
     It speaks MLflow's scoring protocol and takes raw pixels, uint8 (N, 28, 28).
 

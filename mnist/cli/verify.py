@@ -23,7 +23,7 @@ REMEDY = "run `dvc repro --force`, and commit dvc.lock and metrics"
 
 @click.command()
 def verify() -> None:
-    """Check that the committed results are what the committed code makes.
+    """Check that the committed code makes the committed results.
 
     dvc.lock is compared with the code, params and outputs in git. Then the pipeline runs from start to
     end in a temporary checkout of HEAD, whatever DVC's caches hold, and its outputs are compared with

@@ -24,8 +24,8 @@ def best(top: int | None, revs: tuple[str, ...], *, all_commits: bool) -> None:
 
     \b
     Example:
-        dvc exp run --queue -S 'lr=0.01,0.05,0.1'
-        dvc queue start -j 2
-        mnist best --top 5
+      dvc exp run --queue -S 'lr=0.01,0.05,0.1'
+      dvc queue start -j 2
+      mnist best --top 5
     """
     click.echo(ranking.report(paths.checkout(), None if all_commits else revs, top))

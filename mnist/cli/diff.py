@@ -49,9 +49,10 @@ def diff(
     commits or DVC experiments. What is not here is fetched from `origin`. It prints Markdown.
 
     \b
-    mnist diff                                  the workspace with main
-    mnist diff v1.0 my-branch --json
-    mnist diff origin/main HEAD --fail-if worse --fail-if not-comparable
+    Example:
+      mnist diff                                  the workspace with main
+      mnist diff v1.0 my-branch --json
+      mnist diff origin/main HEAD --fail-if worse --fail-if not-comparable
     """
     # DVC takes a second to import.
     from mnist.comparison import markdown, revision

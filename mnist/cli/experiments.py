@@ -18,7 +18,7 @@ def experiments(seeds: int, jobs: int) -> None:
 
     \b
     Example:
-        mnist experiments --seeds 5
+      mnist experiments --seeds 5
     """
     current = config.load(paths.PARAMS).model_dump()
     cases = shuffled_pixels.train(paths.checkout(), current, seeds, jobs)

@@ -21,8 +21,8 @@ def preset(context: click.Context, name: str | None, options: tuple[str, ...]) -
 
     \b
     Example:
-        mnist preset
-        mnist preset quick -S seed=3
+      mnist preset
+      mnist preset quick -S seed=3
     """
     known = presets.load(presets.PRESETS)
     if name is None:

@@ -15,7 +15,8 @@ def report() -> None:
     results came from git and DVC's cache. It fails where code, data or params have changed since.
 
     \b
-    dvc pull && mnist report
+    Example:
+      dvc pull && mnist report
     """
     from mnist.evaluation import results
     from mnist.lineage import lock

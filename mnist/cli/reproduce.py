@@ -30,9 +30,10 @@ def reproduce(model: str) -> None:
     code: reproduce from stores that you trust.
 
     \b
-    mnist reproduce                              the champion
-    mnist reproduce models:/mnist-simplecnn/1
-    mnist reproduce runny-jibe
+    Example:
+      mnist reproduce                              the champion
+      mnist reproduce models:/mnist-simplecnn/1
+      mnist reproduce runny-jibe
     """
     os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "false"  # our models have none
     sys.exit(not run(model or f"models:/{config.load(paths.PARAMS).model_name}@champion"))

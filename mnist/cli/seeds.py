@@ -24,8 +24,8 @@ def seeds(revs: tuple[str, ...], *, all_commits: bool) -> None:
 
     \b
     Example:
-        dvc exp run --queue -S 'seed=range(0,5)'
-        dvc queue start -j 2
-        mnist seeds
+      dvc exp run --queue -S 'seed=range(0,5)'
+      dvc queue start -j 2
+      mnist seeds
     """
     click.echo(recipes.report(paths.checkout(), None if all_commits else revs))

@@ -33,7 +33,8 @@ def verify() -> None:
     DVC's cache then holds the outputs, so that `dvc repro` need not compute them.
 
     \b
-    mnist verify > report.txt     the output of the stages goes to stderr
+    Example:
+      mnist verify > report.txt     the output of the stages goes to stderr
     """
     sys.exit(not run())
 

@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,10 +49,20 @@ def temporary(purpose: str) -> Iterator[Sandbox]:
     """
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
         signal.signal(signal.SIGHUP, signal.default_int_handler)
-    # The logging process of a stage that was killed may still be there for a moment.
-    with tempfile.TemporaryDirectory(prefix=f"mnist-{purpose}-", ignore_cleanup_errors=True) as created:
-        folder = Path(created).resolve()
+    folder = Path(tempfile.mkdtemp(prefix=f"mnist-{purpose}-")).resolve()
+    try:
         yield Sandbox(folder=folder, checkout=folder / "checkout")
+    finally:
+        _remove(folder)
+
+
+def _remove(folder: Path) -> None:
+    """Remove a folder; the logging process of `train` may still write there for a moment."""
+    deadline = time.monotonic() + TIMEOUT_SECONDS
+    shutil.rmtree(folder, ignore_errors=True)
+    while folder.exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def check_out(sandbox: Sandbox, commit: str) -> None:

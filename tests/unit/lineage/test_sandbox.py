@@ -81,6 +81,21 @@ def test_it_is_removed_whatever_ends_it() -> None:
     assert not made[0].exists()
 
 
+def test_what_a_process_still_writes_is_removed_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    removed = []
+
+    def rmtree(folder: Path, *, ignore_errors: bool) -> None:
+        assert ignore_errors
+        removed.append(folder)
+        if len(removed) == 3:
+            folder.rmdir()
+
+    with sandbox.temporary("test") as aside:
+        monkeypatch.setattr("shutil.rmtree", rmtree)
+    assert not aside.folder.exists()
+    assert removed == 3 * [aside.folder]
+
+
 def test_the_environment_is_that_of_the_sandbox(
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

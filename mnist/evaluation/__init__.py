@@ -1,4 +1,4 @@
-"""From weights to numbers and pages: scores, statistics, insight, figures, report, model card.
+"""From weights to numbers and pages: scores, statistics, insight, figures, charts, report, model card.
 
 It imports `core`, `data`, `training` and `lineage`.
 """

@@ -1,4 +1,4 @@
-"""What a network sees: the weights and activations that are shown are those that count."""
+"""Filters and feature maps: those that are shown are the weights and outputs of the network."""
 
 import numpy as np
 import pytest

@@ -1,8 +1,6 @@
-"""The paired comparison: published examples, sums by hand, and the odds of a false alarm."""
+"""Intervals and tests: published examples, sums by hand, and the rates of false alarms."""
 
 import itertools
-import subprocess
-import sys
 from fractions import Fraction
 from functools import cache
 from math import comb, sqrt
@@ -14,9 +12,8 @@ from hypothesis import given, strategies as st
 from numpy.typing import ArrayLike, NDArray
 
 from mnist.core.errors import InputError
-from mnist.evaluation import scores, statistics
+from mnist.evaluation import statistics
 from mnist.evaluation.statistics import ALPHA, Paired, Predictions, Z
-from tests.conftest import DIGITS
 
 
 def classifier(right: ArrayLike) -> Predictions:
@@ -210,13 +207,9 @@ def test_intervals_that_a_pen_can_find(num_images: int) -> None:
 
 
 def test_where_none_is_broken_the_upper_limit_is_that_of_a_proportion() -> None:
-    # Wilson's score interval (Journal of the American Statistical Association 22:209-212, 1927).
     for fixed, num_images in [(1, 10), (3, 10), (12, 1_000), (40, 10_000)]:
-        share = fixed / num_images
-        spread = Z * sqrt(share * (1 - share) / num_images + (Z / (2 * num_images)) ** 2)
-        wilson = (share + Z**2 / (2 * num_images) + spread) / (1 + Z**2 / num_images)
         _, high = Paired(num_images=num_images, fixed=fixed, broken=0).interval_pp
-        assert high == pytest.approx(100 * wilson, abs=1e-9)
+        assert high == pytest.approx(100 * statistics.wilson_interval(fixed, num_images)[1], abs=1e-9)
 
 
 @pytest.mark.parametrize(("fixed", "broken", "num_images"), [(3, 3, 5), (-1, 3, 5), (3, -1, 5), (0, 0, 0)])
@@ -298,7 +291,7 @@ def test_what_the_exact_test_calls_different_the_score_test_does_too() -> None:
             assert p_at_most(most, tosses) < ALPHA / 2
 
 
-@pytest.mark.parametrize(("num_images", "rate"), [(10_000, 0.01), (1_000, 0.02), (100, 0.1)])
+@pytest.mark.parametrize(("num_images", "rate"), [(10_000, 0.01), (100, 0.1)])
 def test_the_odds_of_a_false_alarm_in_simulated_tests(num_images: int, rate: float) -> None:
     """Of 20,000 pairs of equals at most 5 % are told apart, at most 2.5 % each way.
 
@@ -312,22 +305,12 @@ def test_the_odds_of_a_false_alarm_in_simulated_tests(num_images: int, rate: flo
     assert 0.01 < worse <= 0.025
 
 
-def test_the_odds_of_a_miss_in_simulated_tests() -> None:
-    # 3 points worse on 1,000 images, of which 2 % are fixed and 5 % broken: 94.5 % are told.
-    verdicts = [of(1_000, *counts)[0] for counts in draws(1_000, 0.02, 0.05, 2_000)]
-    assert verdicts.count("worse") / len(verdicts) > 0.92
-    assert verdicts.count("better") == 0
-
-
 @pytest.mark.parametrize(
     ("num_images", "p_fixed", "p_broken"),
     [
         (10_000, 0.01, 0.01),
-        (10_000, 0.012, 0.008),
         (10_000, 0.0005, 0.002),
-        (1_000, 0.03, 0.03),
         (1_000, 0.01, 0.03),
-        (100, 0.1, 0.04),
         (30, 0.1, 0.2),
     ],
 )
@@ -355,7 +338,7 @@ def chances(num_images: int, p_fixed: float, p_broken: float) -> NDArray[np.floa
     return np.where(fixed + broken <= num_images, np.exp(logs), 0)
 
 
-@pytest.mark.parametrize("num_images", [10, 20, 40])
+@pytest.mark.parametrize("num_images", [10, 40])
 def test_intervals_cover_the_true_change_of_few_images_by_enumeration(num_images: int) -> None:
     """In 92.8 % of samples at least, and 96 % on average over the rates: sums of chances, without luck."""
     low_FB, high_FB = (np.zeros((num_images + 1, num_images + 1)) for _ in range(2))
@@ -475,67 +458,41 @@ def test_holm_names_a_class_wrongly_in_one_of_twenty_families_at_most(num_change
     assert missed / 2_000 < 0.03
 
 
-def test_reading_predictions_loads_no_statistics() -> None:
-    # `register` and `promote` read tables too, and report a fault before anything slow is loaded.
-    code = (
-        "import sys, mnist.evaluation.statistics;"
-        "print(*(name for name in sys.modules if name.startswith('scipy')))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == ""
-
-
-def test_predictions_are_read_as_evaluate_writes_them(tmp_path: Path) -> None:
-    path = tmp_path / "predictions.csv"
-    labels_N, predicted_N = np.array([7, 2, 1], np.uint8), np.array([7, 2, 8])
-    scores.write_predictions(path, labels_N=labels_N, predicted_N=predicted_N, classes=DIGITS.classes)
-    predictions = statistics.read(path)
-    assert predictions.labels_N.tolist() == ["7", "2", "1"]
-    assert predictions.predicted_N.tolist() == ["7", "2", "8"]
-    assert predictions.right.tolist() == [True, True, False]
-    assert predictions.num_images == 3
-
-
 @pytest.mark.parametrize(
-    ("text", "complaint"),
+    ("text", "where", "found"),
     [
-        ("", "line 1: found ''"),
-        ("index,label\n0,1\n", "line 1: found 'index,label'"),
-        ("index,label,predicted\n", "found no predictions"),
-        ("index,label,predicted\n0,1,1\n2,1,1\n", "line 3: found '2,1,1', expected 1,class,class"),
-        ("index,label,predicted\n00,1,1\n", "line 2: found '00,1,1'"),
-        ("index,label,predicted\n0,1,\n", "line 2: found '0,1,'"),
-        ("index,label,predicted\n0,1,1,1\n", "line 2: found '0,1,1,1'"),
-        ('index,label,predicted\n0,1,"1\n1,1,1"\n', "line 2: found '0,1,\"1'"),
-        ("index,label,predicted\n0,1\n", "line 2: found '0,1'"),
-        ("index,label,predicted\n0,1,1\n\n", "line 3: found ''"),
-        ("index,label,predicted\n\u0660,1,1\n", "line 2: found"),
+        ("", ", line 1", "''"),
+        ("index,label\n0,1\n", ", line 1", "'index,label'"),
+        ("index,label,predicted\n", "", "no predictions"),
+        ("index,label,predicted\n0,1,1\n2,1,1\n", ", line 3", "'2,1,1'"),
+        ("index,label,predicted\n00,1,1\n", ", line 2", "'00,1,1'"),
+        ("index,label,predicted\n0,1,\n", ", line 2", "'0,1,'"),
+        ("index,label,predicted\n0,1,1,1\n", ", line 2", "'0,1,1,1'"),
+        ('index,label,predicted\n0,1,"1\n1,1,1"\n', ", line 2", "'0,1,\"1'"),
         (
             "index,label,predicted\n" + "".join(f"{n},a{n},b\n" for n in range(300)),
-            "found 301 names of classes, expected at most 256",
+            "",
+            "301 names of classes",
         ),
-        ("\x00" * 100, "line 1: found '" + r"\x00" * 40 + "...'"),
+        ("\x00" * 100, ", line 1", "'" + r"\x00" * 40 + "...'"),
     ],
 )
-def test_a_file_that_is_no_table_of_predictions_is_one_line(
-    text: str, complaint: str, tmp_path: Path
+def test_a_file_that_is_no_table_of_predictions_is_refused(
+    text: str, where: str, found: str, tmp_path: Path
 ) -> None:
     path = tmp_path / "predictions.csv"
     path.write_text(text, encoding="utf-8")
-    with pytest.raises(InputError) as error:
+    with pytest.raises(InputError) as caught:
         statistics.read(path)
-    assert str(error.value).startswith(str(path))
-    assert complaint in str(error.value)
-    assert "\n" not in str(error.value)
+    assert (caught.value.where, caught.value.found) == (f"{path}{where}", found)
 
 
-def test_a_missing_file_says_so(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no such file"):
-        statistics.read(tmp_path / "predictions.csv")
-
-
-def test_bytes_that_are_no_text_are_no_table(tmp_path: Path) -> None:
+def test_a_missing_file_and_bytes_that_are_no_text_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "predictions.csv"
-    path.write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(InputError, match="line 1"):
+    with pytest.raises(InputError) as caught:
         statistics.read(path)
+    assert caught.value.where == str(path)
+    path.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(InputError) as caught:
+        statistics.read(path)
+    assert caught.value.where == f"{path}, line 1"

@@ -36,6 +36,7 @@ def validate(
     train: Rows, test: Rows, *, description: Description, bounds: Validation, dataset_sha256: str
 ) -> Verdict:
     """Check both splits against the bounds, and count images, classes and duplicates."""
+    splits = (train, test)
     # Whole numbers stand for the digests from here on: 16 bytes as text in a table are 90.
     alike = image_table.first_alike(np.concatenate([train.digest, test.digest]))
     findings = _findings(train, test, alike, description, bounds)
@@ -44,13 +45,10 @@ def validate(
         dataset_sha256=dataset_sha256,
         # Results on equal test images compare, whatever they were trained on.
         test_sha256=_digest(test),
-        num_images={rows.split: len(rows.index) for rows in (train, test)},
+        num_images={rows.split: len(rows.index) for rows in splits},
         # Six decimals, since the last ones of a float sum depend on the machine.
-        mean={
-            rows.split: round(float(rows.mean.mean()), 6) if len(rows.mean) else None
-            for rows in (train, test)
-        },
-        class_counts={rows.split: _class_counts(rows, description) for rows in (train, test)},
+        mean={rows.split: round(float(rows.mean.mean()), 6) if len(rows.mean) else None for rows in splits},
+        class_counts={rows.split: _class_counts(rows, description) for rows in splits},
         duplicates=Duplicates(
             within_train=int(train.repeats.sum()),
             within_test=int(test.repeats.sum()),
@@ -107,7 +105,7 @@ def suite(description: Description, bounds: Validation) -> list[gxe.Expectation]
 
     The names are a contract: they are in `metrics/validation.json`, on the page and in messages.
     """
-    num_classes = len(description.classes)
+    labels = list(range(len(description.classes)))
     in_both = f"{_images(bounds.max_in_both)} in both"
     return [
         _size("train", bounds.num_train),
@@ -118,36 +116,18 @@ def suite(description: Description, bounds: Validation) -> list[gxe.Expectation]
             description="Number type of the pixels",
             meta={"name": "pixel_type", "expected": "uint8"},
         ),
-        _between(
-            "darkest_pixel",
-            "Darkest pixel of each image",
-            "darkest",
-            bounds.darkest.min,
-            bounds.darkest.max,
-        ),
-        _between(
-            "brightest_pixel",
-            "Brightest pixel of each image",
-            "brightest",
-            bounds.brightest.min,
-            bounds.brightest.max,
-        ),
-        _between("no_blank_image", INK, "ink", bounds.ink.min, None),
-        _between("no_saturated_image", INK, "ink", None, bounds.ink.max),
-        _between(
-            "image_mean",
-            "Mean brightness of each image",
-            "mean",
-            bounds.image_mean.min,
-            bounds.image_mean.max,
-        ),
+        _between("darkest_pixel", "Darkest pixel of each image", "darkest", bounds.darkest),
+        _between("brightest_pixel", "Brightest pixel of each image", "brightest", bounds.brightest),
+        _between("no_blank_image", INK, "ink", (bounds.ink.min, None)),
+        _between("no_saturated_image", INK, "ink", (None, bounds.ink.max)),
+        _between("image_mean", "Mean brightness of each image", "mean", bounds.image_mean),
         _split_mean("train", bounds.mean),
         _split_mean("test", bounds.mean),
         gxe.ExpectColumnValuesToBeInSet(
             column="label",
-            value_set=list(range(num_classes)),
+            value_set=labels,
             description="Labels of all images",
-            meta={"name": "known_labels", "expected": f"0 to {num_classes - 1}"},
+            meta={"name": "known_labels", "expected": f"0 to {labels[-1]}"},
         ),
         _all_classes("train", description),
         _all_classes("test", description),
@@ -179,8 +159,9 @@ def _size(split: SplitName, num_images: int) -> gxe.Expectation:
 
 
 def _between(
-    name: str, description: str, column: str, low: float | None, high: float | None
+    name: str, description: str, column: str, bounds: Share | tuple[float | None, float | None]
 ) -> gxe.Expectation:
+    low, high = bounds if isinstance(bounds, tuple) else (bounds.min, bounds.max)
     return gxe.ExpectColumnValuesToBeBetween(
         column=column,
         min_value=low,
@@ -202,17 +183,14 @@ def _split_mean(split: SplitName, bounds: Share) -> gxe.Expectation:
 
 
 def _all_classes(split: SplitName, description: Description) -> gxe.Expectation:
+    # MNIST's classes are digits; the name is older than the other data sets.
+    name = f"{split}_has_all_{'digits' if description.classes == DIGITS else 'classes'}"
     return gxe.ExpectColumnDistinctValuesToContainSet(
         column="label",
         value_set=list(range(len(description.classes))),
         row_condition=Column("split") == split,
         description=f"Classes among the {WORDS[split]} labels",
-        meta={
-            # MNIST's classes are digits; the name is older than the other data sets.
-            "name": f"{split}_has_all_{'digits' if description.classes == DIGITS else 'classes'}",
-            "split": split,
-            "expected": _each(description),
-        },
+        meta={"name": name, "split": split, "expected": _each(description)},
     )
 
 
@@ -319,10 +297,8 @@ def _offending(
     A mean, a size or a missing class has no such images.
     """
     column = config.kwargs.get("column")
-    if column == "repeats":  # the originals are named too
-        found = _alike(rows)
-    elif column == "in_both":
-        found = _alike(rows[rows["repeats"] == 0])
+    if column in {"repeats", "in_both"}:  # the originals are named too
+        found = _alike(rows if column == "repeats" else rows[rows["repeats"] == 0])
     else:
         found = rows.loc[result.get("partial_unexpected_index_list", [])]
     first = found.head(MAX_OFFENDING)

@@ -3,9 +3,7 @@
 The suite checks one table of both splits, a row an image (see `mnist.data.image_table`).
 """
 
-import hashlib
 import os
-from collections import Counter
 from typing import Any
 
 os.environ["GX_ANALYTICS_ENABLED"] = "false"  # read at import; else it reports each run over the network
@@ -44,11 +42,11 @@ def validate(
         success=all(finding.success for finding in findings),
         dataset_sha256=dataset_sha256,
         # Results on equal test images compare, whatever they were trained on.
-        test_sha256=_digest(test),
+        test_sha256=image_table.labelled_digest(test),
         num_images={rows.split: len(rows.index) for rows in splits},
         # Six decimals, since the last ones of a float sum depend on the machine.
         mean={rows.split: round(float(rows.mean.mean()), 6) if len(rows.mean) else None for rows in splits},
-        class_counts={rows.split: _class_counts(rows, description) for rows in splits},
+        class_counts={rows.split: image_table.class_counts(rows, description) for rows in splits},
         duplicates=Duplicates(
             within_train=int(train.repeats.sum()),
             within_test=int(test.repeats.sum()),
@@ -56,20 +54,6 @@ def validate(
         ),
         expectations=findings,
     )
-
-
-def _digest(rows: Rows) -> str:
-    """Return the digest of all images with their labels, in their order."""
-    sha256 = hashlib.sha256()
-    for digest, label in zip(rows.digest, rows.label, strict=True):
-        sha256.update(f"{digest.tobytes().hex()} {label}\n".encode())
-    return sha256.hexdigest()
-
-
-def _class_counts(rows: Rows, description: Description) -> dict[str, int]:
-    counts = Counter(rows.label.tolist())
-    known = range(len(description.classes))
-    return {description.class_of(label): counts[label] for label in sorted({*known, *counts})}
 
 
 def _findings(
@@ -159,15 +143,20 @@ def _size(split: SplitName, num_images: int) -> gxe.Expectation:
 
 
 def _between(
-    name: str, description: str, column: str, bounds: Share | tuple[float | None, float | None]
+    name: str,
+    description: str,
+    column: str,
+    bounds: Share | tuple[float | None, float | None],
+    split: SplitName | None = None,
 ) -> gxe.Expectation:
     low, high = bounds if isinstance(bounds, tuple) else (bounds.min, bounds.max)
     return gxe.ExpectColumnValuesToBeBetween(
         column=column,
         min_value=low,
         max_value=high,
+        row_condition=Column("split") == split if split else None,
         description=description,
-        meta={"name": name, "expected": _interval(low, high)},
+        meta={"name": name, "expected": _interval(low, high)} | ({"split": split} if split else {}),
     )
 
 
@@ -194,19 +183,9 @@ def _all_classes(split: SplitName, description: Description) -> gxe.Expectation:
     )
 
 
-def _each(description: Description) -> str:
-    return f"each of {description.classes[0]} to {description.classes[-1]}"
-
-
 def _class_share(split: SplitName, bounds: Share) -> gxe.Expectation:
-    return gxe.ExpectColumnValuesToBeBetween(
-        column="class_share",
-        min_value=bounds.min,
-        max_value=bounds.max,
-        row_condition=Column("split") == split,
-        description=f"Share of each label in the {WORDS[split]} split",
-        meta={"name": f"{split}_class_share", "split": split, "expected": _interval(bounds.min, bounds.max)},
-    )
+    about = f"Share of each label in the {WORDS[split]} split"
+    return _between(f"{split}_class_share", about, "class_share", bounds, split)
 
 
 def _few_duplicates(split: SplitName, max_duplicates: int) -> gxe.Expectation:
@@ -226,6 +205,10 @@ def _interval(low: float | None, high: float | None) -> str:
     if high is None:
         return f"at least {low:.5g}"
     return f"{low:.5g}" if low == high else f"{low:.5g} to {high:.5g}"
+
+
+def _each(description: Description) -> str:
+    return f"each of {description.classes[0]} to {description.classes[-1]}"
 
 
 def _images(count: int) -> str:
@@ -261,10 +244,10 @@ def _observed(
             observed = "no images"
         case "expect_column_mean_to_be_between":
             observed = f"{seen:.5g}"
-        case "expect_column_sum_to_be_between" if config.kwargs["column"] == "in_both":
-            observed = f"{_images(int(seen))} in both"
         case "expect_column_sum_to_be_between":
-            observed = f"{seen:,}"
+            observed = (
+                f"{_images(int(seen))} in both" if config.kwargs["column"] == "in_both" else f"{seen:,}"
+            )
         case "expect_column_distinct_values_to_contain_set":
             missing = ", ".join(description.class_of(label) for label in result["partial_missing_list"])
             observed = f"no {missing}" if missing else _each(description)

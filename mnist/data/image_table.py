@@ -4,13 +4,14 @@ Shape suffixes: N images, P pixels of an image.
 """
 
 import hashlib
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mnist.data.store import Bytes, Images, SplitName
+from mnist.data.store import Bytes, Description, Images, SplitName
 
 NUM_PIXELS = 28 * 28
 WHITE = 255
@@ -19,7 +20,7 @@ CHUNK = 1024  # images summarized at a time: their pixels stay in a CPU's cache
 
 @dataclass(frozen=True, kw_only=True)
 class Rows:
-    """One split, a row an image; every array is (N,) where no other shape is told.
+    """One split, a row an image; every array is (N,) unless another shape is given.
 
     Attributes:
         split: the name of the split.
@@ -49,7 +50,7 @@ class Rows:
 def rows(split: SplitName, images: Images) -> Rows:
     """Summarize every image of a split; works for none and for one too.
 
-    The images may be memory-mapped: some at a time are looked at, and 80 bytes an image are kept.
+    It works on some images at a time, and keeps 80 bytes of each.
     """
     num_images = len(images)
     _, class_N, counts = np.unique(images.labels_N, return_inverse=True, return_counts=True)
@@ -97,3 +98,18 @@ def first_alike(digest: Bytes) -> NDArray[np.int64]:
     first = np.empty(len(order), np.int64)
     first[order] = order[is_new][np.cumsum(is_new) - 1]
     return first
+
+
+def labelled_digest(rows: Rows) -> str:
+    """Return the SHA-256 digest of all images with their labels, in their order."""
+    sha256 = hashlib.sha256()
+    for digest, label in zip(rows.digest, rows.label, strict=True):
+        sha256.update(f"{digest.tobytes().hex()} {label}\n".encode())
+    return sha256.hexdigest()
+
+
+def class_counts(rows: Rows, description: Description) -> dict[str, int]:
+    """Return the number of images of each class, and of each label without a class."""
+    counts = Counter(rows.label.tolist())
+    known = range(len(description.classes))
+    return {description.class_of(label): counts[label] for label in sorted({*known, *counts})}

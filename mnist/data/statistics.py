@@ -32,8 +32,6 @@ class Stats(Section):
 def measure(images_NHW: Bytes) -> Stats:
     """Exact statistics of uint8 images: sums of whole numbers, divided once, in float64.
 
-    The images may be memory-mapped: some at a time are looked at, and none is kept.
-
     Raises:
         InputError: there is no image, or all pixels are equal, so that nothing can be normalized.
     """
@@ -52,10 +50,10 @@ def measure(images_NHW: Bytes) -> Stats:
 
 
 def _counts(images_NHW: Bytes) -> list[int]:
-    """How many pixels have each of the 256 values."""
+    """Return the number of pixels of each of the 256 values."""
     counts = np.zeros(256, np.int64)
     for start in range(0, len(images_NHW), CHUNK):
-        # It makes 8 bytes of each pixel, so that all at once take eight times the data set.
+        # bincount makes 8 bytes of each pixel: eight times the data set, all at once.
         counts += np.bincount(images_NHW[start : start + CHUNK].reshape(-1), minlength=256)
     return counts.tolist()
 

@@ -66,19 +66,6 @@ def test_a_broken_limit_is_told(measured: dict[str, list[float]], key: str, valu
     assert pipeline.tables(pipeline.summary(measured)).count("| NO |") == 1
 
 
-def test_the_result_is_plain_json(measured: dict[str, list[float]]) -> None:
-    values = pipeline.summary(measured)
-
-    assert json.loads(json.dumps(values, allow_nan=False)) == values
-    assert values["figures"]["repro"] == {
-        "median": 17.0,
-        "min": 15.0,
-        "max": 40.0,
-        "ratio": 1.7,
-        "holds": True,
-    }
-
-
 def test_the_warming_up_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
     seconds = iter([100.0, 1.0, 2.0])
     monkeypatch.setattr(pipeline, "_tutorial", lambda _: {"tutorial": next(seconds)})
@@ -174,12 +161,7 @@ def test_what_is_kept_can_be_shown(
 
 @pytest.mark.parametrize(
     ("content", "found"),
-    [
-        ("{", "found no JSON"),
-        ("[]", "found list,"),
-        ('{"gpu": {}}', "found 'gpu',"),
-        ('{"a": 1}', "found 'a',"),
-    ],
+    [("{", "found no JSON"), ("[]", "found list,"), ('{"a": 1}', "found 'a',")],
 )
 def test_a_file_of_something_else_is_told_before_anything_is_measured(
     checkout: Path, content: str, found: str

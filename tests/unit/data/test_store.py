@@ -12,7 +12,7 @@ from safetensors.numpy import save_file
 
 from mnist.core.errors import InputError
 from mnist.data import store
-from mnist.data.store import Images, SplitName
+from mnist.data.store import Images
 from tests.conftest import DIGITS, SmallData
 
 
@@ -76,44 +76,27 @@ def test_a_new_file_leaves_the_images_of_the_old_one(small_data: SmallData, data
     np.testing.assert_array_equal(read.images_NHW, small_data.train.images_NHW)
 
 
-@pytest.mark.parametrize(("num_train", "num_test"), [(0, 0), (0, 1), (1, 0), (1, 1)])
-def test_next_to_no_images_are_read(tmp_path: Path, num_train: int, num_test: int) -> None:
-    store.write(tmp_path / "file", train=numbered(num_train), test=numbered(num_test), description=DIGITS)
-
-    assert numbers(store.load(tmp_path / "file", "train")) == list(range(num_train))
-    assert numbers(store.load(tmp_path / "file", "test")) == list(range(num_test))
-
-
-@pytest.mark.parametrize("split", ["train", "test"])
 @pytest.mark.parametrize(
     ("images", "labels", "found"),
     [
         (np.zeros((2, 28, 28), np.float32), np.zeros(2, np.uint8), "float32 (2, 28, 28), uint8 (2,)"),
         (np.zeros((2, 28, 28), np.uint8), np.zeros(2, np.int64), "uint8 (2, 28, 28), int64 (2,)"),
         (np.zeros((2, 28, 28), np.uint8), np.zeros(3, np.uint8), "uint8 (2, 28, 28), uint8 (3,)"),
-        (np.zeros((2, 784), np.uint8), np.zeros(2, np.uint8), "uint8 (2, 784), uint8 (2,)"),
         (np.zeros((2, 32, 32), np.uint8), np.zeros(2, np.uint8), "uint8 (2, 32, 32), uint8 (2,)"),
-        (
-            np.zeros((2, 1, 28, 28), np.uint8),
-            np.zeros((2, 1), np.uint8),
-            "uint8 (2, 1, 28, 28), uint8 (2, 1)",
-        ),
         (np.zeros((2, 28, 28), np.uint8), np.zeros((), np.uint8), "uint8 (2, 28, 28), uint8 ()"),
     ],
-    ids=["float images", "int64 labels", "more labels", "flat", "32 pixels", "channels", "a scalar label"],
+    ids=["float images", "int64 labels", "more labels", "32 pixels", "a scalar label"],
 )
 def test_other_tensors_are_refused(
-    tmp_path: Path, split: SplitName, images: NDArray[Any], labels: NDArray[Any], found: str
+    tmp_path: Path, images: NDArray[Any], labels: NDArray[Any], found: str
 ) -> None:
     path = tmp_path / "file"
-    save_file({f"{split}_images": images, f"{split}_labels": labels}, path)
+    save_file({"test_images": images, "test_labels": labels}, path)
 
     with pytest.raises(InputError) as caught:
-        store.load(path, split)
+        store.load(path, "test")
 
-    assert str(caught.value) == (
-        f"{path}: {split}_images, {split}_labels: found {found}, expected uint8 (N, 28, 28), uint8 (N,)"
-    )
+    assert (caught.value.where, caught.value.found) == (f"{path}: test_images, test_labels", found)
 
 
 def broken(content: bytes) -> dict[str, bytes]:
@@ -127,8 +110,6 @@ def broken(content: bytes) -> dict[str, bytes]:
     return {
         "empty": b"",
         "cut off": content[: len(content) // 2],
-        "cut off in the header": content[:40],
-        "too long": content + b"\0",
         "a web page": b"<!doctype html><title>Log in to the hotel's network</title>" * 20,
         "bfloat16": len(header).to_bytes(8, "little") + header + bytes(1569),
     }
@@ -138,16 +119,11 @@ def broken(content: bytes) -> dict[str, bytes]:
 def test_a_broken_file_is_told_in_one_line(dataset_path: Path, kind: str) -> None:
     dataset_path.write_bytes(broken(dataset_path.read_bytes())[kind])
 
-    messages = []
     for read in (lambda: store.load(dataset_path, "train"), lambda: store.describe(dataset_path)):
         with pytest.raises(InputError) as caught:
             read()
-        messages.append(str(caught.value))
-
-    for message in messages:
-        assert message.startswith(f"{dataset_path}: found ")
-        assert message.endswith(", expected the file that `download` writes")
-        assert len(message.splitlines()) == 1
+        assert caught.value.where == str(dataset_path)
+        assert len(str(caught.value).splitlines()) == 1
 
 
 def test_the_file_says_which_data_set_it_is(dataset_path: Path) -> None:
@@ -155,9 +131,7 @@ def test_the_file_says_which_data_set_it_is(dataset_path: Path) -> None:
     assert store.expect(dataset_path, "mnist") == DIGITS
     with pytest.raises(InputError) as caught:
         store.expect(dataset_path, "kmnist")
-    assert str(caught.value) == (
-        f"{dataset_path}: found the data set mnist, expected kmnist, as params.yaml has it: run `dvc repro`"
-    )
+    assert caught.value.where == str(dataset_path)
 
 
 def test_a_class_is_named_and_an_unknown_label_told() -> None:
@@ -168,9 +142,7 @@ def test_a_class_is_named_and_an_unknown_label_told() -> None:
     ("header", "found"),
     [
         ({}, "no name of the data set"),
-        ({"other": "{}"}, "no name of the data set"),
         ({"dataset": "no JSON"}, "Invalid JSON"),
-        ({"dataset": '{"name": "a", "title": "A"}'}, "classes"),
         ({"dataset": '{"name": "a", "title": "A", "classes": [0, 1]}'}, "classes.0"),
     ],
 )
@@ -181,26 +153,7 @@ def test_a_file_that_does_not_say_what_it_is_is_refused(
 
     with pytest.raises(InputError) as caught:
         store.describe(tmp_path / "file")
-
-    message = str(caught.value)
-    assert message.startswith(f"{tmp_path / 'file'}: found ")
-    assert found in message
-    assert len(message.splitlines()) == 1
-
-
-@pytest.mark.parametrize("missing", ["train_images", "train_labels"])
-def test_a_missing_tensor_is_named(tmp_path: Path, missing: str) -> None:
-    tensors = {"train_images": np.zeros((2, 28, 28), np.uint8), "train_labels": np.zeros(2, np.uint8)}
-    del tensors[missing]
-    save_file(tensors, tmp_path / "file")
-
-    with pytest.raises(InputError, match=missing):
-        store.load(tmp_path / "file", "train")
-
-
-def test_a_missing_file_is_told(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="found no such file, expected the output of an earlier stage"):
-        store.load(tmp_path / "file", "train")
+    assert found in caught.value.found
 
 
 def test_a_write_that_fails_leaves_the_old_file(dataset_path: Path) -> None:
@@ -229,13 +182,6 @@ def test_each_image_is_in_one_part_in_the_files_order(num_images: int, share: fl
     assert sorted(numbers(train) + numbers(val)) == list(range(num_images))
 
 
-@pytest.mark.parametrize("val_size", [1, 999])
-def test_one_image_on_a_side_is_enough(val_size: int) -> None:
-    train, val = store.cut(numbered(1000), val_size=val_size, seed=0)
-
-    assert (len(train), len(val)) == (1000 - val_size, val_size)
-
-
 def test_the_cut_is_the_seeds() -> None:
     np.random.seed(1)  # noqa: NPY002 -- the global state that must not count
     first = numbers(store.cut(numbered(1000), val_size=100, seed=3)[1])
@@ -259,14 +205,18 @@ def test_every_image_may_come_to_validate() -> None:
     assert counts.max() <= 75
 
 
-@pytest.mark.parametrize("val_size", [10, 11, 59_999])
-def test_a_cut_that_leaves_nothing_to_train_on_is_refused(val_size: int) -> None:
-    with pytest.raises(InputError) as caught:
-        store.cut(numbered(10), val_size=val_size, seed=0)
+def test_a_missing_file_or_tensor_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="found no such file"):
+        store.load(tmp_path / "file", "train")
+    save_file({"train_images": np.zeros((2, 28, 28), np.uint8)}, tmp_path / "file")
+    with pytest.raises(InputError, match="train_labels"):
+        store.load(tmp_path / "file", "train")
 
-    assert str(caught.value) == (
-        f"params.yaml: val_size: found {val_size}, expected less than the 10 training images"
-    )
+
+@pytest.mark.parametrize("val_size", [10, 59_999])
+def test_a_cut_that_leaves_nothing_to_train_on_is_refused(val_size: int) -> None:
+    with pytest.raises(InputError, match=f"val_size: found {val_size}, .* 10 training images"):
+        store.cut(numbered(10), val_size=val_size, seed=0)
 
 
 def test_images_are_taken_with_their_labels() -> None:

@@ -103,27 +103,6 @@ def test_all_images_are_on_it_each_in_its_place(tmp_path: Path) -> None:
             assert bool(np.mean(seven[cell] < 0.5) > 0.02) is (5 * row + column < 7)
 
 
-def test_a_gallery_of_no_images_has_one_word(tmp_path: Path) -> None:
-    """A word in the middle is the only ink."""
-    none = imread(draw(tmp_path / "none.png", 0, title=" "))
-
-    rows, columns = np.nonzero(none[:, :, 0] < 0.5)
-    assert 380 <= columns.min() <= columns.max() <= 420
-    assert 100 < rows.min() <= rows.max() < 200
-
-
-def test_the_caption_of_a_mistake_names_the_class_too(tmp_path: Path) -> None:
-    """The caption of a mistake is longer, by what the image is."""
-    right = imread(draw(tmp_path / "right.png", 1))[30:60]
-    wrong = imread(draw(tmp_path / "wrong.png", 1, num_wrong=1))[30:60]
-
-    def width(caption: NDArray[Any]) -> int:
-        columns = np.nonzero(caption[:, :, :3].min(axis=(0, 2)) < 0.5)[0]
-        return int(np.ptp(columns))
-
-    assert width(wrong) > width(right) + 30
-
-
 def test_a_caption_of_long_names_stays_in_its_cell_and_off_its_image(tmp_path: Path) -> None:
     """Without that the last column would run over the edge."""
     longest = [f"mammmmmmalian rrrrrrrrrrrrrrrrr {number}" for number in range(10)]
@@ -237,28 +216,6 @@ def test_maps_are_transparent_with_text_that_reads_on_any_background(tmp_path: P
     assert ((luminance.min() + 0.05) / (dark + 0.05)) > 4
 
 
-@pytest.mark.parametrize("name", ["7", "Ankle boot", "a name of thirty-two characters"])
-def test_names_have_room(tmp_path: Path, name: str) -> None:
-    """Nothing is cut off on the left, and no letter lies on the image."""
-    picture = draw_maps(tmp_path / "maps.png", name=name)[66:]
-
-    columns = np.nonzero(picture[:, :, 3].any(axis=0))[0]
-    image_starts = np.nonzero((picture[:48, :, 3] == 1).all(axis=0))[0][0]
-    letters = columns[columns < image_starts]
-    assert 2 < letters.min() <= letters.max() < image_starts - 4
-
-
-@pytest.mark.parametrize("num_channels", [1, 8, 9])
-def test_captions_do_not_lie_on_each_other(tmp_path: Path, num_channels: int) -> None:
-    picture = draw_maps(tmp_path / "maps.png", num_channels=num_channels)
-
-    caption = np.asarray(picture[38:62, :, 3].any(axis=0))
-    gaps = [
-        len(run) for run in "".join("x" if ink else " " for ink in caption.tolist()).strip().split("x") if run
-    ]
-    assert sum(gap >= 12 for gap in gaps) == 2  # between three captions
-
-
 def test_the_bytes_are_the_same_in_another_process(tmp_path: Path) -> None:
     script = (
         "import sys; from pathlib import Path; from tests.unit.evaluation.test_figures import draw_all;"
@@ -269,10 +226,3 @@ def test_the_bytes_are_the_same_in_another_process(tmp_path: Path) -> None:
 
     for path in draw_all(tmp_path):
         assert path.read_bytes() == (tmp_path / "there" / path.name).read_bytes()
-
-
-def test_the_title_of_maps_ends_on_the_picture(tmp_path: Path) -> None:
-    """A network of one channel makes a narrow one."""
-    narrow = draw_maps(tmp_path / "narrow.png", num_channels=1)
-
-    assert (narrow[:66, -8:, 3] == 0).all()

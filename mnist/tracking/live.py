@@ -89,10 +89,10 @@ class Logger:
         with client.answering(self._store.uri):
             if not self._run_id:
                 tags = {log.LOGGED_BY: f"{socket.gethostname()}:{os.getpid()}"}
-                self._run_id = log.begin(self._store, begin, tags)
-                log.describe(self._store, self._run_id, begin)
-                log.inputs(self._store, self._run_id, begin, "train")
-                self._machine = watched(self._store, self._run_id)
+                run_id = log.begin(self._store, begin, tags)  # the same one, where the next two fail
+                log.describe(self._store, run_id, begin)
+                log.inputs(self._store, run_id, begin, "train")
+                self._run_id, self._machine = run_id, watched(self._store, run_id)
             log.points(self._store, self._run_id, [event for event in fresh if isinstance(event, Point)])
             for event in fresh:
                 if isinstance(event, End):

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 from mlflow.entities import Run
 
+from mnist.core.errors import ServiceUnavailableError
 from mnist.lineage import result
-from mnist.tracking import client, events, live
+from mnist.tracking import client, events, live, log
 from mnist.tracking.events import End, Point, Start
 from tests.unit.tracking.conftest import EPOCH, TRAINING, WINDOW
 
@@ -153,6 +154,22 @@ def test_a_store_that_does_not_answer_costs_a_line(
         follow(START, events.point(WINDOW, 1), End(time_ms=2, status="FINISHED", weights_sha256="w" * 64))
         (line,) = capsys.readouterr().out.splitlines()
         assert line.startswith(f"train: MLflow at {uri}")
+
+
+def test_params_that_could_not_be_logged_are_logged_the_next_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object) -> None:
+        raise ServiceUnavailableError("MLflow", "answer 500")
+
+    logger = live.Logger()
+    logger.events.append(START)
+    with monkeypatch.context() as patch:
+        patch.setattr(log, "describe", fails)
+        with pytest.raises(ServiceUnavailableError):
+            logger.log()
+    logger.events.append(End(time_ms=2, status="FAILED"))
+    logger.log()
+    (run,) = runs("FAILED")
+    assert run.data.params == {"lr": "0.01", "permute_pixels": "False"}
 
 
 def test_the_same_training_again_leaves_one_run_with_both_names() -> None:

@@ -11,6 +11,7 @@ one process imports nothing of torch here. Docs: docs/cluster.md.
 import json
 import logging
 import os
+import re
 import signal
 import sys
 import tempfile
@@ -103,7 +104,7 @@ def main(run: Callable[..., None], wanted: type[P], module: str) -> None:
         elif settings.processes == 1 and "PET_NNODES" not in os.environ:
             process.perform(run, settings.only(wanted))
         else:
-            _start_torchrun(module, settings)
+            _start_torchrun(module, settings, _num_nodes(settings.processes))
 
 
 @contextmanager
@@ -135,7 +136,22 @@ def init(processes: int) -> Iterator[Context]:
         dist.destroy_process_group()  # not after an error: it would wait for processes that are gone
 
 
-def _start_torchrun(module: str, settings: config.Params) -> None:
+def _num_nodes(processes: int) -> int:
+    """Return the number of machines, each with as many of the processes.
+
+    Raises:
+        InputError: the processes are not a multiple of it.
+    """
+    text = os.environ.get("PET_NNODES", "1")
+    if not re.fullmatch("[1-9][0-9]*", text):
+        raise InputError("PET_NNODES", found=repr(text), expected="the number of machines")
+    if processes % int(text):
+        expected = f"a multiple of PET_NNODES, {text}: the total on all machines"
+        raise InputError("params.yaml: processes", found=str(processes), expected=expected)
+    return int(text)
+
+
+def _start_torchrun(module: str, settings: config.Params, num_nodes: int) -> None:
     """Start this machine's processes and wait for them; exit with the reason where one fails."""
     os.environ.setdefault("OMP_NUM_THREADS", str(settings.num_threads))  # else torchrun sets 1, and warns
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")
@@ -145,7 +161,6 @@ def _start_torchrun(module: str, settings: config.Params) -> None:
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-    num_nodes = int(os.environ.get("PET_NNODES", "1"))
     with tempfile.TemporaryDirectory(prefix="mnist-torchrun-") as folder:
         arguments = ["--standalone"] if num_nodes == 1 else []
         arguments += [f"--nproc-per-node={settings.processes // num_nodes}", f"--log-dir={folder}"]

@@ -97,6 +97,19 @@ def test_another_number_of_processes_is_refused(torchrun: Any) -> None:
         pass
 
 
+@pytest.mark.parametrize(
+    ("nodes", "where"), [("2", "params.yaml: processes"), ("1:2", "PET_NNODES"), ("0", "PET_NNODES")]
+)
+def test_processes_that_do_not_fit_the_machines_are_refused(
+    nodes: str, where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PET_NNODES", nodes)
+
+    with pytest.raises(InputError) as caught:
+        distributed._num_nodes(3)
+    assert caught.value.where == where
+
+
 def test_rank_0_is_interrupted_once(torchrun: Any) -> None:
     torchrun(rank=0, size=1)
 

@@ -1,4 +1,4 @@
-"""Staleness: `dvc.yaml` against `dvc.lock` against files, on stages made by hand and on a toy pipeline."""
+"""The lock: `dvc.yaml` against `dvc.lock` against files, on stages made by hand and on a toy pipeline."""
 
 import dataclasses
 import hashlib

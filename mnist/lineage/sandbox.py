@@ -63,6 +63,8 @@ def _remove(folder: Path) -> None:
     while folder.exists() and time.monotonic() < deadline:
         time.sleep(0.1)
         shutil.rmtree(folder, ignore_errors=True)
+    if folder.exists():
+        print(f"not removed: {folder}", file=sys.stderr)
 
 
 def check_out(sandbox: Sandbox, commit: str) -> None:

@@ -167,7 +167,7 @@ def answering(uri: str) -> Iterator[None]:
     """
     try:
         yield
-    except (MlflowException, SQLAlchemyError, RequestException) as error:
+    except (MlflowException, SQLAlchemyError, sqlite3.Error, RequestException) as error:
         shown = paths.shown(uri)
         # The message holds the URI, perhaps; where that is not to be shown, neither is this.
         reason = type(error).__name__ if shown == HIDDEN else _reason(error)
@@ -191,7 +191,7 @@ def _is_away(error: Exception) -> bool:
         return is_lost or error.error_code == "TEMPORARILY_UNAVAILABLE"
     if isinstance(error, RequestException):
         return error.response is None or _may_change(error.response.status_code)
-    return isinstance(error, OperationalError | PoolTimeoutError)
+    return isinstance(error, OperationalError | sqlite3.OperationalError | PoolTimeoutError)
 
 
 def _may_change(status: int) -> bool:

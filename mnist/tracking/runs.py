@@ -61,9 +61,6 @@ def ensure(
         ServiceUnavailableError: MLflow does not answer.
         InputError: it refuses; or the weights are those of other code.
     """
-    from mnist.tracking import registry  # torch: 2 s, not for the process that logs a training
-    from mnist.training import model
-
     with client.answering(store.uri):
         _await_live(store, result)
         with client.lock("runs"):
@@ -74,6 +71,9 @@ def ensure(
             log.close_abandoned(store)
         version, is_new = None, False
         if result.is_good:
+            from mnist.tracking import registry  # torch: 2 s
+            from mnist.training import model
+
             classifier = model.load(folder / paths.WEIGHTS)
             if not checked:
                 registry.check_code(result, classifier, folder)
@@ -93,8 +93,6 @@ def ensure(
 
 def is_complete(store: Store, result: Result) -> bool:
     """Return whether the store has all that `ensure` would log."""
-    from mnist.tracking import registry
-
     with client.answering(store.uri):
         run = _found(store, result)
         if run is None or run.info.status != "FINISHED":
@@ -104,6 +102,8 @@ def is_complete(store: Store, result: Result) -> bool:
         log.note(store, run, _start(result).tags)
         if not result.is_good:
             return True
+        from mnist.tracking import registry
+
         version = registry.find(store, result.registration.model_name, result.weights_sha256)
         return version is not None and registry.is_whole(store, version)
 

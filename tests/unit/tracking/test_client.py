@@ -144,6 +144,11 @@ def test_a_server_that_cannot_now_is_away_and_one_that_refuses_is_a_mistake(
     assert url in str(caught.value)
 
 
+def test_a_file_that_others_write_is_away() -> None:
+    with pytest.raises(ServiceUnavailableError), client.answering(paths.store_uri()):
+        raise sqlite3.OperationalError("database is locked")
+
+
 def test_a_server_that_is_down_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@127.0.0.1:9")

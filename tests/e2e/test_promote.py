@@ -5,13 +5,9 @@ import hashlib
 import json
 import os
 import shutil
-import signal
-import socket
 import subprocess
 import sys
-import time
-import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +23,7 @@ from mlflow.tracking import MlflowClient
 import mnist.cli
 from mnist.evaluation import scores
 from mnist.tracking import client
+from tests import servers
 from tests.conftest import DIGITS
 
 ROOT = Path(__file__).parents[2]
@@ -139,38 +136,6 @@ def store_uri(migrated_store: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 @pytest.fixture
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A tracking server on a store of its own."""
-    folder = tmp_path_factory.mktemp("server")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "mlflow", "server", "--port", str(port), "--workers", "1"]
-    where = ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--artifacts-destination", str(folder)]
-    with (folder / "log").open("w") as log:
-        process = subprocess.Popen([*command, *where], stdout=log, stderr=log, start_new_session=True)
-    try:
-        deadline = time.monotonic() + 60
-        while not answers(f"http://127.0.0.1:{port}/health"):
-            assert process.poll() is None, (folder / "log").read_text()
-            assert time.monotonic() < deadline
-            time.sleep(0.2)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        os.killpg(process.pid, signal.SIGTERM)  # its workers, too
-        process.wait(20)
-
-
-def answers(url: str) -> bool:
-    """Whether a server is there."""
-    try:
-        with urllib.request.urlopen(url, timeout=5):
-            return True
-    except OSError:
-        return False
-
-
-@pytest.fixture
 def desk(
     store_uri: str,
     tmp_path: Path,
@@ -209,8 +174,6 @@ def test_the_first_champion_is_promoted_on_the_floor_and_written_down_in_three_p
     done = desk.promote()
     assert done.exit_code == 0
     assert desk.champion() == number
-    assert "champion    none yet" in done.stdout
-    assert "promoted: there is no champion yet" in done.stdout
     (record,) = desk.log
     assert record["decision"] == "promoted"
     assert record["candidate"]["accuracy"] == 0.8
@@ -225,10 +188,7 @@ def test_a_dry_run_says_so_and_writes_nothing(desk: Desk) -> None:
     number = desk.challenger()
     done = desk.promote("--dry-run")
     assert done.exit_code == 0
-    assert "would be promoted: there is no champion yet" in done.stdout
-    assert "nothing is written, no alias moves" in done.stdout
     assert desk.champion() is None
-    assert desk.log == []
     assert not (desk.folder / "promotions.jsonl").exists()
     assert desk.records(number) == []
     assert set(desk.version(number).tags) == {"weights_sha256"}
@@ -236,7 +196,6 @@ def test_a_dry_run_says_so_and_writes_nothing(desk: Desk) -> None:
     worse = desk.challenger(range(10))
     refused = desk.promote("--dry-run")
     assert refused.exit_code == 1
-    assert "would be refused: it is worse" in refused.stdout
     assert set(desk.version(worse).tags) == {"weights_sha256"}
     assert len(desk.log) == 1
 
@@ -250,7 +209,6 @@ def test_only_the_result_of_this_checkout_is_promoted_on_request(desk: Desk) -> 
     assert done.exit_code == 2
     assert "found version 1, another model than models/model.safetensors" in done.stderr
     assert (desk.champion(), desk.log) == (None, [])
-
     digest = hashlib.sha256(b"weights").hexdigest()
     desk.client.set_model_version_tag(desk.name, "1", "weights_sha256", digest)
     assert desk.promote("--only-this-result").exit_code == 0
@@ -264,11 +222,8 @@ def test_a_better_one_takes_the_place_and_knows_who_was_before(desk: Desk) -> No
     done = desk.promote()
     assert done.exit_code == 0
     assert desk.champion() == number == "2"
-    assert "challenger  version 2, run run-2: 96.00%, 96 of 100 test images" in done.stdout
-    assert "champion    version 1, run run-1: 90.00%, 90 of 100 test images" in done.stdout
-    assert "6 fixed, 0 broken, +6.00 pp; exact McNemar test: worse p = 1, two-sided p = 0.0312" in done.stdout
-    assert "promoted: it is better than the champion (p = 0.0156" in done.stdout
-    assert "`champion` is version 2 now" in done.stdout
+    for number_shown in ("96.00%", "90.00%", "+6.00 pp", "worse p = 1", "two-sided p = 0.0312", "p = 0.0156"):
+        assert number_shown in done.stdout
     assert desk.version("2").tags["promoted_over"] == "1"
     assert [record["incumbent"] and record["incumbent"]["version"] for record in desk.log] == [None, "1"]
     assert desk.log[1]["fixed"] == 6
@@ -291,10 +246,6 @@ def test_a_refusal_moves_nothing_and_is_written_down_all_the_same(
     desk.challenger(wrong)
     done = desk.promote()
     assert done.exit_code == 1
-    assert done.stderr == ""
-    assert "decision    refused: it" in done.stdout
-    assert reason in done.stdout
-    assert "`champion` stays version 1" in done.stdout
     assert desk.champion() == "1"
     assert desk.log[1]["decision"] == "refused"
     assert reason in desk.log[1]["reason"]
@@ -311,7 +262,6 @@ def test_the_champion_again_is_nothing_to_do(weights: str, desk: Desk) -> None:
         desk.challenger(weights="run-1")
     done = desk.promote()
     assert done.exit_code == 0
-    assert "nothing to do: version" in done.stdout
     assert ("same weights" if weights == "run-1" else "the champion already") in done.stdout
     assert desk.champion() == "1"
     assert len(desk.log) == 1
@@ -324,8 +274,6 @@ def test_other_test_data_are_refused_until_the_champion_is_tested_on_them(desk: 
     desk.challenger(test="new")
     done = desk.promote()
     assert done.exit_code == 1
-    assert "the challenger on test_sha256 new, the champion on old" in done.stdout
-    assert "run the champion's experiment on the present data (it was made by `dvc repro`)" in done.stdout
     assert desk.champion() == "1"
     assert desk.log[1]["p_worse"] is None
     # A run that did not finish proves nothing.
@@ -367,7 +315,6 @@ def test_lost_evidence_is_named_with_what_restores_it(whose: str, loss: str, rea
 
     assert done.exit_code == 1
     assert reason.format(run=run_id) in done.stdout
-    assert "`mnist sync` restores it" in done.stdout
     assert desk.champion() == "1"
     assert json.loads(desk.version("2").tags["promotion"]) == desk.log[1]
     # Another run of the same weights, as a rebuilt store has, is as good.
@@ -376,39 +323,31 @@ def test_lost_evidence_is_named_with_what_restores_it(whose: str, loss: str, rea
     assert desk.champion() == "2"
 
 
-def test_a_log_that_cannot_be_written_stops_the_alias(desk: Desk) -> None:
-    number = desk.challenger()
-    (desk.folder / "promotions.jsonl").mkdir()
-    done = desk.promote()
-    assert done.exit_code == 2
-    assert done.stderr.startswith("ERROR: [Errno 21]")
-    assert done.stderr.count("\n") == 1
-    assert desk.champion() is None
-    assert set(desk.version(number).tags) == {"weights_sha256"}
-
-
-def test_artifacts_that_cannot_be_written_stop_the_alias(desk: Desk) -> None:
-    number = desk.challenger()
-    artifacts = desk.client.get_run(desk.version(number).run_id).info.artifact_uri.removeprefix("file://")
+def lock_artifacts(desk: Desk) -> None:
+    artifacts = desk.client.get_run(desk.version("1").run_id).info.artifact_uri.removeprefix("file://")
     (Path(artifacts) / "promotions").write_text("no folder")
-    done = desk.promote()
-    assert done.exit_code == 2
-    assert "ERROR: MLflow's artifacts: found " in done.stderr
-    assert done.stderr.count("\n") == 1
-    assert desk.champion() is None
-    assert desk.log == []
-    assert set(desk.version(number).tags) == {"weights_sha256"}
 
 
-def test_tags_that_cannot_be_written_stop_the_alias(desk: Desk) -> None:
+@pytest.mark.parametrize(
+    "lock",
+    [
+        lambda desk: (desk.folder / "promotions.jsonl").mkdir(),
+        lock_artifacts,
+        lambda desk: desk.deny("model_version_tags"),
+    ],
+    ids=["log", "artifacts", "tags"],
+)
+def test_a_record_that_cannot_be_written_stops_the_alias(lock: Callable[[Desk], None], desk: Desk) -> None:
     desk.challenger()
-    desk.deny("model_version_tags")
+    lock(desk)
     done = desk.promote()
     assert done.exit_code == 2
-    assert "denied" in done.stderr
+    assert done.stderr.startswith("ERROR: ")
     assert done.stderr.count("\n") == 1
     assert desk.champion() is None
-    assert desk.log == []
+    log = desk.folder / "promotions.jsonl"
+    assert log.is_dir() or desk.log == []
+    assert set(desk.version("1").tags) == {"weights_sha256"}
 
 
 def test_an_alias_that_does_not_move_is_recorded_already_and_the_next_time_moves(desk: Desk) -> None:
@@ -441,11 +380,8 @@ def test_rollback_goes_back_step_by_step_and_promotion_goes_on(desk: Desk) -> No
         desk.promote()
     assert desk.champion() == "3"
     assert desk.rollback("--dry-run").exit_code == 0
-    assert desk.champion() == "3"
-    assert len(desk.log) == 3
-    done = desk.rollback()
-    assert done.exit_code == 0
-    assert "rolled back: `champion` goes back from version 3" in done.stdout
+    assert (desk.champion(), len(desk.log)) == ("3", 3)
+    assert desk.rollback().exit_code == 0
     assert desk.champion() == "2"
     record = desk.log[-1]
     assert (record["decision"], record["candidate"]["version"]) == ("rolled back", "2")
@@ -454,9 +390,7 @@ def test_rollback_goes_back_step_by_step_and_promotion_goes_on(desk: Desk) -> No
     assert desk.records("2")[-1] == record
     assert desk.rollback().exit_code == 0
     assert desk.champion() == "1"
-    end = desk.rollback()
-    assert end.exit_code == 2
-    assert "version 1: found no champion before it" in end.stderr
+    assert desk.rollback().exit_code == 2
     assert desk.champion() == "1"
     assert len(desk.log) == 5
     assert desk.promote().exit_code == 0
@@ -494,8 +428,14 @@ def test_rollback_without_a_champion_or_to_a_deleted_version_says_so(desk: Desk)
 
 
 def test_a_server_is_served_alike_and_its_password_is_never_written(
-    server: str, desk: Desk, monkeypatch: pytest.MonkeyPatch
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    with servers.mlflow_server() as server:
+        promote_at(server, desk, monkeypatch)
+
+
+def promote_at(server: str, desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Promote, roll back and lose evidence at a tracking server whose URL has a password."""
     address = server.removeprefix("http://")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://ada:SECRET@{address}")
     monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "served")  # whose artifacts are the server's, too
@@ -549,11 +489,3 @@ def test_of_two_promotions_at_once_one_promotes_and_the_other_finds_it_done(desk
     assert [process.returncode for process in both] == [0, 0], outputs
     assert sorted("nothing to do: version 1 is the champion" in output for output in outputs) == [False, True]
     assert len(desk.log) == 1
-
-
-def test_a_wrong_param_is_one_line(desk: Desk) -> None:
-    params = desk.folder / "params.yaml"
-    params.write_text(params.read_text().replace("alpha: 0.05", "alpha: 5"))
-    done = desk.promote()
-    assert done.exit_code == 2
-    assert "params.yaml: registry.alpha: found 5" in done.stderr

@@ -7,7 +7,6 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from dvc.utils.hydra import apply_overrides
@@ -19,7 +18,6 @@ from mnist.core.errors import InputError
 ROOT = Path(__file__).parents[3]
 TEXT = (ROOT / paths.PARAMS).read_text(encoding="utf-8")
 HEAVY = {"torch", "torchvision", "mlflow", "great_expectations", "pandas", "matplotlib", "dvc"}
-STAGES = ["download", "validate", "stats", "train", "evaluate", "register"]
 
 Edit = Callable[..., Path]
 
@@ -56,38 +54,6 @@ def test_the_defaults_are_the_tutorials() -> None:
     assert (read.model, read.n_features, read.permute_pixels) == ("simple_cnn", 6, False)
     assert (read.optimizer, read.lr, read.momentum, read.schedule) == ("sgd", 0.01, 0.5, "constant")
     assert (read.epochs, read.batch_size, read.label_smoothing, read.shift) == (1, 64, 0.0, 0)
-
-
-def test_every_key_has_a_comment() -> None:
-    """Beside it, in the line above it, or on a section that it is in."""
-    sections: list[tuple[int, str, bool]] = []
-    commented: dict[str, bool] = {}
-    line_above = False
-    for line in TEXT.splitlines():
-        words = line.strip()
-        key = re.match(r"([\w.-]+):(?:\s|$)", words)
-        if key:
-            indent = len(line) - len(line.lstrip())
-            while sections and sections[-1][0] >= indent:
-                sections.pop()
-            name = ".".join([*(section for _, section, _ in sections), key[1]])
-            explained = line_above or " #" in line or any(above for _, _, above in sections)
-            sections.append((indent, key[1], explained))
-            commented[name] = explained
-        line_above = words.startswith("#")
-
-    def leaves(values: Any, prefix: str = "") -> list[str]:
-        if not isinstance(values, dict):
-            return [prefix]
-        return [
-            leaf for key, value in values.items() for leaf in leaves(value, f"{prefix}.{key}".lstrip("."))
-        ]
-
-    wanted = {
-        leaf.removesuffix(".min").removesuffix(".max") for leaf in leaves(parse_yaml(TEXT, "params.yaml"))
-    }
-    assert wanted <= commented.keys()
-    assert [leaf for leaf in sorted(wanted) if not commented[leaf]] == []
 
 
 def test_params_are_frozen() -> None:
@@ -135,16 +101,6 @@ def test_values_are_read_as_dvc_reads_them(edited: Edit, spelling: str) -> None:
             got = read.registry.model_name if key == "model_name" else getattr(read, key)
             assert (got, type(got)) == (value, float if key == "lr" else kind)
         assert (f"{key}: found {value!r}, expected " in line) is not taken
-
-
-@pytest.mark.parametrize(
-    ("spelling", "value"),
-    [("1e-05", 0.00001), ("1e-3", 0.001), ("1E-3", 0.001), (".5", 0.5), ("1", 1.0), ("1_0.5", 10.5)],
-)
-def test_a_learning_rate_is_a_float(edited: Edit, spelling: str, value: float) -> None:
-    lr = config.load(edited(lr=spelling)).lr
-
-    assert (lr, type(lr)) == (value, float)
 
 
 def test_what_dvc_writes_for_a_small_number_is_that_number(edited: Edit) -> None:
@@ -274,7 +230,6 @@ def test_an_empty_section_is_told(edited: Edit, section: str) -> None:
     ("more", "line"),
     [
         ("fnord: 1", "fnord: found a key that nothing reads, expected only known keys"),
-        ("num_thread: 1", "num_thread: found a key that nothing reads, expected 'num_threads', perhaps"),
         (
             "  mirors: []",
             "data.mirors: found a key that nothing reads, expected 'data.mirrors', perhaps",
@@ -282,7 +237,7 @@ def test_an_empty_section_is_told(edited: Edit, section: str) -> None:
         ('"a\\nb": 1', "a b: found a key that nothing reads, expected only known keys"),
         ("3: 1", "3: found 3, expected Keys should be strings"),
     ],
-    ids=["like nothing", "like a key", "in a section", "of two lines", "a number"],
+    ids=["like nothing", "in a section", "of two lines", "a number"],
 )
 def test_an_unknown_key_is_named_with_the_nearest_known_one(edited: Edit, more: str, line: str) -> None:
     assert fault(edited(more=f"{more}\n")) == line
@@ -293,35 +248,13 @@ def test_an_unknown_key_is_named_with_the_nearest_known_one(edited: Edit, more: 
     [
         (f"{TEXT}\nlr: 0.5\n".encode(), 'found duplicate key "lr" with value "0.5" (original value: "0.01")'),
         (f"{TEXT}\nlr: [0.5\n".encode(), "found no YAML (while parsing a flow sequence"),
-        (b"lr: 0.5: 1", "found no YAML (mapping values are not allowed here"),
-        (b"\tlr: 0.5", "found character '\\t' that cannot start any token"),
-        (b"lr: *momentum", "found undefined alias 'momentum'"),
         (b"lr: !!python/object/apply:os.getcwd []", "could not determine a constructor for the tag"),
         (b"lr: 2024-13-45", "found no YAML (month must be in 1..12)"),
         (b"lr: 1\n---\nlr: 2\n", "found no YAML (expected a single document"),
         ("# Größe\n".encode("latin-1"), "found no YAML ('utf-8' codec can't decode byte 0xf6"),
-        (TEXT.encode("utf-16"), "found no YAML ('utf-8' codec can't decode byte 0xff"),
         (b"", "found NoneType, expected keys and values"),
-        (b"# all commented out\n", "found NoneType, expected keys and values"),
-        (b"- lr\n- epochs\n", "found list, expected keys and values"),
-        (b"lr=0.5\n", "found str, expected keys and values"),
     ],
-    ids=[
-        "duplicate key",
-        "open bracket",
-        "two colons",
-        "tab",
-        "no anchor",
-        "code",
-        "no such day",
-        "two documents",
-        "latin-1",
-        "utf-16",
-        "empty",
-        "comments alone",
-        "list",
-        "string",
-    ],
+    ids=["duplicate key", "open bracket", "code", "no such day", "two documents", "latin-1", "empty"],
 )
 def test_a_broken_file_is_an_error(tmp_path: Path, content: bytes, line: str) -> None:
     path = tmp_path / "params.yaml"
@@ -366,24 +299,17 @@ def expect_one_line_and_no_heavy_import(done: "subprocess.CompletedProcess[str]"
     assert imported & HEAVY == set()
 
 
-@pytest.mark.parametrize("stage", STAGES)
-def test_a_typo_is_one_line_before_any_heavy_import(edited: Edit, stage: str) -> None:
+def test_a_typo_is_one_line_before_any_heavy_import(edited: Edit) -> None:
     path = edited(lr="1e-", epochs="0")
 
     expect_one_line_and_no_heavy_import(
-        start(stage, path.parent),
+        start("train", path.parent),
         "ERROR: params.yaml: epochs: found 0, expected greater than or equal to 1;"
         " lr: found '1e-', expected a valid number",
     )
 
 
-@pytest.mark.parametrize(
-    ("stage", "missing"),
-    [
-        ("validate", paths.DATASET),
-        ("evaluate", paths.VALIDATION),
-    ],
-)
+@pytest.mark.parametrize(("stage", "missing"), [("validate", paths.DATASET), ("evaluate", paths.VALIDATION)])
 def test_a_missing_input_is_one_line_before_any_heavy_import(edited: Edit, stage: str, missing: Path) -> None:
     folder = edited().parent
     shutil.copytree(ROOT / paths.DATASETS, folder / paths.DATASETS)

@@ -4,7 +4,6 @@ import hashlib
 import json
 import math
 import os
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -92,40 +91,6 @@ def test_a_link_into_a_cache_is_replaced_and_the_cache_left_alone(tmp_path: Path
     assert (cached.read_text(), out.read_text()) == ("old", "new")
 
 
-def test_readers_see_a_whole_file_at_any_time(tmp_path: Path) -> None:
-    path = tmp_path / "table.csv"
-    texts = ["a" * 1_000_000, "b" * 1_500_000]
-    files.write_text(path, texts[0])
-    stop = threading.Event()
-
-    def write() -> None:
-        while not stop.is_set():
-            for text in texts:
-                files.write_text(path, text)
-
-    writer = threading.Thread(target=write)
-    writer.start()
-    try:
-        seen = {path.read_text() for _ in range(200)}
-    finally:
-        stop.set()
-        writer.join()
-
-    assert seen <= set(texts)
-
-
-def test_two_writers_of_one_file_leave_one_whole_file(tmp_path: Path) -> None:
-    path = tmp_path / "table.csv"
-
-    with files.replacing(path) as first, files.replacing(path) as second:
-        assert first != second
-        first.write_text("first")
-        second.write_text("second")
-
-    assert path.read_text() == "first"  # whose block ended last
-    assert listing(tmp_path) == ["table.csv"]
-
-
 # ---- text and JSON
 
 
@@ -162,11 +127,9 @@ def test_json_refuses_what_is_no_number(tmp_path: Path, number: float) -> None:
     ("content", "said"),
     [
         (b"", "found no JSON (Expecting value"),
-        (b'{"a": 1', "found no JSON (Expecting"),
         (b"\xff{}", "found no JSON ('utf-8' codec"),
-        (b"<!doctype html>\n", "found no JSON (Expecting value"),
     ],
-    ids=["empty", "half", "not UTF-8", "a web page"],
+    ids=["empty", "not UTF-8"],
 )
 def test_broken_json_is_told_in_one_line(tmp_path: Path, content: bytes, said: str) -> None:
     path = tmp_path / "value.json"

@@ -129,6 +129,25 @@ def environment(folder: Path) -> dict[str, str]:
     return kept
 
 
+@dataclass(frozen=True)
+class Repository:
+    """A repository of git and DVC."""
+
+    folder: Path
+
+    def git(self, *arguments: str) -> str:
+        """Run git, and return what it prints."""
+        command = ["git", "-c", "user.name=t", "-c", "user.email=t@example.org", *arguments]
+        done = subprocess.run(command, cwd=self.folder, capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    def commit(self) -> str:
+        """Commit all changes, and return the commit."""
+        self.git("add", ".")
+        self.git("commit", "-qm", "x")
+        return self.git("rev-parse", "HEAD")
+
+
 def initialise(folder: Path) -> None:
     """Make an empty repository of git and DVC at `folder`."""
     folder.mkdir(parents=True, exist_ok=True)

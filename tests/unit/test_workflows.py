@@ -187,8 +187,8 @@ def test_only_a_file_is_a_report(comment: Commenter, kind: str) -> None:
 
 @pytest.mark.parametrize(
     "content",
-    ["x" * 1_000_000, "@" * 1_000_000, "/" * 1_000_000, "あ" * 100_000, b"\xff\xfe\0" * 500_000],
-    ids=["letters", "mentions", "slashes", "wide", "bytes"],
+    ["@" * 1_000_000, "あ" * 100_000, b"\xff\xfe\0" * 500_000],
+    ids=["mentions", "wide", "bytes"],
 )
 def test_a_report_without_end_fits(comment: Commenter, content: str | bytes) -> None:
     body = comment.run(content)
@@ -205,7 +205,6 @@ HOSTILE = {
     "issue": "#12 o/r#12 GH-12 gh-12 closes #12",
     "html in a block": "<details>\n```\n<img src='https://e.example/a.png'>\n```",
     "fence in a fence": "~~~\n```\n~~~\n<img src='https://e.example/a.png'>\n@everyone\n```\n",
-    "fence in a list": "- a\n  ```\n![a](https://e.example)\n\n> ```\n![a](https://e.example)\n",
     "code span": "`a\n```\n` <img src='https://e.example/a.png'> @everyone",
     "controls": "a\x00b\x1b[31m\x07c\r\nd\x0b@every\x00one\u2028@everyone <\x00img src=x>",
     "chart": '```mermaid\nclick a href "http:e.example"\na@{img: "//e"} c["<img src=//e>"] #64; #lt;\n```',

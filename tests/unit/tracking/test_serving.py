@@ -30,7 +30,6 @@ BATCH, AN_IMAGE, ROW = (
     "an image: a list of 28 rows",
     "a row: a list of 28 pixels",
 )
-REQUEST = '{"inputs": [image, ...]}, an image being 28 rows of 28 raw pixels'
 
 PIXELS: dict[str, tuple[Any, str]] = {
     "scaled": (0.5, "0.5"),
@@ -40,45 +39,31 @@ PIXELS: dict[str, tuple[Any, str]] = {
     "beyond int64": (10**30, str(10**30)),
     "long": (10**60, f"{str(10**60)[:40]}..."),
     "NaN": (float("nan"), "NaN"),
-    "infinity": (float("inf"), "Infinity"),
     "true": (True, "true"),
-    "null": (None, "null"),
     "digit as a string": ("7", '"7"'),
     "list": ([7], "a list of 1"),
 }
 INPUTS: dict[str, tuple[Any, str, str, str]] = {
     "empty batch": ([], "inputs", "[]", BATCH),
     "null": (None, "inputs", "null", BATCH),
-    "string": ("/etc/passwd", "inputs", '"/etc/passwd"', BATCH),
     "object": ({"a": [IMAGE]}, "inputs", 'an object with "a"', BATCH),
     "image without a batch": (IMAGE, "inputs[0][0]", "0", ROW),
     "batch of batches": ([[IMAGE]], "inputs[0][0][0]", "a list of 28", PIXEL),
-    "flat image": ([FLAT_IMAGE], "inputs[0][0]", "0", ROW),
     "27 rows": ([IMAGE, IMAGE[1:]], "inputs[1]", "a list of 27", AN_IMAGE),
-    "27 columns": ([[row[1:] for row in IMAGE]], "inputs[0][0]", "a list of 27", ROW),
     "ragged": ([[*IMAGE[:5], IMAGE[5][1:], *IMAGE[6:]]], "inputs[0][5]", "a list of 27", ROW),
-    "empty image": ([[]], "inputs[0]", "[]", AN_IMAGE),
-    "empty row": ([[[]] * 28], "inputs[0][0]", "[]", ROW),
 }
 REQUESTS: dict[str, tuple[bytes | str, str]] = {
-    "empty body": ("", "no JSON (EOF while parsing a value at line 1 column 0)"),
     "no JSON": ("hello", "no JSON (expected value at line 1 column 1)"),
     "no UTF-8": (b'{"inputs": "\xe9"}', "no JSON (invalid unicode code point at line 1 column 13)"),
-    "cut off": (json.dumps({"inputs": [IMAGE]})[:-2], "no JSON (EOF while parsing a list at line 1 column "),
     "thousands of brackets": (
         '{"inputs": ' + "[" * 100_000,
         "no JSON (recursion limit exceeded at line 1 column ",
     ),
     "thousands of digits": ('{"inputs": ' + "9" * 100_000, "no JSON (number out of range at line 1 column "),
     "null": ("null", "null"),
-    "no keys": ("{}", "{}"),
     "both keys": (
         json.dumps({"inputs": [IMAGE], "instances": [IMAGE]}),
         'an object with "inputs", "instances"',
-    ),
-    "another key beside": (
-        json.dumps({"inputs": [IMAGE], "params": {}}),
-        'an object with "inputs", "params"',
     ),
     "dataframe": (
         json.dumps({"dataframe_split": {"columns": ["image"], "data": [[FLAT_IMAGE]]}}),
@@ -128,10 +113,9 @@ def test_another_request_is_refused(body: bytes | str, found: str) -> None:
     error = refused(body)
     assert error.status == 400
     assert str(error).startswith(f"the request: found {found}")
-    assert str(error).endswith(f", expected {REQUEST}")
 
 
-@pytest.mark.parametrize("content_type", ["", "text/csv", "application/jsonl"])
+@pytest.mark.parametrize("content_type", ["", "application/jsonl"])
 def test_another_content_type_is_refused(content_type: str) -> None:
     assert refused(json.dumps({"inputs": [IMAGE]}), content_type=content_type).status == 415
 
@@ -143,7 +127,7 @@ def test_the_size_is_limited() -> None:
 
 
 # MLflow's router takes "/invocations\n" for /invocations.
-@pytest.mark.parametrize("path", ["/invocations\n", "/invocations/", "//invocations", "/ping", "/"])
+@pytest.mark.parametrize("path", ["/invocations\n", "/invocations/", "/ping"])
 def test_other_paths_are_refused(path: str) -> None:
     assert refused(json.dumps({"inputs": [IMAGE]}), path=path).status == 404
 

@@ -94,8 +94,8 @@ def positions(images_NHW: Tensor, within: Images = TRAIN) -> list[int]:
     return [known[image.numpy().tobytes()] for image in images_NHW]
 
 
-def weights(trained: Classifier) -> Tensor:
-    return torch.cat([parameter.detach().flatten() for parameter in trained.parameters()])
+def weights(trained: nn.Module) -> Tensor:
+    return torch.cat([parameter.detach().flatten().cpu() for parameter in trained.parameters()])
 
 
 def one_cycle(
@@ -257,16 +257,6 @@ def test_validation_images_do_not_influence_the_weights() -> None:
     assert epoch.val_loss != other_epoch.val_loss
 
 
-def test_images_move_anew_in_each_epoch() -> None:
-    first, second = batches_of(recipe(epochs=2, batch_size=1000, shift=1, lr=STILL))
-
-    images = [{image.numpy().tobytes() for image in raw(epoch)} for epoch in (first, second)]
-    there = {image.tobytes() for image in TRAIN.images_NHW}
-    # 1 in 9 stays where it was, another 1 in 9 comes to the same place again.
-    assert 50 < len(images[0] & there) < 200
-    assert 50 < len(images[0] & images[1]) < 200
-
-
 def test_each_image_moves_by_its_own_offset_in_every_window() -> None:
     of = recipe(batch_size=5, shift=1, lr=STILL)
     generator = torch.Generator().manual_seed(0)
@@ -390,7 +380,6 @@ def test_a_gpu_is_given_all_images_as_bytes(monkeypatch: pytest.MonkeyPatch, upl
 
 
 def test_where_the_images_lie_does_not_count() -> None:
-    """A part of more images, taken as it is wanted, trains what a copy of it trains."""
     (of_part, *part_events), (of_copy, *copy_events) = (
         fit(recipe(epochs=2), train=train) for train in (PART, TRAIN)
     )
@@ -421,36 +410,6 @@ def test_loss_and_accuracy_are_those_of_the_images(smoothing: float) -> None:
 
 
 # ---- the parts
-
-
-@pytest.mark.parametrize("smoothing", [0.0, 0.3])
-def test_label_smoothing_is_torchs(smoothing: float) -> None:
-    generator = torch.Generator().manual_seed(0)
-    logits_BK = torch.randn((33, 10), generator=generator, dtype=torch.float64).mul(3).requires_grad_()
-    labels_B = torch.randint(0, 10, (33,), generator=generator)
-    ours = loop.objective(logits_BK.log_softmax(1), labels_B, smoothing)
-    (our_gradient_BK,) = torch.autograd.grad(ours, logits_BK)
-
-    theirs = F.cross_entropy(logits_BK, labels_B, label_smoothing=smoothing, reduction="sum")
-
-    (their_gradient_BK,) = torch.autograd.grad(theirs, logits_BK)
-    torch.testing.assert_close(ours, theirs)
-    torch.testing.assert_close(our_gradient_BK, their_gradient_BK)
-
-
-@pytest.mark.parametrize("num_steps", [5, 47, 1000])
-def test_one_cycle_is_torchs(num_steps: int) -> None:
-    """At every step."""
-    of = recipe(schedule="one_cycle", lr=0.06)
-    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
-    theirs = one_cycle(optimizer, 0.06, num_steps)
-
-    for step in range(num_steps):
-        expected = theirs.get_last_lr()[0]
-        assert loop.learning_rate(of, step, num_steps) == pytest.approx(expected, rel=1e-9)
-        optimizer.step()
-        if step < num_steps - 1:
-            theirs.step()
 
 
 @pytest.mark.parametrize("num_steps", [1, 2, 3])

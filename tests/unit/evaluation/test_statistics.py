@@ -308,6 +308,38 @@ def test_the_interval_of_a_share_is_wilsons(counts: tuple[int, int]) -> None:
     assert 0 <= found[0] <= hits / num_images <= found[1] <= 1
 
 
+@pytest.mark.parametrize(("hits", "num_images"), [(-1, 5), (6, 5), (0, 0)])
+def test_a_share_that_cannot_be_has_no_interval(hits: int, num_images: int) -> None:
+    with pytest.raises(AssertionError):
+        statistics.wilson_interval(hits, num_images)
+
+
+def test_the_intervals_of_a_mean_are_those_of_the_textbook() -> None:
+    """z(0.975) = 1.959964 and t(2, 0.975) = 4.302653; the deviation of 1, 2, 3 is 1."""
+    values, error = np.array([1.0, 2.0, 3.0]), 1 / 3**0.5
+    normal, student = statistics.mean_interval(values), statistics.student_interval(values.tolist())
+    assert normal == pytest.approx((2 - 1.959964 * error, 2 + 1.959964 * error), abs=1e-6)
+    assert student == pytest.approx((2 - 4.302653 * error, 2 + 4.302653 * error), abs=1e-6)
+
+
+def test_a_table_holds_the_names_in_its_order() -> None:
+    read = statistics.parse(f"{statistics.HEADER}\n0,b,10\n1,10,10\n2,2,a\n", "table")
+    assert (read.labels_N.tolist(), read.predicted_N.tolist()) == (["b", "10", "2"], ["10", "10", "a"])
+    assert read.classes == ["2", "10", "a", "b"]  # numbers first, by their size
+    assert read.right.tolist() == [False, True, False]
+
+
+@pytest.mark.parametrize("num_classes", [256, 257])
+def test_labels_are_bytes_so_there_are_at_most_256_classes(num_classes: int) -> None:
+    table = "\n".join([statistics.HEADER, *(f"{index},{index},{index}" for index in range(num_classes))])
+    if num_classes == 256:
+        assert len(statistics.parse(table, "table").classes) == 256
+        return
+    with pytest.raises(InputError) as caught:
+        statistics.parse(table, "table")
+    assert (caught.value.where, caught.value.found) == ("table", "257 names of classes")
+
+
 def test_one_value_has_no_interval_of_a_mean() -> None:
     assert statistics.mean_interval(np.array([2.0])) is None
 

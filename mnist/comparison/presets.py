@@ -8,9 +8,8 @@ from typing import Annotated
 from pydantic import Field
 from tabulate import tabulate
 
-from mnist.comparison.recipes import as_typed
 from mnist.core import config
-from mnist.core.config import Architecture, Fraction, Params, Recipe, Section, Threads
+from mnist.core.config import Architecture, Fraction, Params, Recipe, Section, Threads, as_typed
 from mnist.core.errors import InputError
 
 PRESETS = Path("presets.yaml")

@@ -6,10 +6,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mnist.comparison.recipes import aligned, as_typed, differing
+from mnist.comparison.recipes import aligned, differing
 from mnist.comparison.results import Result, load_results
 from mnist.core import paths
-from mnist.core.config import Split
+from mnist.core.config import Split, as_typed
 
 ACCURACY, LOSS = "val_accuracy", "val_loss"
 ROUNDING = 1e-6  # of the accuracies in metrics/train.json

@@ -4,7 +4,6 @@ A recipe is all params of the training but the seed. The accuracy of one trainin
 seed alone, the default params reach accuracies that are a point apart.
 """
 
-import json
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from tabulate import tabulate
 
 from mnist.comparison.results import Result, load_results
 from mnist.core import paths
+from mnist.core.config import as_typed
 from mnist.evaluation.statistics import student_interval
 
 ACCURACY = "accuracy"
@@ -90,13 +90,6 @@ def grouped(results: Iterable[Result]) -> tuple[list[Recipe], list[str]]:
         if known != accuracy:
             notes.append(f"left out: {one.revision.name}: {accuracy:.2%}, where another has {known:.2%}")
     return sorted(recipes.values(), key=lambda recipe: -recipe.mean), notes
-
-
-def as_typed(value: Any) -> str:
-    """Return a param's value as one types it after `-S key=`."""
-    if value is None:
-        return "-"
-    return value if isinstance(value, str) else json.dumps(value)
 
 
 def differing(all_params: Sequence[Mapping[str, Any]]) -> list[str]:

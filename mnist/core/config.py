@@ -5,6 +5,7 @@ inheritance, so that a stage's `Params` is the list of the sections that it depe
 """
 
 import difflib
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
@@ -233,3 +234,10 @@ def _keys(section: type[Section]) -> list[str]:
         if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
             names += [f"{name}.{inner}" for inner in _keys(field.annotation)]
     return names
+
+
+def as_typed(value: Any) -> str:
+    """Return a param's value as one types it after `-S key=`; a dash for a key that is not there."""
+    if value is None:
+        return "-"
+    return value if isinstance(value, str) else json.dumps(value)

@@ -17,7 +17,7 @@ BIG = {
     *("sympy", "torch", "torch._dynamo", "torchvision"),
 }
 USED = {
-    "download": set(),
+    "download": {"sympy", "torch", "torch._dynamo", "torchvision"},  # torchvision imports the others
     "validate": {"great_expectations", "pandas", "scipy"},
     "stats": set(),
     "train": {"torch"},

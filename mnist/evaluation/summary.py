@@ -183,7 +183,7 @@ def load_summary(folder: Path, *, data: Path, params: Mapping[str, Any]) -> Summ
     epochs = history.read(folder / paths.HISTORY, Epoch)
     if not epochs:
         raise InputError(str(paths.HISTORY), found="no epoch", expected="a row for each epoch")
-    val_size = params["val_size"]
+    val_size = _count(params, "val_size", paths.PARAMS)
     return Summary(
         dataset=about,
         scores=scores.read(folder / paths.TEST_METRICS),
@@ -196,13 +196,23 @@ def load_summary(folder: Path, *, data: Path, params: Mapping[str, Any]) -> Summ
         test=test,
         predicted_N=predicted_N,
         log_probs_NK=log_probs_NK,
-        num_parameters=files.read_json(folder / paths.TRAINING_METRICS)["num_parameters"],
+        num_parameters=_count(
+            files.read_json(folder / paths.TRAINING_METRICS), "num_parameters", paths.TRAINING_METRICS
+        ),
         num_trained_on=verdict.num_images["train"] - val_size,
         validation_accuracy=Rate(hits=round(epochs[-1].val_accuracy * val_size), num_images=val_size),
         steps=tuple(history.read(folder / paths.STEPS, Window)),
         epochs=tuple(epochs),
         verdict=verdict,
     )
+
+
+def _count(values: Any, key: str, where: Path) -> int:
+    """Return a count from a file, which may be that of another revision, with other keys."""
+    count = values.get(key) if isinstance(values, dict) else None
+    if not isinstance(count, int):
+        raise InputError(f"{where}: {key}", found=repr(count), expected="a whole number")
+    return count
 
 
 def _labels(names_N: NDArray[np.str_], about: Description) -> NDArray[np.int64]:

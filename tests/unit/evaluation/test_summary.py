@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from statsmodels.stats.weightstats import DescrStatsW  # type: ignore[import-untyped]
 
-from mnist.core import paths
+from mnist.core import files, paths
 from mnist.core.errors import InputError
 from mnist.evaluation import scores
 from mnist.evaluation.summary import MixUp, Rate
@@ -79,6 +79,17 @@ def test_files_of_two_results_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError) as caught:
         made.summary()
     assert caught.value.where == str(paths.PREDICTIONS)
+
+
+def test_a_result_with_other_keys_is_refused(tmp_path: Path) -> None:
+    made = Made(tmp_path)
+    with pytest.raises(InputError) as caught:
+        made.summary(val_size=None)
+    assert caught.value.where == f"{paths.PARAMS}: val_size"
+    files.write_json(tmp_path / paths.TRAINING_METRICS, {"parameters": 6422})
+    with pytest.raises(InputError) as caught:
+        made.summary()
+    assert caught.value.where == f"{paths.TRAINING_METRICS}: num_parameters"
 
 
 def test_a_result_has_a_headline_and_details(tmp_path: Path) -> None:

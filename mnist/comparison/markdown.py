@@ -84,9 +84,7 @@ def _problems(comparison: Comparison) -> list[str]:
 
 
 def _metrics(comparison: Comparison) -> list[str]:
-    # These have a table of their own.
-    of_classes = {f"recall.{one.label}" for one in comparison.images.classes} if comparison.images else set()
-    metrics = [metric for metric in comparison.metrics if metric.name not in of_classes]
+    metrics = comparison.metrics
     blocks = _table(
         ["metric", "base", "head", "change"],
         [_metric(metric) for metric in metrics if metric.base != metric.head],

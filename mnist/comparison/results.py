@@ -11,7 +11,7 @@ from typing import Any
 from mnist.core import config, paths
 from mnist.core.config import Split
 from mnist.core.errors import InputError
-from mnist.lineage import experiments
+from mnist.lineage import experiments, lock
 from mnist.lineage.experiments import Revision
 
 
@@ -75,12 +75,12 @@ def load_results(root: Path, revs: Sequence[str] | None, file: Path, keys: Seque
         revisions.append(Revision(kind="workspace", name="workspace"))
     found, notes, seen = [], [], set()
     contents = (experiments.contents(root, revisions, path) for path in (file, paths.LOCK))
-    for revision, metrics, lock in zip(revisions, *contents, strict=True):
-        if revision.kind == "workspace" and (metrics, lock) in seen:
+    for revision, metrics, locked in zip(revisions, *contents, strict=True):
+        if revision.kind == "workspace" and (metrics, locked) in seen:
             continue  # as committed, or as applied
-        seen.add((metrics, lock))
+        seen.add((metrics, locked))
         try:
-            found.append(_read(revision, file, metrics, lock, keys))
+            found.append(_read(revision, file, metrics, locked, keys))
         except InputError as error:
             notes.append(f"left out: {revision.name}: {error}")
     notes += experiments.queue(root, None if revs is None else set(commits))
@@ -88,7 +88,7 @@ def load_results(root: Path, revs: Sequence[str] | None, file: Path, keys: Seque
 
 
 def _read(
-    revision: Revision, file: Path, metrics: bytes | None, lock: bytes | None, keys: Sequence[str]
+    revision: Revision, file: Path, metrics: bytes | None, locked: bytes | None, keys: Sequence[str]
 ) -> Result:
     """Read a result.
 
@@ -96,13 +96,14 @@ def _read(
         InputError: a file is missing or broken, or the metrics are not those that `dvc.lock` records.
     """
     expected = "what the stages write: `dvc repro`"
-    if metrics is None or lock is None:
+    if metrics is None or locked is None:
         missing = file if metrics is None else paths.LOCK
         raise InputError(str(missing), found="no such file", expected=expected)
     try:
-        stages = config.parse_keys(lock, str(paths.LOCK))["stages"]
-        entries = [stages[name] for name in ("train", "evaluate") if name in stages]
-        md5s = {one["path"]: one.get("md5") for entry in entries for one in [*entry["deps"], *entry["outs"]]}
+        stages = lock.parse(locked)
+        md5s: dict[str, str] = {}
+        for entry in (stages.get(name, {}) for name in lock.MAKERS):
+            md5s |= lock.digests(entry, "deps") | lock.digests(entry, "outs")
         params = dict(stages["train"]["params"][str(paths.PARAMS)])
         dataset_md5 = md5s[paths.DATASET.as_posix()]
     except (LookupError, TypeError, AttributeError) as error:

@@ -10,6 +10,7 @@ from mnist.core import files, paths
 from mnist.core.config import Registration
 from mnist.data import store, validation
 from mnist.data.store import Description, Images
+from mnist.data.validation import Duplicates, Finding, Verdict
 from mnist.evaluation import figures, scores, summary
 from mnist.evaluation.summary import Summary
 from mnist.lineage.fingerprint import Source, Training
@@ -101,7 +102,9 @@ class Made:
         files.write_json(
             self.folder / paths.TRAINING_METRICS, {"num_parameters": 6422, **history.summary(events)}
         )
-        validation.write(self.folder / paths.VALIDATION, _verdict(len(self.labels_N), failed=failed))
+        validation.write(
+            self.folder / paths.VALIDATION, verdict(success=not failed, num_test=len(self.labels_N))
+        )
         maps = np.zeros((2, 5, 5), np.float32)
         figures.filters(self.folder / paths.FILTERS, maps)
         figures.feature_maps(self.folder / paths.FEATURE_MAPS, maps, ["a", "b"], [])
@@ -129,23 +132,25 @@ class Made:
         )
 
 
-def _verdict(num_test: int, *, failed: bool) -> validation.Verdict:
-    finding = validation.Finding(
-        expectation="test_size",
-        about="test images",
-        success=not failed,
-        expected="60",
-        observed="59" if failed else "60",
+def verdict(*, success: bool = True, text: str = "test_size", num_test: int = 300, **fields: Any) -> Verdict:
+    """Make a verdict of one expectation, all of whose texts are this one."""
+    finding = Finding(
+        expectation=text,
+        about=text,
+        success=success,
+        expected=text,
+        observed=text,
         num_offending=0,
         offending=[],
     )
-    return validation.Verdict(
-        success=not failed,
-        dataset_sha256="0" * 64,
-        test_sha256="1" * 64,
-        num_images={"train": 1200, "test": num_test},
-        mean={"train": 0.1, "test": 0.1},
-        class_counts={"train": {}, "test": {}},
-        duplicates=validation.Duplicates(within_train=0, within_test=0, between_splits=0),
-        expectations=[finding],
-    )
+    given = {
+        "success": success,
+        "dataset_sha256": "0" * 64,
+        "test_sha256": "1" * 64,
+        "num_images": {"train": 1200, "test": num_test},
+        "mean": {"train": 0.1, "test": 0.1},
+        "class_counts": {"train": {}, "test": {}},
+        "duplicates": Duplicates(within_train=0, within_test=0, between_splits=0),
+        "expectations": [finding],
+    }
+    return Verdict(**{**given, **fields})

@@ -87,7 +87,6 @@ CASES = {
         architecture={"model": "mlp", "permute_pixels": True}, recipe={"lr": 0.1, "batch_size": 7}
     ),
     # Too many channels for mnist/training/fast_cnn.py.
-    "wide": Case(architecture={"n_features": 20}, recipe={"lr": 0.05}, num_images=129),
     "bfloat16": Case(
         architecture={"n_features": 20}, recipe={}, precision="bfloat16", num_images=300, tolerance=0.05
     ),

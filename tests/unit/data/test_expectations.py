@@ -1,4 +1,4 @@
-"""Each expectation is broken once, by data made for it, and must be the one that tells."""
+"""Each expectation is broken once by data made for it, and is the one that fails."""
 
 import hashlib
 from collections.abc import Callable
@@ -130,7 +130,7 @@ def leaked(train: Images, test: Images) -> Splits:
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """Data that are broken in one way, and all that must be verdict of them."""
+    """Data that are broken in one way, and the verdict on them."""
 
     breaks: Callable[[Images, Images], Splits]
     observed: dict[str, str]
@@ -230,7 +230,7 @@ CASES = [
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.breaks.__name__)
-def test_broken_data_are_told_by_just_the_right_expectations(small_data: SmallData, case: Case) -> None:
+def test_broken_data_break_just_the_right_expectations(small_data: SmallData, case: Case) -> None:
     verdict = validate(*case.breaks(*copies(small_data)))
 
     assert not verdict.success
@@ -306,7 +306,7 @@ def test_images_in_both_splits_up_to_the_bound_are_let_through(small_data: Small
     )
 
 
-def test_classes_are_told_by_their_names(small_data: SmallData) -> None:
+def test_classes_are_shown_by_their_names(small_data: SmallData) -> None:
     three = Description(name="three", title="Three", classes=("fish", "bird", "frog, a"))
     train, test = (
         Images(images_NHW=split.images_NHW, labels_N=split.labels_N % 3)
@@ -364,19 +364,3 @@ def test_next_to_no_images_still_get_a_verdict(small_data: SmallData, num_train:
     assert (verdict.mean["train"] is None) == (num_train == 0)
     if not num_train:
         assert failed["train_mean"] == failed["train_has_all_digits"] == "no images"
-
-
-def test_the_table_of_one_image() -> None:
-    image_HW = np.zeros((28, 28), np.uint8)
-    image_HW[0, :14] = 255
-    rows = image_table.rows(
-        "train", Images(images_NHW=np.stack([image_HW, image_HW]), labels_N=np.array([7, 7], np.uint8))
-    )
-
-    assert rows.ink.tolist() == rows.mean.tolist() == [14 / 784, 14 / 784]
-    assert rows.darkest.tolist() == [0, 0]
-    assert rows.brightest.tolist() == [1, 1]
-    assert rows.class_share.tolist() == [1, 1]
-    assert rows.repeats.tolist() == [0, 1]
-    assert (rows.digest[0] == rows.digest[1]).all()
-    assert rows.pixel_type == "uint8"

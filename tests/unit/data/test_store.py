@@ -116,7 +116,7 @@ def broken(content: bytes) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("kind", list(broken(b"")))
-def test_a_broken_file_is_told_in_one_line(dataset_path: Path, kind: str) -> None:
+def test_a_broken_file_is_an_error_of_one_line(dataset_path: Path, kind: str) -> None:
     dataset_path.write_bytes(broken(dataset_path.read_bytes())[kind])
 
     for read in (lambda: store.load(dataset_path, "train"), lambda: store.describe(dataset_path)):
@@ -134,7 +134,7 @@ def test_the_file_says_which_data_set_it_is(dataset_path: Path) -> None:
     assert caught.value.where == str(dataset_path)
 
 
-def test_a_class_is_named_and_an_unknown_label_told() -> None:
+def test_a_class_and_an_unknown_label_are_named() -> None:
     assert [DIGITS.class_of(label) for label in (0, 9, 10, 255)] == ["0", "9", "unknown 10", "unknown 255"]
 
 

@@ -5,32 +5,8 @@ import pytest
 
 from mnist.core import files
 from mnist.core.errors import InputError
-from mnist.data.validation import require_valid
-
-
-def finding(name: str, *, success: bool) -> dict[str, Any]:
-    return {
-        "expectation": name,
-        "about": "Size of the training split",
-        "success": success,
-        "expected": "60,000 images",
-        "observed": "59,999 images",
-        "num_offending": 12,
-        "offending": [{"split": "train", "index": 17}, {"split": "test", "index": 4}],
-    }
-
-
-def verdict(dataset: Path) -> dict[str, Any]:
-    return {
-        "success": True,
-        "dataset_sha256": files.sha256(dataset),
-        "test_sha256": "1" * 64,
-        "num_images": {"train": 60000, "test": 10000},
-        "mean": {"train": 0.13, "test": None},
-        "class_counts": {"train": {"0": 60000}, "test": {"0": 10000}},
-        "duplicates": {"within_train": 0, "within_test": 0, "between_splits": 0},
-        "expectations": [finding("train_size", success=True)],
-    }
+from mnist.data.validation import Finding, Place, require_valid
+from tests.made_result import verdict
 
 
 @pytest.fixture
@@ -45,6 +21,12 @@ def validation(tmp_path: Path) -> Path:
     return tmp_path / "validation.json"
 
 
+def write(validation: Path, dataset: Path, **fields: Any) -> None:
+    """Write a good verdict on this data set, but for these fields."""
+    good = verdict(dataset_sha256=files.sha256(dataset)).model_dump()
+    files.write_json(validation, {**good, **fields})
+
+
 def refusal(validation: Path, dataset: Path) -> InputError:
     with pytest.raises(InputError) as caught:
         require_valid(validation, dataset)
@@ -53,15 +35,26 @@ def refusal(validation: Path, dataset: Path) -> InputError:
 
 
 def test_good_data_pass(validation: Path, dataset: Path) -> None:
-    files.write_json(validation, verdict(dataset))
+    write(validation, dataset)
 
     require_valid(validation, dataset)
 
 
 @pytest.mark.parametrize("success", [False, True], ids=["no success", "whatever the summary says"])
 def test_a_failed_expectation_stops(validation: Path, dataset: Path, *, success: bool) -> None:
-    bad = [finding(name, success=name == "known_labels") for name in ("known_labels", "train_size", "mean")]
-    files.write_json(validation, {**verdict(dataset), "success": success, "expectations": bad})
+    findings = [
+        Finding(
+            expectation=name,
+            about="Size of the training split",
+            success=name == "known_labels",
+            expected="60,000 images",
+            observed="59,999 images",
+            num_offending=12,
+            offending=[Place(split="train", index=17), Place(split="test", index=4)],
+        ).model_dump()
+        for name in ("known_labels", "train_size", "mean")
+    ]
+    write(validation, dataset, success=success, expectations=findings)
 
     found = refusal(validation, dataset).found
 
@@ -70,13 +63,13 @@ def test_a_failed_expectation_stops(validation: Path, dataset: Path, *, success:
 
 
 def test_no_success_stops_without_a_failed_expectation_too(validation: Path, dataset: Path) -> None:
-    files.write_json(validation, {**verdict(dataset), "success": False})
+    write(validation, dataset, success=False)
 
     refusal(validation, dataset)
 
 
 def test_a_verdict_on_other_data_is_refused(validation: Path, dataset: Path) -> None:
-    files.write_json(validation, verdict(dataset))
+    write(validation, dataset)
     dataset.write_bytes(b"other data")
 
     assert files.sha256(dataset)[:12] in str(refusal(validation, dataset))
@@ -84,7 +77,7 @@ def test_a_verdict_on_other_data_is_refused(validation: Path, dataset: Path) -> 
 
 def test_missing_files_are_named(validation: Path, dataset: Path) -> None:
     assert refusal(validation, dataset).where == str(validation)
-    files.write_json(validation, verdict(dataset))
+    write(validation, dataset)
     dataset.unlink()
     assert refusal(validation, dataset).where == str(dataset)
 
@@ -108,6 +101,6 @@ def test_what_is_no_verdict_is_refused(validation: Path, dataset: Path, text: st
     ],
 )
 def test_a_broken_key_is_named(validation: Path, dataset: Path, key: str, value: object) -> None:
-    files.write_json(validation, {**verdict(dataset), key: value})
+    write(validation, dataset, **{key: value})
 
     assert key in str(refusal(validation, dataset))

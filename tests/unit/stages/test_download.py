@@ -1,12 +1,6 @@
-"""The stage `download`, as DVC starts it and in this process."""
+"""The stage `download`."""
 
 import hashlib
-import http.server
-import os
-import signal
-import subprocess
-import sys
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +14,6 @@ from stages import download
 from tests.conftest import SmallData
 
 ROOT = Path(__file__).parents[3]
-DEADLINE_SECONDS = 120
 
 
 @pytest.fixture
@@ -45,17 +38,6 @@ def set_params(*, mirrors: list[str], **values: Any) -> None:
 
 def run() -> None:
     process.main(download.run, download.Params)
-
-
-def start(checkout: Path) -> "subprocess.Popen[str]":
-    return subprocess.Popen(
-        [sys.executable, "-m", "stages.download"],
-        cwd=checkout,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "no_proxy": "127.0.0.1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
 
 
 def test_the_file_holds_the_images(
@@ -121,40 +103,3 @@ def test_when_all_mirrors_fail_each_has_a_line_and_the_old_file_stays(checkout: 
     assert [line.split()[0] for line in mirrors] == ["there/three", "own"]
     assert f"no such folder: {checkout}/own" in mirrors[1]
     assert paths.DATASET.read_text() == "the old file"
-
-
-def test_an_interrupt_leaves_no_part_of_a_file_and_a_log_has_no_bar(
-    checkout: Path, small_data: SmallData
-) -> None:
-    names = list(small_data.checksums)
-    half_sent, closing = threading.Event(), threading.Event()
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            body = (small_data.mirror / self.path.lstrip("/")).read_bytes()
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            if self.path == f"/{names[0]}":
-                self.wfile.write(body)
-            else:
-                self.wfile.write(body[: len(body) // 2])
-                half_sent.set()
-                closing.wait(DEADLINE_SECONDS)
-
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        set_params(mirrors=[f"http://127.0.0.1:{server.server_port}"])
-        with start(checkout) as process:
-            assert half_sent.wait(DEADLINE_SECONDS)
-            process.send_signal(signal.SIGINT)
-            _, err = process.communicate(timeout=DEADLINE_SECONDS)
-        closing.set()
-        server.shutdown()
-
-    assert (process.returncode, err) == (130, "interrupted\n")
-    left = [path.name for path in checkout.rglob("*") if path.is_file()]
-    assert sorted(left) == sorted([names[0], "mnist.yaml", "three.yaml", "params.yaml"])

@@ -1,7 +1,3 @@
-import os
-import shutil
-import subprocess
-import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -15,9 +11,9 @@ from mnist.data.page import validation_page
 from mnist.data.store import Images
 from stages import validate
 from tests.conftest import DIGITS, SmallData
+from tests.made_result import verdict
 from tests.unit.data.test_expectations import BOUNDS
 
-ROOT = Path(__file__).parents[3]
 VOID = {"meta", "link", "img", "br", "wbr"}
 
 PARAMS = validate.Params(dataset="mnist")
@@ -121,32 +117,6 @@ def test_bad_data_are_written_down_before_they_stop_the_pipeline(
     assert shown.num_images == 20 + 3 + 2
 
 
-def test_the_same_in_another_process(datasets: Path, bad_dataset: Path, tmp_path: Path) -> None:
-    # With another hash seed, so that an order that comes from a set would show.
-    work = tmp_path / "work"
-    (work / "data").mkdir(parents=True)
-    bad_dataset.rename(work / paths.DATASET)
-    shutil.copyfile(ROOT / paths.PARAMS, work / paths.PARAMS)
-    shutil.copytree(datasets, work / paths.DATASETS)
-
-    done = subprocess.run(
-        [sys.executable, "-m", "stages.validate"],
-        cwd=work,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "PYTHONHASHSEED": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-
-    with pytest.raises(InputError) as caught:
-        run(datasets, work / paths.DATASET, tmp_path)
-    assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr.splitlines()[1:] == str(caught.value).splitlines()[1:]
-    assert done.stderr.startswith(f"ERROR: {paths.DATASET}: found data that break 4 of 18")
-    assert (work / paths.VALIDATION).read_bytes() == (tmp_path / "validation.json").read_bytes()
-    assert (work / paths.VALIDATION_PAGE).read_bytes() == (tmp_path / "validation.html").read_bytes()
-
-
 @pytest.mark.parametrize("num_images", [0, 1])
 def test_next_to_no_images_have_a_page(
     datasets: Path, small_data: SmallData, tmp_path: Path, num_images: int
@@ -166,27 +136,9 @@ def test_next_to_no_images_have_a_page(
 
 def test_what_the_page_shows_is_escaped(small_data: SmallData) -> None:
     evil = "<script>alert('&')</script>"
-    finding = validation.Finding(
-        expectation=evil,
-        about=evil,
-        success=False,
-        expected=evil,
-        observed=evil,
-        num_offending=0,
-        offending=[],
-    )
-    said = validation.Verdict(
-        success=False,
-        dataset_sha256="0" * 64,
-        test_sha256="1" * 64,
-        num_images={"train": 1200, "test": 300},
-        mean={"train": 0.1, "test": 0.1},
-        class_counts={"train": {}, "test": {}},
-        duplicates=validation.Duplicates(within_train=0, within_test=0, between_splits=0),
-        expectations=[finding],
-    )
+    found = verdict(success=False, text=evil)
 
-    html = validation_page(said, small_data.train, small_data.test, description=DIGITS, bounds=BOUNDS)
+    html = validation_page(found, small_data.train, small_data.test, description=DIGITS, bounds=BOUNDS)
 
     assert "<script" not in html
     assert Page(html).text.count(evil) == 8  # its four texts, in what failed and in the table

@@ -139,26 +139,6 @@ def test_a_part_replaces_its_result_alone(tmp_path: Path, monkeypatch: pytest.Mo
     assert "old" not in kept["loop"]
 
 
-def test_what_is_kept_can_be_shown(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(ROOT)
-
-    everything.main(["--show"])
-    shown = capsys.readouterr().out
-    everything.main(["--show", "--only", "pipeline", "loop"])
-    of_two = capsys.readouterr().out
-
-    kept = json.loads((ROOT / everything.RESULTS).read_text())
-    assert [line[4:] for line in shown.splitlines() if line.startswith("### ")] == [
-        part.TITLE for name, part in everything.PARTS.items() if name in kept
-    ]
-    assert [line[4:] for line in of_two.splitlines() if line.startswith("### ")] == [
-        loop.TITLE,
-        pipeline.TITLE,
-    ]
-
-
 @pytest.mark.parametrize(
     ("content", "found"),
     [("{", "found no JSON"), ("[]", "found list,"), ('{"a": 1}', "found 'a',")],
@@ -209,19 +189,6 @@ def test_dvc_must_run_what_is_measured(here: harness.Checkout) -> None:
     assert fake.dvc("repro", expected=["stats"]).stages == ("stats",)
     with pytest.raises(harness.FailedError, match="`dvc repro` ran stats, not none"):
         fake.dvc("repro", expected=())
-
-
-def test_children_start_from_nothing(tmp_path: Path) -> None:
-    variables = {"PATH": "/bin", "HOME": "/home/me", "PYTHONDONTWRITEBYTECODE": "1"}
-    variables |= {"DVC_ROOT": "/x", "MLFLOW_TRACKING_URI": "http://x", "MNIST_MIRROR": "/x"}
-
-    environment = harness.child_environment(variables, tmp_path)
-
-    assert environment["PATH"] == f"{Path(sys.executable).parent}{os.pathsep}/bin"
-    assert environment["HOME"] == "/home/me"
-    assert not {"PYTHONDONTWRITEBYTECODE", "DVC_ROOT", "MLFLOW_TRACKING_URI"} & set(environment)
-    places = [value for name, value in environment.items() if name.startswith(("TMP", "DVC_", "MNIST_"))]
-    assert all(value == "true" or Path(value).is_relative_to(tmp_path) for value in places)
 
 
 def test_no_heavy_library_swells_the_parent() -> None:

@@ -4,9 +4,7 @@ import json
 import subprocess
 from pathlib import Path
 
-import numpy as np
 import pytest
-from matplotlib.image import imread
 
 from mnist.comparison import shuffled_pixels
 from mnist.comparison.recipes import Recipe
@@ -84,17 +82,6 @@ def test_costs_are_paired_by_seed() -> None:
     assert cost["interval"] == pytest.approx((0.1 - half, 0.1 + half), rel=1e-3)
     rows = shuffled_pixels.table(RECIPES).splitlines()
     assert rows[2].split()[:4] == ["convolutional", "shuffled", "3", "85.00%"]
-
-
-def test_the_picture_shows_both_networks_and_is_the_same_each_time(tmp_path: Path) -> None:
-    found = shuffled_pixels.summary(RECIPES, 3)
-    for name in ("one.png", "two.png"):
-        shuffled_pixels.draw(tmp_path / name, found)
-
-    assert (tmp_path / "one.png").read_bytes() == (tmp_path / "two.png").read_bytes()
-    picture = imread(tmp_path / "one.png")[:, :, :3]
-    for color in ((0x09, 0x69, 0xDA), (0xBC, 0x4C, 0x00)):
-        assert (np.abs(picture - np.array(color) / 255).max(2) < 0.01).sum() > 300
 
 
 def test_the_committed_numbers_are_those_of_the_readme() -> None:

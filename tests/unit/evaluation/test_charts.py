@@ -40,10 +40,6 @@ def test_a_chart_takes_the_colors_of_the_page_and_has_ids_of_its_own(svg: str) -
     assert used <= set(re.findall(r'\bid="([^"]*)"', svg))
 
 
-def test_equal_input_gives_equal_text() -> None:
-    assert curves(5) == curves(5)
-
-
 def test_few_points_have_markers_and_many_have_none() -> None:
     few, many = (curves(count).count("<use ") for count in (charts.MAX_MARKERS, charts.MAX_MARKERS + 1))
     assert few >= 2 * charts.MAX_MARKERS

@@ -75,12 +75,6 @@ def test_maps_of_an_mlp_are_its_units() -> None:
     assert np.allclose(second.maps_NCHW[:, :, 0, 0], expected_NF, atol=1e-6)
 
 
-@pytest.mark.parametrize("num_images", [0, 1])
-def test_few_images_will_do(num_images: int) -> None:
-    _, layers = insight.layers(classifier("simple_cnn"), digits(num_images, seed=1).images_NHW)
-    assert [len(layer.maps_NCHW) for layer in layers] == [num_images, num_images]
-
-
 def test_looking_leaves_the_network_as_it_was() -> None:
     net, images_NHW = classifier("simple_cnn"), digits(2, seed=1).images_NHW
     before_NK = net(torch.from_numpy(images_NHW))

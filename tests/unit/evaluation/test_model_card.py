@@ -80,13 +80,6 @@ def test_the_body_holds_the_numbers_of_the_files(tmp_path: Path) -> None:
         assert key in body
 
 
-def test_its_tables_are_tables(tmp_path: Path) -> None:
-    shown = html(model_card.description(text(Made(tmp_path))))
-    assert shown.count("<table>") == 2
-    assert shown.count("<tr>") == 1 + 3 + 1 + 10
-    assert shown.count("<pre>") == 2
-
-
 def test_the_description_is_the_card_without_front_matter_and_title(tmp_path: Path) -> None:
     whole = text(Made(tmp_path))
     said = model_card.description(whole)

@@ -9,43 +9,28 @@ import warnings
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812 -- its name everywhere
-from torch import Tensor, nn
+from torch import Tensor
 
-from mnist.core import config, paths
-from mnist.core.config import Architecture, Machine, Precision, Recipe
-from mnist.data.store import cut
-from mnist.training import cuda_graph, devices, loop, model
+from mnist.core.config import Machine, Precision, Recipe
+from mnist.training import cuda_graph, devices, loop
 from mnist.training.history import Epoch, Window
 from mnist.training.model import Classifier
-from tests.conftest import DIGITS, digits
-from tests.unit.training.test_loop import LEARNS, ROOT
+from tests.unit.training.test_loop import LEARNS, TRAIN, VAL, classifier, recipe, weights
 
 pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU"),
     pytest.mark.usefixtures("torch_as_before"),
 ]
 
-TRAIN, VAL = cut(digits(1200, seed=0), val_size=200, seed=0)
-
-
-def recipe(**values: object) -> Recipe:
-    read = config.load(ROOT / paths.PARAMS).only(Recipe).model_dump()
-    return Recipe.model_validate({**read, **values})
-
 
 def fit(
-    of: Recipe, *, on: str = "cuda", precision: Precision = "float32", n_features: int = 6
+    of: Recipe, *, on: str = "cuda", precision: Precision = "float32"
 ) -> tuple[Classifier, list[Window | Epoch]]:
     machine = Machine.model_validate({"device": on, "num_threads": 1})
     device = devices.prepare(machine, precision=precision)
-    architecture = Architecture(model="simple_cnn", n_features=n_features, permute_pixels=False)
-    trained = model.build(architecture, classes=DIGITS.classes, seed=0, mean=0.13, std=0.31)
+    trained = classifier()
     events = loop.fit(trained, train=TRAIN, val=VAL, recipe=of, seed=0, device=device, precision=precision)
     return trained, list(events)
-
-
-def weights(trained: nn.Module) -> Tensor:
-    return torch.cat([parameter.detach().flatten().cpu() for parameter in trained.parameters()])
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "nesterov", "adam"])
@@ -56,15 +41,7 @@ def test_it_trains_as_the_cpu_does(optimizer: str) -> None:
     here, expected = fit(of, on="cpu")
 
     assert [type(event) for event in events] == [type(event) for event in expected]
-    moved = weights(here) - weights(
-        model.build(
-            Architecture(model="simple_cnn", n_features=6, permute_pixels=False),
-            classes=DIGITS.classes,
-            seed=0,
-            mean=0.13,
-            std=0.31,
-        )
-    )
+    moved = weights(here) - weights(classifier())
     atol = float(moved.abs().max()) / 50
     torch.testing.assert_close(weights(there), weights(here), rtol=0, atol=atol)
 
@@ -140,16 +117,3 @@ def test_float32_is_float32_and_tf32_is_not(precision: Precision, exact: bool) -
 
     assert torch.allclose(product, expected, rtol=0, atol=1e-7) is exact
     assert torch.allclose(image, expected, rtol=0, atol=1e-7) or not exact
-
-
-def test_it_learns_without_determinism_too() -> None:
-    device = devices.prepare(Machine(device="cuda", num_threads=1), deterministic=False)
-    architecture = Architecture(model="simple_cnn", n_features=6, permute_pixels=False)
-    trained = model.build(architecture, classes=DIGITS.classes, seed=0, mean=0.13, std=0.31)
-
-    *_, last = loop.fit(
-        trained, train=TRAIN, val=VAL, recipe=recipe(**LEARNS), seed=0, device=device, precision="float32"
-    )
-
-    assert isinstance(last, Epoch)
-    assert last.val_accuracy > 0.8

@@ -1,22 +1,18 @@
 """Our optimizer steps against those of `torch.optim`."""
 
 import copy
-import subprocess
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from mnist.core import config, paths
 from mnist.core.config import Recipe
 from mnist.training import optim
 from mnist.training.model import MLP, SimpleCNN
+from tests.unit.training.test_loop import recipe
 
-ROOT = Path(__file__).parents[3]
 NUM_STEPS = 20
 
 Theirs = Callable[[Any, Recipe], torch.optim.Optimizer]
@@ -25,11 +21,6 @@ Theirs = Callable[[Any, Recipe], torch.optim.Optimizer]
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)
-
-
-def recipe(**values: Any) -> Recipe:
-    read = config.load(ROOT / paths.PARAMS).only(Recipe).model_dump()
-    return Recipe(**{**read, **values})
 
 
 def sgd(parameters: Any, of: Recipe) -> torch.optim.Optimizer:
@@ -126,24 +117,3 @@ def test_taking_over_a_model_changes_no_value(name: str) -> None:
     assert {parameter.untyped_storage().data_ptr() for parameter in model.parameters()} == {
         optimizer.params_P.untyped_storage().data_ptr()
     }
-
-
-def test_no_compiler_is_imported() -> None:
-    """torch.optim and torch.use_deterministic_algorithms import torch._dynamo, which takes 1.5 s."""
-    script = """
-import sys
-from tests.unit.training.test_optim import *
-from mnist.training import devices
-devices.prepare(config.load(paths.PARAMS).model_copy(update={"device": "cpu", "num_threads": 1}))
-for name in ("sgd", "nesterov", "adam"):
-    model = MLP(784, 8, 10)
-    optimizer = optim.make(recipe(optimizer=name), model)
-    model(torch.ones((2, 1, 28, 28)))[:, 0].sum().backward()
-    optimizer.step(torch.tensor(0.01))
-print(*sorted(name for name in sys.modules if name.startswith(("torch.optim", "torch._dynamo"))))
-"""
-    done = subprocess.run(
-        [sys.executable, "-c", script], cwd=ROOT, check=True, capture_output=True, text=True
-    )
-
-    assert "torch._dynamo" not in done.stdout.split()

@@ -33,7 +33,7 @@ def sync() -> None:
       MLFLOW_TRACKING_URI=http://host:5000 mnist sync   # fill a new server
     """
     from mnist.lineage import experiments
-    from mnist.tracking import client
+    from mnist.tracking import client, log
 
     store = client.connect()
     past = experiments.every(paths.checkout())
@@ -45,6 +45,8 @@ def sync() -> None:
     with tempfile.TemporaryDirectory() as kept:
         for revision in past:
             num_left += not _ensure_revision(store, revision, seen, Path(kept))
+    with client.answering(store.uri):
+        log.close_abandoned(store)
     kinds = Counter(revision.kind for revision in past)
     looked = f"looked at {kinds['experiment']} experiments, {kinds['branch']} branches and the workspace"
     outcome = f"{num_left} left out" if num_left else "MLflow has all results that are here"
@@ -60,8 +62,10 @@ def _workspace() -> Result | None:
         lock.check(Path())
         made_ms = int(paths.WEIGHTS.stat().st_mtime * 1000)
         return results.load(_registration(Path()), challenger=True, time_ms=made_ms)
-    except InputError:
-        return None  # edited since, or never run: `dvc repro` makes a result of it, and logs it
+    except InputError as error:
+        # Edited since, or never run: `dvc repro` makes a result of it, and logs it.
+        print(f"sync: the workspace left out: {error}")
+        return None
 
 
 def _identity(result: Result) -> tuple[str, str, str]:

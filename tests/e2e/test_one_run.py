@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import time
 from pathlib import Path
@@ -17,6 +18,7 @@ from mnist.core import files
 from mnist.core.paths import ARTIFACTS, REPORT, WEIGHTS
 from mnist.data import store
 from mnist.evaluation import statistics
+from mnist.tracking import log
 from tests import checkout
 from tests.checkout import NAME, Clone
 from tests.e2e.conftest import Invoke, without_store
@@ -185,6 +187,23 @@ def test_a_result_that_mlflow_missed_is_not_registered_with_the_code_of_today(
     found = complete_runs(trained)
     assert set(found) == {"0.02", "0.016"}
     assert challenger(trained) == found["0.016"].info.run_id
+
+
+def test_sync_ends_the_run_of_a_logging_process_that_is_gone(trained: Clone, invoke: Invoke) -> None:
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    tags = {log.LOGGED_BY: f"{socket.gethostname()}:{gone.pid}"}
+    run = trained.client.create_run("1", tags=tags)
+    assert invoke(trained, "sync").exit_code == 0
+    assert trained.client.get_run(run.info.run_id).info.status == "KILLED"
+
+
+def test_sync_names_a_workspace_whose_files_are_no_result_of_it(trained: Clone, invoke: Invoke) -> None:
+    checkout.edit(trained, "params.yaml", "lr: 0.02", "lr: 0.018")
+    done = invoke(trained, "sync")
+    assert done.exit_code == 0
+    (line,) = (line for line in done.output.splitlines() if "workspace left out" in line)
+    assert "lr" in line
 
 
 def test_experiments_that_left_the_cache_are_named(trained: Clone, invoke: Invoke) -> None:

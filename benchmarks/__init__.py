@@ -1,1 +1,1 @@
-"""What is fast and what is not, measured side by side: `python -m benchmarks`."""
+"""Benchmarks of the pipeline beside the tutorial's script: `python -m benchmarks`."""

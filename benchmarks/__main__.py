@@ -1,11 +1,11 @@
-"""Measure, print, and keep what was measured in metrics/bench.json.
+"""The command that runs the benchmarks, prints their tables and writes metrics/bench.json.
 
     python -m benchmarks [--only loop pipeline ...] [--rounds 3] [--show]
 
-What is committed is measured, in fresh clones under a temporary folder; the checkout stays as it
-is. Within a part, what is compared takes turns; the first round warms up and does not count (presets
-have none: five seeds are their rounds). A part replaces what the file has of it, with its commit,
-machine and time, and leaves the others.
+It measures the committed code, in fresh clones under a temporary folder; the checkout does not change.
+Within a part, the contestants run in turns. The first round warms up and does not count; the part
+`presets` has five seeds instead of rounds. A part replaces its own result in the file, with commit,
+machine and date, and leaves the results of the other parts.
 Progress goes to stderr, the tables go to stdout as Markdown.
 """
 
@@ -19,7 +19,7 @@ from types import ModuleType
 from typing import Any
 
 from benchmarks import gpu, harness, loop, pipeline, presets
-from benchmarks.harness import FailedError, tell
+from benchmarks.harness import FailedError, log
 from mnist.core import files, process
 from mnist.core.errors import InputError
 
@@ -33,19 +33,19 @@ RESULTS = Path("metrics/bench.json")
 
 
 def measure(names: Sequence[str], num_rounds: int, results: Path) -> None:
-    """Measure these parts, and put each one's result into the file as soon as it is there.
+    """Measure these parts, and write the result of each to the file when it is done.
 
     Raises:
-        InputError: there is no data set to be had, or the file is one of something else.
-        FailedError: something that was to be measured failed.
+        InputError: no mirror has the data set, the file is not one of benchmarks, or cannot be written.
+        FailedError: a measured command failed.
     """
-    # Told now, and not after minutes of measuring.
+    # Checked first: the measurements take minutes.
     if not os.access(results.parent, os.W_OK):
         raise InputError(str(results), found="no folder to write to", expected="one that is there")
     kept = read(results) if results.exists() else {}
     with harness.prepared() as bench:
         for name in names:
-            tell(f"{PARTS[name].TITLE}:")
+            log(f"{PARTS[name].TITLE}:")
             result = {
                 "commit": bench.commit,
                 "date": datetime.now(tz=UTC).date().isoformat(),
@@ -58,14 +58,14 @@ def measure(names: Sequence[str], num_rounds: int, results: Path) -> None:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """What was measured before, by part.
+    """Return the results of earlier measurements, by part.
 
     Raises:
         InputError: there is no such file, or it holds something else.
     """
     expected = "what `make bench` writes: a result for each part"
     if not path.exists():
-        raise InputError(str(path), found="no such file", expected="a bench before: make bench")
+        raise InputError(str(path), found="no such file", expected="results: run `make bench`")
     results = files.read_json(path)
     if not isinstance(results, dict):
         raise InputError(str(path), found=type(results).__name__, expected=expected)
@@ -76,7 +76,7 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def tables(results: Mapping[str, Any]) -> str:
-    """The Markdown of all parts that were measured."""
+    """Return the tables of all measured parts as Markdown."""
     sections = []
     for name, part in PARTS.items():
         if name in results:
@@ -85,7 +85,7 @@ def tables(results: Mapping[str, Any]) -> str:
 
 
 def _provenance(result: Mapping[str, Any]) -> str:
-    """On what, when, and how often it was measured."""
+    """Return the machine, versions, commit, date and number of rounds of a result, in one line."""
     facts = result["machine"]
     versions = ", ".join(f"{name} {facts[name]}" for name in ("python", *harness.LIBRARIES))
     num_rounds = f"{result['num_rounds']} round{'s' if result['num_rounds'] > 1 else ''}"
@@ -95,53 +95,23 @@ def _provenance(result: Mapping[str, Any]) -> str:
     )
 
 
-def headline(results: Mapping[str, Any]) -> str:
-    """The few lines of it all that README.md shows."""
-    loop_, figures = results["loop"]["images_a_second"], results["pipeline"]["figures"]
-    rows = [
-        (
-            "training, images a second, default params",
-            f"{loop_['threads_1']['median']:,.0f}",
-            f"{loop_['tutorial']['median']:,.0f}",
-            loop_["threads_1"]["ratio"],
-        ),
-        *(
-            (
-                label,
-                f"{figures[key]['median']:.1f} s",
-                f"{figures['tutorial']['median']:.1f} s",
-                figures[key]["ratio"],
-            )
-            for key, label in (
-                ("repro", "`dvc repro`, nothing cached"),
-                ("experiment", "`dvc exp run -S lr=0.05`"),
-                ("idle", "`dvc repro`, nothing to do"),
-            )
-        ),
-    ]
-    return "\n".join(
-        [
-            "| medians | here | the tutorial's script | ratio |",
-            "| --- | ---: | ---: | ---: |",
-            *(f"| {label} | {ours} | {theirs} | {ratio:.2f} |" for label, ours, theirs, ratio in rows),
-            "",
-            f"{_provenance(results['pipeline'])}.",
-        ]
-    )
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, print, and write.
 
-    Exits with 1 and a message where something that was to be measured fails, with 130 for an
-    interrupt. A figure that does not hold is told in the table and is no error: it may be
-    the machine that was busy.
+    The exit status is 1, with a message, if a measured command fails, and 130 after an interrupt. A
+    figure beyond its limit is marked in the table and is not an error: the machine may have been busy.
     """
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Measure, side by side.")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks", description="Measure the pipeline beside the tutorial's script."
+    )
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), help="parts (default: all)")
-    parser.add_argument("--rounds", type=int, default=3, help="that count (default: 3; presets: 5 seeds)")
-    parser.add_argument("--show", action="store_true", help="print what was measured before")
-    parser.add_argument("--output", type=Path, default=RESULTS, help=f"(default: {RESULTS})")
+    parser.add_argument(
+        "--rounds", type=int, default=3, help="number of rounds (default: 3; presets: 5 seeds)"
+    )
+    parser.add_argument("--show", action="store_true", help="print the results of earlier measurements")
+    parser.add_argument(
+        "--output", type=Path, default=RESULTS, help=f"file of the results (default: {RESULTS})"
+    )
     options = parser.parse_args(arguments)
     if options.rounds < 1:
         parser.error("--rounds: at least 1")

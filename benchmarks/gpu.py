@@ -1,7 +1,7 @@
-"""Measure training on a GPU, where there is one: speed beside the tutorial's loop, and what precision does.
+"""Training on a GPU: its speed beside the tutorial's loop, by precision.
 
-The tutorial's script takes the GPU too. Ours is told twice: the whole training, with the capture of
-its CUDA graph, and the epochs after the first.
+The tutorial's script uses the GPU too. `train` has two numbers: the seconds of the whole training, with
+the capture of its CUDA graph, and the speed of the epochs after the first.
 """
 
 import re
@@ -10,14 +10,14 @@ from statistics import mean, median
 from typing import Any
 
 from benchmarks import harness, loop
-from benchmarks.harness import Bench, tell
+from benchmarks.harness import Bench, log
 from mnist.comparison import presets
 
 TITLE = "A GPU"
 EPOCHS = 5
-MIN_SPEEDUP = 50  # times the tutorial's images a second: what we aim for, on one data-centre card
+MIN_SPEEDUP = 50  # times the tutorial's images a second: the goal on one data-centre card
 TUTORIAL = "tutorial"
-# By what they show; params that differ from params.yaml.
+# By label: params that differ from params.yaml.
 TRAININGS: Mapping[str, Mapping[str, object]] = {
     "float32": {"precision": "float32"},
     "TF32": {"precision": "tf32"},
@@ -28,25 +28,25 @@ TRAININGS: Mapping[str, Mapping[str, object]] = {
 
 
 def measure_all(bench: Bench, *, num_rounds: int) -> dict[str, Any]:
-    """The whole result, as plain values; just that there is no GPU, where there is none.
+    """Return the whole result, as plain values; without a GPU, `device` alone, which is None.
 
     Raises:
-        FailedError: something that was to be measured failed.
+        FailedError: a measured command failed.
     """
     code = "import torch; torch.cuda.is_available() and print('gpu:', torch.cuda.get_device_name())"
     found = re.search(r"^gpu: (.+)$", bench.source.python("-c", code).output, re.MULTILINE)
     if not found:
-        tell("  there is none")
+        log("  no GPU on this machine")
         return {"device": None}
 
-    # What we aim for: 99 % in under 2 s, on one data-centre card.
+    # The goal for this preset: 99 % in under 2 s, on one data-centre card.
     accurate = presets.load(bench.source.folder / presets.PRESETS)["accurate"].params.model_dump()
     trainings = {**TRAININGS, "TF32, preset `accurate`": {"precision": "tf32", **accurate}}
     rounds: list[dict[str, dict[str, float]]] = []
     with bench.checkout() as clone:
         clone.dvc("repro", "stats", expected=("download", "validate", "stats"))
         for number in range(num_rounds + 1):
-            tell(f"round {number} of {num_rounds}" if number else "warming up")
+            log(f"round {number} of {num_rounds}" if number else "warming up")
             tutorial = loop.NUM_IMAGES / bench.tutorial().numbers["epoch_seconds"]
             measured = {TUTORIAL: {"images_a_second": tutorial}}
             for label, values in trainings.items():
@@ -57,13 +57,13 @@ def measure_all(bench: Bench, *, num_rounds: int) -> dict[str, Any]:
                     "images_a_second": numbers["later_images"] / numbers["later_seconds"],
                     "val_accuracy": numbers["val_accuracy"],
                 }
-                tell(f"  {label}: {measured[label]['images_a_second']:,.0f} images/s")
+                log(f"  {label}: {measured[label]['images_a_second']:,.0f} images/s")
             rounds.append(measured)
     return {"device": found[1], **summary(rounds[1:])}
 
 
 def summary(rounds: Sequence[Mapping[str, Mapping[str, float]]]) -> dict[str, Any]:
-    """Plain numbers by training."""
+    """Return plain numbers by training."""
     base = median(each[TUTORIAL]["images_a_second"] for each in rounds)
     trainings = {}
     for label in list(rounds[0])[1:]:
@@ -80,7 +80,7 @@ def summary(rounds: Sequence[Mapping[str, Mapping[str, float]]]) -> dict[str, An
 
 
 def tables(result: Mapping[str, Any]) -> str:
-    """The Markdown of what `measure_all` gives."""
+    """Return the result of `measure_all` as Markdown."""
     if result["device"] is None:
         return "There was no GPU."
     lines = [

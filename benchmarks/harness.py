@@ -1,6 +1,7 @@
-"""What every bench is made of: fresh clones, measured commands, and the machine that they ran on.
+"""The parts that all benchmarks share: fresh clones, measured commands, facts about the machine.
 
-No heavy library here: on Linux a process counts the memory of the one that started it as its own peak.
+This module imports no heavy library: on Linux the peak memory of a process includes that of the process
+that started it.
 """
 
 import gzip
@@ -26,14 +27,14 @@ from mnist.training import processor
 
 STAGES = ("download", "validate", "stats", "train", "evaluate", "register")
 LIBRARIES = ("torch", "dvc", "mlflow")
-NUM_LAST_LINES = 15  # of a command that failed
-PATIENCE_SECONDS = 10  # until what does not end is killed
+NUM_LAST_LINES = 15  # of the output of a command that failed
+TIMEOUT_SECONDS = 10  # from the request to end until a process is killed
 
 Measurements = Mapping[str, Sequence[float]]  # one number a round, by name
 
 
 class FailedError(ValueError):
-    """A command that was to be measured did not do what it must; its last lines are told."""
+    """The failure of a measured command, with the last lines of its output."""
 
     def __init__(self, command: Sequence[str], problem: str, output: str) -> None:
         self.last_lines = output.strip().splitlines()[-NUM_LAST_LINES:]
@@ -42,11 +43,12 @@ class FailedError(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What a command took and wrote.
+    """The time, memory and output of a command.
 
     Attributes:
+        seconds: from its start to its end.
         peak_bytes: the largest resident set of any of its processes.
-        output: of stdout and stderr together.
+        output: stdout and stderr together.
     """
 
     seconds: float
@@ -55,25 +57,25 @@ class Outcome:
 
     @property
     def numbers(self) -> dict[str, float]:
-        """Of the lines that are a name and a number."""
+        """Return the numbers of the output, by name: lines with a name and a number."""
         pairs = re.findall(r"^(\w+) (\d+(?:\.\d+)?)$", self.output, re.MULTILINE)
         return {name: float(number) for name, number in pairs}
 
     @property
     def stages(self) -> tuple[str, ...]:
-        """That DVC ran."""
+        """Return the names of the stages that DVC ran."""
         return tuple(re.findall(r"^Running stage '(.+)':$", self.output, re.MULTILINE))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Checkout:
-    """A clone, and the variables for what runs in it."""
+    """A clone, and the environment variables of its commands."""
 
     folder: Path
     environment: Mapping[str, str]
 
     def run(self, *command: str) -> Outcome:
-        """Run and measure a command, on idle hands: it gets no input and no terminal.
+        """Run and measure a command, without input and without a terminal.
 
         Raises:
             FailedError: its exit status is not 0.
@@ -104,10 +106,10 @@ class Checkout:
         return Outcome(seconds=seconds, peak_bytes=peak_bytes, output=text)
 
     def dvc(self, *arguments: str, expected: Sequence[str]) -> Outcome:
-        """Run DVC, and see to it that it ran just these stages, since else the time says nothing.
+        """Run DVC, and check that it ran exactly these stages; otherwise its time means nothing.
 
         Raises:
-            FailedError: it failed, or ran other stages.
+            FailedError: DVC failed, or ran other stages.
         """
         outcome = self.run("dvc", *arguments)
         if sorted(outcome.stages) != sorted(expected):
@@ -116,16 +118,16 @@ class Checkout:
         return outcome
 
     def python(self, *arguments: str) -> Outcome:
-        """Run our own Python, as `run` does."""
+        """Run the Python of this process, as `run` does."""
         return self.run(sys.executable, *arguments)
 
 
 def _end(process: "subprocess.Popen[bytes]") -> None:
-    """End a process and all that it started: torchrun's, in sessions of their own, are for it to end."""
+    """End a process and its group. torchrun ends its own processes, which have other sessions."""
     try:
         os.killpg(process.pid, signal.SIGTERM)
         with suppress(subprocess.TimeoutExpired):
-            process.wait(PATIENCE_SECONDS)
+            process.wait(TIMEOUT_SECONDS)
     finally:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
@@ -134,12 +136,12 @@ def _end(process: "subprocess.Popen[bytes]") -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Bench:
-    """All under one temporary folder: a clone of what is committed, and the data set.
+    """A clone of the committed code, and the data set, under one temporary folder.
 
     Attributes:
         source: the clone.
         data: torchvision's folder.
-        commit: short hash of what is measured.
+        commit: short hash of the measured commit.
     """
 
     source: Checkout
@@ -148,11 +150,11 @@ class Bench:
 
     @contextmanager
     def checkout(self) -> Iterator[Checkout]:
-        """A fresh clone in which nothing has run, and of which DVC knows nothing."""
+        """Yield a fresh clone, in which nothing has run and of which DVC has cached nothing."""
         with tempfile.TemporaryDirectory(dir=self.data.parent) as name:
             folder, environment = Path(name) / "checkout", dict(self.source.environment)
             self.source.run("git", "clone", "--quiet", ".", str(folder))
-            # The lock file would let DVC pass over stages whose outs are in git.
+            # With the lock file, DVC would skip stages whose outs are in git.
             (folder / "dvc.lock").unlink(missing_ok=True)
             environment["DVC_SITE_CACHE_DIR"] = str(Path(name) / "dvc")
             yield Checkout(folder=folder, environment=environment)
@@ -164,7 +166,7 @@ class Bench:
 
 
 def child_environment(variables: Mapping[str, str], folder: Path) -> dict[str, str]:
-    """The variables for what is measured: this Python's programs first, and no trace outside `folder`."""
+    """Return the environment of measured commands: this Python first on PATH, no file outside `folder`."""
     dropped = ("DVC_", "MLFLOW_", "MNIST_", "PYTHONDONTWRITEBYTECODE")
     kept = {name: value for name, value in variables.items() if not name.startswith(dropped)}
     (folder / "tmp").mkdir()
@@ -182,11 +184,11 @@ def child_environment(variables: Mapping[str, str], folder: Path) -> dict[str, s
 
 @contextmanager
 def prepared() -> Iterator[Bench]:
-    """Clone the current checkout and lay the data set out for both sides.
+    """Clone the current checkout, and copy the data set for the pipeline and for the tutorial's script.
 
     Raises:
-        InputError: there is no data set to be had.
-        FailedError: this is no git checkout.
+        InputError: no mirror has the data set.
+        FailedError: the current folder is not a git checkout.
     """
     with tempfile.TemporaryDirectory(prefix="mnist-bench-") as name:
         folder = Path(name)
@@ -194,9 +196,9 @@ def prepared() -> Iterator[Bench]:
         environment = child_environment(os.environ, folder)
         here.run("git", "clone", "--quiet", ".", str(folder / "source"))
         source = Checkout(folder=folder / "source", environment=environment)
-        tell(f"measuring commit {source.run('git', 'log', '-1', '--format=%h %s').output.strip()}")
+        log(f"measuring commit {source.run('git', 'log', '-1', '--format=%h %s').output.strip()}")
         if changed := here.run("git", "status", "--porcelain").output.splitlines():
-            tell(f"  left out, since not committed: {len(changed)} of the checkout's files and folders")
+            log(f"  not measured, since not committed: {len(changed)} files and folders of the checkout")
         try:
             here.python("-c", "from benchmarks import harness; harness.fetch()", str(folder))
         except FailedError as error:
@@ -207,7 +209,7 @@ def prepared() -> Iterator[Bench]:
 
 
 def fetch() -> None:
-    """Lay out the archives, and unpacked as torchvision wants them; runs in a process of its own."""
+    """Copy the archives, and unpack them for torchvision, in a process of its own."""
     from mnist.data import catalog, download
 
     folder = Path(sys.argv[1])
@@ -227,7 +229,7 @@ def fetch() -> None:
 
 
 def machine() -> dict[str, str | int | float]:
-    """What it was measured on."""
+    """Return facts about this machine and the versions of the libraries."""
     return {
         "cpu": processor.name(),
         "num_cores": processor.num_cores(),
@@ -238,20 +240,20 @@ def machine() -> dict[str, str | int | float]:
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
-    """Median, least and most."""
+    """Return the median, the minimum and the maximum."""
     return {"median": median(values), "min": min(values), "max": max(values)}
 
 
 def shown(values: Mapping[str, float], unit: str = "s") -> str:
-    """Two cells of a table: the median, and the spread."""
+    """Return two cells of a table: the median, and the range."""
     return f"{values['median']:.2f} {unit} | {values['min']:.2f} to {values['max']:.2f} {unit}"
 
 
 def verdict(values: Mapping[str, object]) -> str:
-    """A cell: whether a figure holds, where there is one."""
+    """Return a cell: `yes` or `NO` for a figure with a limit, empty without one."""
     return {True: "yes", False: "NO", None: ""}[values.get("holds")]  # type: ignore[index]
 
 
-def tell(text: str) -> None:
-    """Say how far it is."""
+def log(text: str) -> None:
+    """Print the progress to stderr."""
     print(text, file=sys.stderr, flush=True)

@@ -1,7 +1,7 @@
-"""Measure the training loop beside the tutorial's, at the default params.
+"""The training loop beside the tutorial's, with the default params.
 
-Every training is a process of its own. The tutorial's epoch is 60,000 images; ours is what the
-split leaves of them to train on, and the scoring of the rest.
+Every training is a process of its own. The tutorial's epoch is 60,000 images. The epoch of `train` is the
+training images that the split leaves of them, and the scoring of the validation images.
 """
 
 import gc
@@ -16,7 +16,7 @@ from statistics import median
 from typing import Any
 
 from benchmarks import harness
-from benchmarks.harness import Bench, Checkout, tell
+from benchmarks.harness import Bench, Checkout, log
 from mnist.core import config, paths, process
 
 TITLE = "The training loop"
@@ -24,7 +24,7 @@ NUM_IMAGES = 60_000  # of the tutorial's epoch
 NUM_WORKERS = 2  # of the DataLoader that prepares images in other processes
 MIN_SPEEDUP = 3.5  # times the tutorial's images a second
 PEAK_SIZE = 2048  # rows and columns of the matrices whose product is the machine's peak
-PEAK_SECONDS = 2.0  # of products, of which the fastest counts
+PEAK_SECONDS = 2.0  # of repeated products; the fastest counts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,10 +34,10 @@ class Contestant:
     Attributes:
         key: of its measurements.
         label: for people.
-        num_threads: of ours; None for the tutorial's.
+        num_threads: of `train`; None for the tutorial's script.
         num_workers: of the tutorial's DataLoader.
-        num_busy: other processes that do nothing but compute meanwhile.
-        min_speedup: in images a second, times the tutorial's.
+        num_busy: number of other processes that compute at the same time.
+        min_speedup: required images a second, as a multiple of the tutorial's.
     """
 
     key: str
@@ -61,11 +61,11 @@ CONTESTANTS = (
 
 
 def time_training() -> None:
-    """Train as `train` does, and print what it took; runs in a process of its own.
+    """Train as `train` does, in a process of its own, and print the measurements.
 
-    Its argument is a JSON object of params that differ from params.yaml. What is printed: seconds
-    and images of the whole training and of the epochs after the first, what it came to, on the
-    test images too, and the size of the network.
+    The argument of the process is a JSON object of params that differ from params.yaml. It prints the
+    seconds and images of the whole training and of the epochs after the first, the accuracy on the
+    validation and test images, and the number of parameters.
     """
     gc.set_threshold(process.GC_THRESHOLD)
     from mnist.data import statistics, store
@@ -103,7 +103,7 @@ def time_training() -> None:
 
 
 def trained(clone: Checkout, **values: object) -> dict[str, float]:
-    """What `time_training` prints, with these params.
+    """Return the numbers that `time_training` prints with these params.
 
     Raises:
         FailedError: the training failed.
@@ -113,7 +113,7 @@ def trained(clone: Checkout, **values: object) -> dict[str, float]:
 
 
 def time_peak() -> None:
-    """Print the GFLOP/s of one thread's float32 matrix product; runs in a process of its own."""
+    """Print the GFLOP/s of a float32 matrix product with one thread, in a process of its own."""
     import torch
 
     torch.set_num_threads(1)
@@ -126,11 +126,11 @@ def time_peak() -> None:
 
 
 def arithmetic(n_features: int) -> int:
-    """Floating-point operations that SimpleCNN needs to learn from one image, forward and backward.
+    """Return the number of floating-point operations of SimpleCNN for one image, forward and backward.
 
-    Multiplications and additions of convolutions and linear layers, written out for 28x28 pixels:
-    forward, once more for the gradient of the weights, and again, but for the first layer, for the
-    gradient of the inputs.
+    These are the multiplications and additions of the convolutions and linear layers for 28x28 pixels:
+    once forward, once for the gradient of the weights, and once for the gradient of the inputs, which
+    the first layer does not need.
     """
     conv1 = 2 * 24 * 24 * n_features * 25
     others = 2 * (8 * 8 * n_features * n_features * 25 + n_features * 16 * 50 + 50 * 10)
@@ -138,21 +138,21 @@ def arithmetic(n_features: int) -> int:
 
 
 def measure(bench: Bench, num_rounds: int) -> dict[str, list[float]]:
-    """Images a second, by contestant, and the peak, one of each a round.
+    """Measure images a second by contestant, and the peak in GFLOP/s, once a round.
 
     Raises:
-        FailedError: something that was to be measured failed.
+        FailedError: a measured command failed.
     """
     measured: dict[str, list[float]] = {key: [] for key in ["peak", *(one.key for one in CONTESTANTS)]}
     with bench.checkout() as clone:
         clone.dvc("repro", "stats", expected=("download", "validate", "stats"))
         for number in range(num_rounds + 1):
-            tell(f"round {number} of {num_rounds}" if number else "warming up")
+            log(f"round {number} of {num_rounds}" if number else "warming up")
             peak = clone.python("-c", "from benchmarks import loop; loop.time_peak()")
             measured["peak"].append(peak.numbers["peak_gflops"])
             for contestant in CONTESTANTS:
                 speed = _images_a_second(bench, clone, contestant)
-                tell(f"  {contestant.label}: {speed:,.0f} images/s")
+                log(f"  {contestant.label}: {speed:,.0f} images/s")
                 measured[contestant.key].append(speed)
     return {key: values[1:] for key, values in measured.items()}
 
@@ -169,7 +169,7 @@ def _images_a_second(bench: Bench, clone: Checkout, contestant: Contestant) -> f
 
 @contextmanager
 def _busy(num_processes: int) -> Iterator[None]:
-    """Processes that compute as long as the block lasts."""
+    """Run processes that compute as long as the block lasts."""
     started = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(num_processes)]
     try:
         yield
@@ -180,14 +180,14 @@ def _busy(num_processes: int) -> Iterator[None]:
 
 
 def summary(measured: Mapping[str, Sequence[float]], n_features: int) -> dict[str, Any]:
-    """Plain numbers by contestant, in images a second, and how far from the peak the default is."""
+    """Return images a second by contestant, and the share of the peak that the default reaches."""
     base = median(measured["tutorial"])
     contestants = {}
     for contestant in CONTESTANTS:
         speeds = measured[contestant.key]
         ratio = median(speeds) / base
-        held = {} if contestant.min_speedup is None else {"holds": ratio >= contestant.min_speedup}
-        contestants[contestant.key] = {**harness.spread(speeds), "ratio": ratio, **held}
+        holds = {} if contestant.min_speedup is None else {"holds": ratio >= contestant.min_speedup}
+        contestants[contestant.key] = {**harness.spread(speeds), "ratio": ratio, **holds}
     peak_gflops = median(measured["peak"])
     flop = arithmetic(n_features)
     return {
@@ -202,9 +202,9 @@ def summary(measured: Mapping[str, Sequence[float]], n_features: int) -> dict[st
 
 
 def tables(result: Mapping[str, Any]) -> str:
-    """The Markdown of what `measure_all` gives."""
+    """Return the result of `measure_all` as Markdown."""
     lines = [
-        "| an epoch at batch 64 | images/s | min to max | x the tutorial's | held against | holds |",
+        "| an epoch at batch 64 | images/s | min to max | x the tutorial's | limit | holds |",
         "| --- | ---: | ---: | ---: | --- | --- |",
     ]
     for contestant in CONTESTANTS:
@@ -224,10 +224,10 @@ def tables(result: Mapping[str, Any]) -> str:
 
 
 def measure_all(bench: Bench, *, num_rounds: int) -> dict[str, Any]:
-    """The whole result, as plain values.
+    """Return the whole result, as plain values.
 
     Raises:
-        FailedError: something that was to be measured failed.
+        FailedError: a measured command failed.
     """
     defaults = config.load(bench.source.folder / paths.PARAMS)
     return summary(measure(bench, num_rounds), defaults.n_features)

@@ -1,4 +1,4 @@
-"""Measure the pipeline beside the tutorial's script, in turns, and hold it against its figures.
+"""The pipeline beside the tutorial's script, in turns, and its limits.
 
 A round measures everything once, in fresh clones. The first round warms up (compiled bytecode, the
 system's file cache) and does not count.
@@ -10,10 +10,10 @@ from statistics import median
 from typing import Any
 
 from benchmarks import harness
-from benchmarks.harness import STAGES, Bench, Measurements, tell
+from benchmarks.harness import STAGES, Bench, Measurements, log
 
 TITLE = "The pipeline beside the tutorial's script, whole processes"
-LR_STAGES = ("train", "evaluate", "register")  # what a new learning rate concerns
+LR_STAGES = ("train", "evaluate", "register")  # the stages that a new learning rate runs again
 MAX_STAGE_GIB = 1.5
 
 
@@ -24,8 +24,8 @@ class Figure:
     Attributes:
         key: of its measurements, in seconds.
         label: for people.
-        max_ratio: of its median and that of the tutorial's script.
-        max_seconds: of its median.
+        max_ratio: limit of its median, as a multiple of that of the tutorial's script.
+        max_seconds: limit of its median.
     """
 
     key: str
@@ -44,51 +44,51 @@ FIGURES = (
 
 
 def measure(bench: Bench, num_rounds: int) -> Measurements:
-    """Everything once a round, after a round that does not count."""
+    """Measure everything once a round, after a round that does not count."""
     rounds = []
     for number in range(num_rounds + 1):
-        tell(f"round {number} of {num_rounds}" if number else "warming up")
+        log(f"round {number} of {num_rounds}" if number else "warming up")
         rounds.append(_tutorial(bench) | _pipeline(bench) | _stages(bench))
     return {key: [values[key] for values in rounds[1:]] for key in rounds[0]}
 
 
 def _tutorial(bench: Bench) -> dict[str, float]:
     outcome = bench.tutorial()
-    tell(f"  tutorial {outcome.seconds:.1f} s")
+    log(f"  tutorial {outcome.seconds:.1f} s")
     return {"tutorial": outcome.seconds}
 
 
 def _pipeline(bench: Bench) -> dict[str, float]:
     with bench.checkout() as clone:
         repro = clone.dvc("repro", expected=STAGES).seconds
-        tell(f"  dvc repro {repro:.1f} s")
+        log(f"  dvc repro {repro:.1f} s")
         idle = clone.dvc("repro", expected=()).seconds
-        tell(f"  dvc repro with nothing to do {idle:.1f} s")
+        log(f"  dvc repro with nothing to do {idle:.1f} s")
         experiment = clone.dvc("exp", "run", "-S", "lr=0.05", expected=LR_STAGES).seconds
-        tell(f"  dvc exp run {experiment:.1f} s")
+        log(f"  dvc exp run {experiment:.1f} s")
     return {"repro": repro, "idle": idle, "experiment": experiment}
 
 
 def _stages(bench: Bench) -> dict[str, float]:
-    """Each stage without DVC, in its turn, from a fresh clone on."""
+    """Measure each stage without DVC, in order, in one fresh clone."""
     measured = {}
     with bench.checkout() as clone:
-        clone.run("git", "checkout", "--quiet", "--", "dvc.lock")  # which `register` puts beside the run
+        clone.run("git", "checkout", "--quiet", "--", "dvc.lock")  # `register` logs it with the run
         for name in STAGES:
             outcome = clone.python("-m", f"stages.{name}")
             measured[f"{name}_seconds"] = outcome.seconds
             measured[f"{name}_gib"] = outcome.peak_bytes / 2**30
-            tell(f"  {name} {outcome.seconds:.1f} s, {outcome.peak_bytes / 2**30:.2f} GiB")
+            log(f"  {name} {outcome.seconds:.1f} s, {outcome.peak_bytes / 2**30:.2f} GiB")
     return measured
 
 
 def summary(measured: Measurements) -> dict[str, Any]:
-    """Plain numbers, by figure and by stage."""
+    """Return plain numbers, by figure and by stage."""
     figures = {}
     for figure in FIGURES:
         seconds = harness.spread(measured[figure.key])
         ratio = seconds["median"] / median(measured["tutorial"])
-        figures[figure.key] = {**seconds, "ratio": ratio, **_held(figure, seconds["median"], ratio)}
+        figures[figure.key] = {**seconds, "ratio": ratio, **_holds(figure, seconds["median"], ratio)}
     stages = {
         name: {
             **harness.spread(measured[f"{name}_seconds"]),
@@ -100,8 +100,8 @@ def summary(measured: Measurements) -> dict[str, Any]:
     return {"figures": figures, "stages": stages}
 
 
-def _held(figure: Figure, seconds: float, ratio: float) -> dict[str, bool]:
-    """Whether the figure holds, for one that is held against something."""
+def _holds(figure: Figure, seconds: float, ratio: float) -> dict[str, bool]:
+    """Return whether a figure is within its limit; an empty dict without a limit."""
     if figure.max_ratio is not None:
         return {"holds": ratio <= figure.max_ratio}
     if figure.max_seconds is not None:
@@ -110,28 +110,28 @@ def _held(figure: Figure, seconds: float, ratio: float) -> dict[str, bool]:
 
 
 def measure_all(bench: Bench, *, num_rounds: int) -> dict[str, Any]:
-    """The whole result, as plain values.
+    """Return the whole result, as plain values.
 
     Raises:
-        FailedError: something that was to be measured failed.
+        FailedError: a measured command failed.
     """
     return summary(measure(bench, num_rounds))
 
 
 def tables(result: Mapping[str, Any]) -> str:
-    """The Markdown of what `measure_all` gives."""
+    """Return the result of `measure_all` as Markdown."""
     stages_seconds = sum(values["median"] for values in result["stages"].values())
     rest_seconds = result["figures"]["repro"]["median"] - stages_seconds
     lines = [
-        "| measured | median | min to max | of the tutorial's | held against | holds |",
+        "| measured | median | min to max | of the tutorial's | limit | holds |",
         "| --- | ---: | ---: | ---: | --- | --- |",
         *(_figure_line(figure, result["figures"][figure.key]) for figure in FIGURES),
         "",
-        "| stage on its own | median | min to max | peak memory | held against | holds |",
+        "| stage on its own | median | min to max | peak memory | limit | holds |",
         "| --- | ---: | ---: | ---: | --- | --- |",
         *(_stage_line(name, values) for name, values in result["stages"].items()),
         "",
-        f"Stages take {stages_seconds:.2f} s; the rest of `dvc repro`, {rest_seconds:.2f} s, is DVC's.",
+        f"The stages take {stages_seconds:.2f} s; DVC takes the rest of `dvc repro`, {rest_seconds:.2f} s.",
     ]
     return "\n".join(lines)
 

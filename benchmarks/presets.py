@@ -1,8 +1,7 @@
-"""Train every preset over seeds, in turns with the tutorial's script, and hold each against its claim.
+"""The presets over seeds, in turns with the tutorial's script, and their claims.
 
-Each training has a process of its own. It is timed as `training.fit` alone, validation included; the
-test images are scored after. Time in seconds says something on an idle machine only, the
-accuracies are the same on a busy one.
+Each training has a process of its own. The time is that of `training.loop.fit` alone, with validation; the
+test images are scored after it. The times need an idle machine; the accuracies are the same on a busy one.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,7 +9,7 @@ from statistics import mean, median, stdev
 from typing import Any
 
 from benchmarks import harness, loop
-from benchmarks.harness import Bench, Checkout, tell
+from benchmarks.harness import Bench, Checkout, log
 from mnist.comparison import presets
 from mnist.comparison.presets import Preset
 
@@ -23,25 +22,25 @@ EPOCH = "of the tutorial's epoch"
 def measure(
     setup: Bench, clone: Checkout, known: Mapping[str, Preset], num_seeds: int
 ) -> dict[str, dict[str, list[float]]]:
-    """The tutorial's epoch and each preset once a seed, from 0, in turns: lists of numbers, by name."""
+    """Measure the tutorial's epoch and each preset in turns, once a seed from 0; return numbers by name."""
     measured: dict[str, dict[str, list[float]]] = {"tutorial": {"epoch_seconds": []}}
     measured |= {name: {key: [] for key in MEASURED} for name in known}
     for seed in range(num_seeds):
         epoch_seconds = setup.tutorial(seed, "--device", "cpu").numbers["epoch_seconds"]
         measured["tutorial"]["epoch_seconds"].append(epoch_seconds)
-        tell(f"seed {seed}: the tutorial's epoch {epoch_seconds:.1f} s")
+        log(f"seed {seed}: the tutorial's epoch {epoch_seconds:.1f} s")
         for name, preset in known.items():
             numbers = loop.trained(clone, seed=seed, device="cpu", **preset.params.model_dump())
             for key in MEASURED:
                 measured[name][key].append(numbers[key])
-            tell(f"  {name}: {numbers['seconds']:.1f} s, test accuracy {numbers['test_accuracy']:.2%}")
+            log(f"  {name}: {numbers['seconds']:.1f} s, test accuracy {numbers['test_accuracy']:.2%}")
     return measured
 
 
 def summary(
     measured: Mapping[str, Mapping[str, Sequence[float]]], known: Mapping[str, Preset]
 ) -> dict[str, Any]:
-    """Plain numbers, by preset: what `tables` shows."""
+    """Return plain numbers, by preset, for `tables`."""
     epoch_seconds = measured["tutorial"]["epoch_seconds"]
     result: dict[str, Any] = {
         "num_seeds": len(epoch_seconds),
@@ -79,7 +78,7 @@ def _accuracy(values: Sequence[float]) -> dict[str, float]:
 
 
 def tables(result: Mapping[str, Any]) -> str:
-    """The Markdown of what `measure_all` returns."""
+    """Return the result of `measure_all` as Markdown."""
     accuracy = f"test accuracy, {result['num_seeds']} seeds"
     epoch = harness.shown(result["tutorial_epoch"])
     lines = [
@@ -89,7 +88,7 @@ def tables(result: Mapping[str, Any]) -> str:
     ]
     for name, values in result["presets"].items():
         test = values["test_accuracy"]
-        faults = [what for what in ("accuracy", "time") if not values[f"{what}_holds"]]
+        faults = [claim for claim in ("accuracy", "time") if not values[f"{claim}_holds"]]
         lines.append(
             f"| `{name}` | {values['num_parameters']:,} | {values['epochs']} | {harness.shown(values)} |"
             f" {values['ratio']:.2f} x | {100 * test['mean']:.2f} ± {100 * test['sd']:.2f} % |"
@@ -101,9 +100,9 @@ def tables(result: Mapping[str, Any]) -> str:
 def measure_all(
     bench: Bench, *, num_rounds: int, num_seeds: int = NUM_SEEDS, only: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """The whole result, as plain values; `only` names presets, none is all of them.
+    """Return the whole result, as plain values; `only` names presets, an empty one stands for all.
 
-    A seed is a round, and there are `num_seeds` of them, however many rounds other parts take.
+    A seed is a round: there are `num_seeds` of them, whatever the number of rounds of other parts.
 
     Raises:
         InputError: there is no such preset.

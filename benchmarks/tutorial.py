@@ -1,7 +1,7 @@
-"""The tutorial's way to the same network: one script, no pipeline. The bench measures against it.
+"""The tutorial's script, which trains the same network without a pipeline. The benchmarks compare with it.
 
-A network of two convolutions on the MNIST of torchvision, whose images pass one by one through
-transforms and a `DataLoader`; nothing is cached, checked, logged or saved.
+It trains a network of two convolutions on torchvision's MNIST, whose images pass one by one through
+transforms and a `DataLoader`. It caches, checks, logs and saves nothing.
 
     python -m benchmarks.tutorial --data FOLDER [--seed 0] [--workers 0] [--device cpu]
 
@@ -30,7 +30,7 @@ class SimpleCNN(nn.Module):
         self.fc2 = nn.Linear(50, 10)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        """Log-probabilities, float32 (B, K), of normalized images, float32 (B, 1, 28, 28)."""
+        """Return log-probabilities, float32 (B, K), of normalized images, float32 (B, 1, 28, 28)."""
         x_BCHW = F.max_pool2d(F.relu(self.conv1(x_BCHW)), 2)
         x_BCHW = F.max_pool2d(F.relu(self.conv2(x_BCHW)), 2)
         x_BF = F.relu(self.fc1(x_BCHW.flatten(1)))
@@ -38,7 +38,7 @@ class SimpleCNN(nn.Module):
 
 
 def loader(folder: Path, *, train: bool, num_workers: int = 0) -> DataLoader[tuple[Tensor, int]]:
-    """One split in batches: 64 shuffled images to train on, 1000 to test on."""
+    """Return one split in batches: 64 shuffled images to train on, 1000 to test on."""
     transform = transforms.Compose([transforms.ToTensor(), transforms.Normalize((0.1307,), (0.3081,))])
     images = datasets.MNIST(folder, train=train, download=True, transform=transform)
     return DataLoader(images, batch_size=64 if train else 1000, shuffle=train, num_workers=num_workers)
@@ -50,7 +50,7 @@ def train(
     batches: DataLoader[tuple[Tensor, int]],
     device: torch.device,
 ) -> None:
-    """One epoch of gradient descent."""
+    """Train for one epoch of gradient descent."""
     network.train()
     for x_BCHW, y_B in batches:
         optimizer.zero_grad()
@@ -60,7 +60,7 @@ def train(
 
 @torch.no_grad()
 def test(network: nn.Module, batches: DataLoader[tuple[Tensor, int]], device: torch.device) -> float:
-    """The fraction of images that are recognized."""
+    """Return the accuracy, 0 to 1."""
     network.eval()
     num_right = num_images = 0
     for x_BCHW, y_B in batches:
@@ -71,21 +71,23 @@ def test(network: nn.Module, batches: DataLoader[tuple[Tensor, int]], device: to
 
 
 def main() -> None:
-    """Train and test once, and print what `benchmarks` reads: a name and a number in each line."""
+    """Train and test once, and print lines of a name and a number, which `benchmarks` reads."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.tutorial", description="Train as tutorials do."
     )
     parser.add_argument(
         "--data", type=Path, required=True, help="torchvision's folder; filled if it is empty"
     )
-    parser.add_argument("--seed", type=int, default=0, help="of weights and order (default: 0)")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="of the weights and the order of the images (default: 0)"
+    )
     parser.add_argument(
         "--workers", type=int, default=0, help="processes that prepare the images (default: none)"
     )
     parser.add_argument(
         "--device",
         default="cuda" if torch.cuda.is_available() else "cpu",
-        help="(default: a GPU where there is one)",
+        help="device to train on (default: a GPU, if there is one)",
     )
     options = parser.parse_args()
 

@@ -54,13 +54,13 @@ def test_the_rows_are_median_spread_ratio_and_limit(measured: dict[str, list[flo
         "| `dvc exp run -S lr=0.05` | 10.00 s | 9.00 to 17.00 s | 1.00 x | at most 1 x | yes |",
     ]
     assert table[9] == "| `download` | 2.00 s | 1.00 to 3.00 s | 1.50 GiB | at most 1.5 GiB | yes |"
-    assert table[-1] == "Stages take 12.00 s; the rest of `dvc repro`, 5.00 s, is DVC's."
+    assert table[-1] == "The stages take 12.00 s; DVC takes the rest of `dvc repro`, 5.00 s."
 
 
 @pytest.mark.parametrize(
     ("key", "value"), [("repro", 17.1), ("idle", 1.3), ("experiment", 10.1), ("evaluate_gib", 1.6)]
 )
-def test_a_broken_limit_is_told(measured: dict[str, list[float]], key: str, value: float) -> None:
+def test_a_broken_limit_is_marked(measured: dict[str, list[float]], key: str, value: float) -> None:
     measured[key] = [value] * 3
 
     assert pipeline.tables(pipeline.summary(measured)).count("| NO |") == 1
@@ -79,13 +79,13 @@ def test_the_warming_up_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def speeds(**values: float) -> dict[str, list[float]]:
-    """Two rounds, of 10,000 images a second where nothing else is said; the peak in GFLOP/s."""
+    """Return two rounds, of 10,000 images a second by default; the peak in GFLOP/s."""
     keys = [contestant.key for contestant in loop.CONTESTANTS]
     return {key: [values.get(key, 1e4)] * 2 for key in [*keys, "peak"]}
 
 
 @pytest.mark.parametrize(("speed", "verdict"), [(35_000, "yes"), (34_999, "NO")])
-def test_speed_is_held_against_the_tutorials(speed: float, verdict: str) -> None:
+def test_the_limit_is_a_multiple_of_the_tutorials_speed(speed: float, verdict: str) -> None:
     table = loop.tables(loop.summary(speeds(threads_1=speed, peak=100.0), n_features=6)).splitlines()
 
     (row,) = [line for line in table if "(default)" in line]
@@ -105,7 +105,7 @@ def test_arithmetic_is_what_torch_counts() -> None:
 # ---- a GPU
 
 
-def test_a_gpu_is_held_against_fifty_times_the_tutorial() -> None:
+def test_the_limit_of_a_gpu_is_fifty_times_the_tutorial() -> None:
     rounds = [
         {gpu.TUTORIAL: {"images_a_second": 1e4}}
         | {label: {"images_a_second": speed, "seconds": 1.0, "val_accuracy": 0.99} for label in gpu.TRAININGS}
@@ -143,7 +143,7 @@ def test_a_part_replaces_its_result_alone(tmp_path: Path, monkeypatch: pytest.Mo
     ("content", "found"),
     [("{", "found no JSON"), ("[]", "found list,"), ('{"a": 1}', "found 'a',")],
 )
-def test_a_file_of_something_else_is_told_before_anything_is_measured(
+def test_a_file_of_something_else_is_an_error_before_any_measurement(
     checkout: Path, content: str, found: str
 ) -> None:
     results = checkout / "other.json"
@@ -248,7 +248,7 @@ def test_the_tutorial_runs_on_what_is_prepared(
     assert list(first) == ["accuracy", "epoch_seconds", "test_seconds"]
     assert first["accuracy"] == again["accuracy"]
     assert 0 <= first["accuracy"] * len(small_data.test.labels_N) <= len(small_data.test.labels_N)
-    assert "left out, since not committed: 1 of" in capsys.readouterr().err
+    assert "not measured, since not committed: 1 of" in capsys.readouterr().err
     assert not list((checkout.parent / "tmp").iterdir())
 
 

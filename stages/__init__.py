@@ -1,1 +1,1 @@
-"""What runs: one module is one DVC stage of the same name."""
+"""The stages of the pipeline: each module is the DVC stage of its name."""

@@ -3,8 +3,8 @@
 all that training depends on, models/model.safetensors, metrics/, data/validation.html,
 data/log_probs.safetensors -> MLflow, models/registered.json, metrics/report.html
 
-Its out is neither in git nor in DVC's cache, so DVC can restore it from nowhere: in a new clone, in a
-temporary tree, or where the result is another than the last one, the stage runs, and the result has its run.
+Its out is neither in git nor in DVC's cache, so DVC cannot restore it. So the stage runs in a new clone, in
+a temporary tree and for every new result, and each result gets its MLflow run.
 """
 
 from pathlib import Path
@@ -16,7 +16,7 @@ from mnist.evaluation import results
 
 
 class Params(DatasetParams, Split, Architecture, Recipe, Machine, Execution):
-    """What determined the weights, and where the model goes."""
+    """The params that determined the weights, and the name of the registered model."""
 
     registry: Registration
 

@@ -2,9 +2,9 @@
 
 data/mnist.safetensors, metrics/validation.json -> data/stats.json
 
-All images of the training split count, those that are later held out for validation too. So the
+All images of the training split count, also those that are later held out for validation. So the
 statistics do not change with `seed` and `val_size`, and equal the tutorial's for MNIST, 0.1307 and
-0.3081; two numbers over 47 million pixels tell training nothing about any one image.
+0.3081. Two numbers over 47 million pixels give training no information about a single image.
 """
 
 from pathlib import Path

@@ -4,7 +4,7 @@ data/mnist.safetensors, data/stats.json, metrics/validation.json ->
 models/model.safetensors, metrics/train.json, metrics/history.csv, metrics/steps.csv
 
 Another process logs to MLflow meanwhile (`mnist.tracking.events`). With `processes` above 1, torchrun starts
-this module in so many processes, of which the first one writes (`mnist.training.distributed`).
+this module in that many processes, of which the first one writes (`mnist.training.distributed`).
 """
 
 import time
@@ -21,7 +21,7 @@ from mnist.training import distributed, history, progress
 
 
 class Params(DatasetParams, Split, Architecture, Recipe, Machine, Execution):
-    """What determines the weights, beside the data and the code."""
+    """The params that determine the weights, together with the data and the code."""
 
 
 def run(

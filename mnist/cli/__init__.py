@@ -1,4 +1,4 @@
-"""The commands that people type: a parser and a call each.
+"""The commands of `mnist`: each module is a parser and a call.
 
 It imports every other package, and no package imports it.
 """
@@ -28,14 +28,14 @@ COMMANDS = (
 
 
 class Commands(click.Group):
-    """A group that imports a command when it is asked for, and reports its errors in one line."""
+    """A group that imports a command only when it runs, and reports its errors in one line."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 -- click's interface
         """Return the names in the order of the help page."""
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
-        """Import the module of a command and return what it defines; None for an unknown name."""
+        """Import the module of a command and return the command; None for an unknown name."""
         if cmd_name not in COMMANDS:
             return None
         command: click.Command = getattr(importlib.import_module(f"mnist.cli.{cmd_name}"), cmd_name)

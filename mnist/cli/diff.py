@@ -1,4 +1,4 @@
-"""The command `mnist diff`: what changed between two revisions, and whether it is better."""
+"""The command `mnist diff`: a comparison of two revisions, and its verdict."""
 
 import io
 import json

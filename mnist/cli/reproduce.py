@@ -1,4 +1,4 @@
-"""The command `mnist reproduce`: make a model again from what its MLflow run records, and compare."""
+"""The command `mnist reproduce`: a model reproduced from the records of its MLflow run, and compared."""
 
 import os
 import shutil
@@ -96,7 +96,7 @@ def check_out(aside: "Sandbox", commit: str, recorded: Path) -> str:
 
 
 def _device(aside: "Sandbox") -> str:
-    """Return what the stages run on here."""
+    """Return the description of the device that the stages use on this machine."""
     from mnist.training import devices
 
     values = config.read_keys(aside.checkout, paths.PARAMS)

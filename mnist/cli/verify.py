@@ -1,4 +1,4 @@
-"""The command `mnist verify`: are the committed results what the committed code makes?"""
+"""The command `mnist verify`: a check that the committed code makes the committed results."""
 
 import shutil
 import sys

@@ -1,4 +1,4 @@
-"""Which result or recipe is better: revision, diff, Markdown, ranking, recipes.
+"""Comparisons of results and of recipes: revision, diff, Markdown, ranking, recipes.
 
 It imports `core`, `data`, `training`, `evaluation` and `lineage`, and not `tracking`.
 """

@@ -103,7 +103,7 @@ class Comparison:
     problems: Mapping[str, Mapping[str, str]]
 
     def objection(self, *, fail_if: Sequence[str], max_drop: float | None) -> str:
-        """Return why the gates do not let head pass; empty where they do."""
+        """Return the reason why head fails the gates; empty if it passes."""
         if "worse" in fail_if and self.outcome == "worse":
             return "head is worse beyond noise"
         if "stale" in fail_if and self.is_stale:
@@ -160,7 +160,7 @@ def compare_revisions(base: Snapshot, head: Snapshot) -> Comparison:
 
 
 def _obstacle(base: Snapshot, head: Snapshot) -> str:
-    """Return why the two cannot be compared image by image; empty where they can."""
+    """Return the reason why the two cannot be compared image by image; empty if they can."""
     without = [side.name for side in (base, head) if side.predictions is None]
     if base.predictions is None or head.predictions is None:
         return f"no predictions on the test images at {' and '.join(without)}"

@@ -1,4 +1,4 @@
-"""Two networks on the same test images: how accurate each is, and which predictions differ."""
+"""Two networks on the same test images: their accuracies, and the predictions that differ."""
 
 from collections import defaultdict
 from dataclasses import dataclass

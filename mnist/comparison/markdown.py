@@ -1,7 +1,7 @@
 """The comparison of two revisions as Markdown: for a terminal, a job summary, a comment on a pull request.
 
-Names, values and messages from the repository stand in code spans, in which GitHub mentions nobody,
-loads no picture and reads no HTML, and are cut to a length.
+Names, values and messages from the repository are in code spans, and are cut to a length. In a code span
+GitHub notifies no user, loads no picture and reads no HTML.
 """
 
 import json
@@ -70,7 +70,7 @@ def _verdict(comparison: Comparison) -> str:
         f"accuracy {images.base_accuracy:.2%} → {images.head_accuracy:.2%}, **{images.change_pp:+.2f} pp** "
         f"(95 % interval {low:+.2f} to {high:+.2f} pp, p {_p(images.p)}): {len(images.fixed):,} fixed and "
         f"{len(images.broken):,} broken of {images.num_images:,} test images. "
-        "It is about these two networks: compare several seeds to judge a recipe."
+        "It is about these two networks: compare recipes over several seeds."
     )
 
 

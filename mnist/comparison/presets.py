@@ -32,7 +32,7 @@ class Preset(Section):
 
     @property
     def overrides(self) -> dict[str, str]:
-        """Its params as one types them after `-S`."""
+        """Return the params in the form that follows `-S`."""
         return {key: as_typed(value) for key, value in self.params.model_dump().items()}
 
 

@@ -29,12 +29,12 @@ class Ranking:
 
     @property
     def best(self) -> Result | None:
-        """The first, or None where no two results have the same validation images."""
+        """Return the best result, or None if no two have the same validation images."""
         return self.ranked[0] if len(self.ranked) > 1 or not self.others else None
 
     @property
     def close(self) -> tuple[Result, ...]:
-        """Those that are at most one standard error worse than the best.
+        """Return the results that are at most one standard error worse than the best.
 
         The one-standard-error rule: Breiman et al., Classification and Regression Trees, 1984, 3.4.3.
         """
@@ -67,7 +67,7 @@ def _images(result: Result) -> tuple[str, Split]:
 
 
 def standard_error(result: Result) -> float:
-    """Return that of the accuracy p on n images, binomial: sqrt(p (1 - p) / n), but at least one image.
+    """Return the standard error of accuracy p on n images: sqrt(p (1 - p) / n), but at least one image.
 
     The formula gives 0 where all are right, though n images cannot prove that none will be wrong.
     """

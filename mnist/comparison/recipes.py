@@ -1,7 +1,7 @@
 """The test accuracy of each recipe over seeds: its mean, standard deviation and interval.
 
-A recipe is all params of the training but the seed. The accuracy of one training says little: by the
-seed alone, the default params reach accuracies that are a point apart.
+A recipe is all params of the training but the seed. The accuracy of one training is not enough: with other
+seeds alone, the default params reach accuracies that are a point apart.
 """
 
 from collections.abc import Container, Iterable, Mapping, Sequence
@@ -19,7 +19,7 @@ from mnist.evaluation.statistics import student_interval
 
 ACCURACY = "accuracy"
 FIGURES = ("seeds", "test accuracy", "sd", "95 % interval", "least to most")
-FEW_SEEDS = 3  # with fewer, the interval is too wide to say much
+FEW_SEEDS = 3  # with fewer, the interval is too wide to be of use
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,22 +38,22 @@ class Recipe:
 
     @property
     def accuracies(self) -> list[float]:
-        """The accuracies by rising seed."""
+        """Return the accuracies, in the order of the seeds."""
         return [self.by_seed[seed] for seed in sorted(self.by_seed)]
 
     @property
     def mean(self) -> float:
-        """The mean of the accuracies."""
+        """Return the mean of the accuracies."""
         return mean(self.accuracies)
 
     @property
     def sd(self) -> float | None:
-        """The standard deviation of the accuracies, of a sample; None for one seed."""
+        """Return the sample standard deviation of the accuracies; None for one seed."""
         return stdev(self.accuracies) if len(self.by_seed) > 1 else None
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        """That of the mean over all seeds, on these test images, within 0 to 1; None for one seed."""
+        """Return the 95 % interval of the mean over all seeds, within 0 to 1; None for one seed."""
         if len(self.by_seed) == 1:
             return None
         low, high = student_interval(self.accuracies)

@@ -1,7 +1,7 @@
 """The results of one revision of the repository, or of the workspace, as its `dvc.yaml` lists them.
 
-Metrics of your own and renamed files are found. What cannot be read is kept as a problem with its
-reason, and the rest is read all the same.
+It also finds metrics that a user added, and renamed files. A file that cannot be read becomes a problem
+with its reason; the other files are still read.
 """
 
 import csv
@@ -212,7 +212,7 @@ def _read_curves(repo: Repo, snapshot: Snapshot) -> None:
 
 
 def _reason(error: Any) -> str:
-    """Return what went wrong, in one line."""
+    """Return the reason of an error, in one line."""
     if isinstance(error, FileNotFoundError):
         return "no such file"
     # DVC's error names the file, its cause names the fault.

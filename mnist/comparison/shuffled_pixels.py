@@ -1,4 +1,4 @@
-"""The tutorial's experiment: what shuffling the pixels costs a CNN, and what a fully connected network."""
+"""The tutorial's experiment: the cost of shuffled pixels for a CNN and for a fully connected network."""
 
 import subprocess
 import sys

@@ -123,7 +123,7 @@ class Params(DatasetParams, Split, Architecture, Recipe, Machine, Execution):
 
     @property
     def model_name(self) -> str:
-        """The name of the registered model for this data set."""
+        """Return the name of the registered model for this data set."""
         return self.registry.of(self.dataset).model_name
 
 
@@ -140,7 +140,7 @@ def read(path: Path, *, expected: str) -> Any:
     """Return what a YAML file holds, numbers as DVC reads them (YAML 1.2); `expected` names that.
 
     Raises:
-        InputError: it is missing, or no YAML.
+        InputError: the file is missing, or is not YAML.
     """
     try:
         return parse(path.read_bytes(), str(path))
@@ -154,7 +154,7 @@ def parse(document: bytes | str, where: str) -> Any:
     PyYAML would read `1e-05`, which is what DVC writes for `-S lr=1e-5`, as a string.
 
     Raises:
-        InputError: it is no YAML; `where` names it.
+        InputError: it is not YAML; `where` names it.
     """
     try:
         return YAML(typ="safe").load(document.decode() if isinstance(document, bytes) else document)

@@ -1,4 +1,4 @@
-"""The form of `datasets/<name>.yaml`: what is known of a data set of MNIST's form."""
+"""The schema of `datasets/<name>.yaml`, the description of a data set of MNIST's form."""
 
 import difflib
 from pathlib import Path
@@ -84,7 +84,7 @@ class DataSet(Section):
     validation: Validation
 
     def described(self, name: str) -> Description:
-        """Return what the data set's file stores about itself."""
+        """Return the description that the data set's file stores."""
         return Description(name=name, title=self.title, classes=tuple(self.classes))
 
 

@@ -1,4 +1,4 @@
-"""The data set as a table, one row an image: what the expectations are about.
+"""The data set as a table with one row an image, which the expectations check.
 
 Shape suffixes: N images, P pixels of an image.
 """
@@ -54,7 +54,7 @@ def rows(split: SplitName, images: Images) -> Rows:
     """
     num_images = len(images)
     _, class_N, counts = np.unique(images.labels_N, return_inverse=True, return_counts=True)
-    # Of no images, the summaries of none tell the columns' types.
+    # A split without images has one empty summary, which gives the columns their types.
     starts = range(0, max(num_images, 1), CHUNK)
     summaries = [_summary(images.images_NHW[start : start + CHUNK]) for start in starts]
     darkest, brightest, mean, ink, digest = (np.concatenate(parts) for parts in zip(*summaries, strict=True))
@@ -74,8 +74,8 @@ def rows(split: SplitName, images: Images) -> Rows:
 
 
 def _summary(images_NHW: Bytes) -> tuple[NDArray[Any], ...]:
-    """The columns `darkest`, `brightest`, `mean`, `ink` and `digest` of some images."""
-    # The number of pixels is spelled out: of no images, -1 could not be worked out.
+    """Return the columns `darkest`, `brightest`, `mean`, `ink` and `digest` of some images."""
+    # The number of pixels is written out: numpy cannot derive -1 from an empty array.
     pixels_NP = np.ascontiguousarray(images_NHW).reshape(len(images_NHW), NUM_PIXELS)
     # Sixteen bytes: by chance, two of 70,000 different images agree once in 10^29 data sets.
     digest = b"".join([hashlib.blake2b(pixels_P.data, digest_size=16).digest() for pixels_P in pixels_NP])
@@ -90,7 +90,7 @@ def _summary(images_NHW: Bytes) -> tuple[NDArray[Any], ...]:
 
 
 def first_alike(digest: Bytes) -> NDArray[np.int64]:
-    """For each of N digests, uint8 (N, 16), the position of the first that is equal; int64 (N,)."""
+    """Return for each of N digests, uint8 (N, 16), the position of the first equal one; int64 (N,)."""
     halves = np.ascontiguousarray(digest).view(np.uint64)
     order = np.lexsort((halves[:, 1], halves[:, 0]))  # stable: of equal ones, the first stays first
     is_new = np.ones(len(order), np.bool_)

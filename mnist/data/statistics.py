@@ -16,7 +16,7 @@ CHUNK = 1024  # images counted at a time: 6 MB as bincount wants them, which sta
 
 
 class Stats(Section):
-    """Of all pixels of some images, black 0 to white 1.
+    """Statistics of all pixels of some images, black 0 to white 1.
 
     Attributes:
         mean: 0 to 1.
@@ -30,7 +30,7 @@ class Stats(Section):
 
 
 def measure(images_NHW: Bytes) -> Stats:
-    """Exact statistics of uint8 images: sums of whole numbers, divided once, in float64.
+    """Return exact statistics of uint8 images: sums of whole numbers, divided once, in float64.
 
     Raises:
         InputError: there is no image, or all pixels are equal, so that nothing can be normalized.
@@ -59,12 +59,12 @@ def _counts(images_NHW: Bytes) -> list[int]:
 
 
 def write(path: Path, stats: Stats) -> None:
-    """Write as JSON, every digit of the floats."""
+    """Write the statistics as JSON, with every digit of the floats."""
     files.write_json(path, stats.model_dump())
 
 
 def read(path: Path) -> Stats:
-    """Read what `write` wrote.
+    """Read the statistics that `write` wrote.
 
     Raises:
         InputError: the file is missing or holds something else.

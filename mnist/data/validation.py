@@ -32,7 +32,7 @@ class Finding(config.Section):
 
     @property
     def line(self) -> str:
-        """The finding in one line, with the places of some offending images."""
+        """Return the finding in one line, with the places of some offending images."""
         seen = f"{self.expectation}: expected {self.expected}, observed {self.observed}"
         if not self.offending:
             return seen
@@ -63,7 +63,7 @@ class Verdict(config.Section):
 
     @property
     def failed(self) -> list[Finding]:
-        """The expectations that failed."""
+        """Return the expectations that failed."""
         return [finding for finding in self.expectations if not finding.success]
 
 

@@ -1,4 +1,4 @@
-"""The model card: what a model is for, how good it is and where it came from, for readers of the registry.
+"""The model card: purpose, scores and origin of a model, for readers of the registry.
 
 The front matter is Hugging Face's model card metadata, so that the file can go to the Hub as it is:
 https://github.com/huggingface/hub-docs/blob/main/modelcard.md
@@ -100,7 +100,7 @@ def of_version(card: str, name: str, version: str) -> str:
 
 
 def description(card: str) -> str:
-    """Return what MLflow shows beside a version: the body of the card, as many sections as fit."""
+    """Return the description of a version in MLflow: as many sections of the card's body as fit."""
     # Neither front matter nor title: a list of versions shows how the description begins.
     body = re.sub(r"\A---\n.*?\n---\n\s*(# [^\n]*\n\s*)?", "", card, flags=re.DOTALL)
     if len(body) <= MAX_DESCRIPTION:

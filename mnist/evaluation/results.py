@@ -16,7 +16,7 @@ from mnist.lineage.result import Result
 
 @dataclass(frozen=True, kw_only=True)
 class Pages:
-    """What people read about a result: the numbers, the report (HTML) and the model card (Markdown)."""
+    """The pages about a result: its numbers, the report (HTML) and the model card (Markdown)."""
 
     summary: Summary
     report: str
@@ -35,7 +35,7 @@ def load(
 
     Args:
         registration: where its model goes.
-        challenger: whether that is to be the candidate for promotion.
+        challenger: whether the model becomes the candidate for promotion.
         folder: the root of the checkout.
         source: that it came from; without it, the checkout in the current folder.
         time_ms: of the result, since 1970; without it, now.
@@ -64,7 +64,7 @@ def load(
 
 
 def evaluation_sha256(scores: str, predictions: str) -> str:
-    """Return the digest of what `evaluate` wrote, from those of its two files, in hex."""
+    """Return the digest of an evaluation, in hex, from the digests of its two files."""
     return hashlib.sha256(f"{scores}{predictions}".encode()).hexdigest()
 
 

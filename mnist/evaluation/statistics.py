@@ -68,23 +68,23 @@ class Predictions:
 
     @property
     def classes(self) -> list[str]:
-        """The names that occur, numbers first and in their order."""
+        """Return the names that occur: numbers first, in their order."""
         names = np.unique(np.concatenate([self.labels_N, self.predicted_N])).tolist()
         return sorted(names, key=lambda name: (0, int(name), "") if name.isdecimal() else (1, 0, name))
 
     @property
     def right(self) -> NDArray[np.bool_]:
-        """Whether each prediction is right, bool (N,)."""
+        """Return whether each prediction is right, bool (N,)."""
         return np.equal(self.predicted_N, self.labels_N)
 
     @property
     def num_images(self) -> int:
-        """N."""
+        """Return the number of images, N."""
         return len(self.labels_N)
 
     @property
     def accuracy(self) -> float:
-        """Share of right predictions, 0 to 1."""
+        """Return the share of right predictions, 0 to 1."""
         return int(self.right.sum()) / self.num_images
 
 
@@ -108,34 +108,34 @@ class Paired:
 
     @property
     def change_pp(self) -> float:
-        """Change of accuracy, in percentage points."""
+        """Return the change of accuracy, in percentage points."""
         return 100 * (self.fixed - self.broken) / self.num_images
 
     @property
     def p_worse(self) -> float:
-        """Chance of at most so many fixed images if both are equally good: small where it is worse."""
+        """Return the chance of at most `fixed` fixed images if both are equally good: small if worse."""
         return _heads_at_most(self.fixed, self.fixed + self.broken)
 
     @property
     def p_better(self) -> float:
-        """Chance of at most so many broken images if both are equally good: small where it is better."""
+        """Return the chance of at most `broken` broken images if both are equally good: small if better."""
         return _heads_at_most(self.broken, self.fixed + self.broken)
 
     @property
     def p_two_sided(self) -> float:
-        """Chance of a difference at least as large, in either direction, if both are equally good."""
+        """Return the chance of a difference at least as large, either way, if both are equally good."""
         return min(1.0, 2 * min(self.p_worse, self.p_better))
 
     @property
     def verdict(self) -> Literal["better", "worse", "within noise"]:
-        """Result of the two-sided test at `ALPHA`; of equals, less than 2.5 % are called better, or worse."""
+        """Return the result of the two-sided test at `ALPHA`; less than 2.5 % of equals are "better"."""
         if self.p_two_sided >= ALPHA:
             return "within noise"
         return "better" if self.fixed > self.broken else "worse"
 
     @property
     def interval_pp(self) -> tuple[float, float]:
-        """95 % confidence interval of the change of accuracy, low and high, in percentage points.
+        """Return the 95 % confidence interval of the change of accuracy, in percentage points.
 
         The change is that on all images of the kind, of which these are a sample. The interval holds 0
         exactly where the verdict is "within noise": it is `score_interval`, widened to 0 where the

@@ -39,12 +39,12 @@ class Rate:
 
     @property
     def share(self) -> float | None:
-        """The share, 0 to 1; None of no images."""
+        """Return the share, 0 to 1; None without images."""
         return self.hits / self.num_images if self.num_images else None
 
     @property
     def interval(self) -> Interval | None:
-        """The 95 % interval of the share in all images of the kind; None of no images."""
+        """Return the 95 % interval of the share in all images of the kind; None without images."""
         return statistics.wilson_interval(self.hits, self.num_images) if self.num_images else None
 
 
@@ -126,18 +126,18 @@ class Summary:
 
     @property
     def num_wrong(self) -> int:
-        """Number of wrong predictions."""
+        """Return the number of wrong predictions."""
         return self.accuracy.num_images - self.accuracy.hits
 
     @property
     def num_confident_mistakes(self) -> int:
-        """Number of wrong predictions with a confidence above `HIGH_CONFIDENCE`."""
+        """Return the number of wrong predictions with a confidence above `HIGH_CONFIDENCE`."""
         is_wrong_N = self.predicted_N != self.test.labels_N
         return int((is_wrong_N & (scores.confidence(self.log_probs_NK) > HIGH_CONFIDENCE)).sum())
 
     @property
     def headline(self) -> str:
-        """The accuracy, in a line."""
+        """Return a line with the accuracy and its interval."""
         low, high = statistics.wilson_interval(self.accuracy.hits, self.accuracy.num_images)
         return (
             f"accuracy {self.scores.accuracy:.2%} on {self.accuracy.num_images:,} test images of"
@@ -146,7 +146,7 @@ class Summary:
 
     @property
     def details(self) -> str:
-        """The other scores, in a line."""
+        """Return a line with the other scores."""
         confident = self.num_confident_mistakes
         note = f" ({confident:,} with a confidence above {HIGH_CONFIDENCE:.0%})" if confident else ""
         return (

@@ -1,4 +1,4 @@
-"""Which code, params and data made a result: git, lock, fingerprint, experiments, sandbox, compare.
+"""The code, params and data of a result: git, lock, fingerprint, experiments, sandbox, compare.
 
 It imports `core` alone.
 """

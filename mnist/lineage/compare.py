@@ -1,8 +1,8 @@
-"""Are these outputs those outputs, exactly or within what tolerance? `verify` and `reproduce` ask it.
+"""The comparison of two sets of outputs, byte for byte or within tolerances, for `verify` and `reproduce`.
 
 The bytes of weights, and of all that is computed from them, depend on the kind of processor, the
-number of threads and the versions of the libraries. Where they are others, numbers are held to a
-tolerance, and what has no numbers in it (weights, pictures, pages) may hold other bytes.
+number of threads and the versions of the libraries. If these differ, numbers must be within a tolerance,
+and files without numbers (weights, pictures, pages) may have different bytes.
 """
 
 import csv
@@ -30,7 +30,7 @@ PREDICTED = "predicted"  # a column: its cells are compared by how many differ
 
 @dataclass(frozen=True)
 class Tolerance:
-    """How far two numbers may be apart, by the larger of both bounds.
+    """The largest accepted difference of two numbers: the larger of both bounds.
 
     Attributes:
         text: for people.
@@ -70,7 +70,7 @@ EQUAL_WEIGHTS: Tolerances = {
 
 @dataclass(frozen=True, kw_only=True)
 class Guarantee:
-    """Whether equal bytes are guaranteed on this machine, and why."""
+    """The guarantee of equal bytes on this machine, or its absence, and the reason."""
 
     is_exact: bool
     reason: str
@@ -98,7 +98,7 @@ class Row:
         before: as shown to people.
         after: the same, reproduced.
         answer: how they compare.
-        tolerance: the text of the one that a number was held to.
+        tolerance: the text of the tolerance that was applied to a number.
     """
 
     what: str
@@ -109,7 +109,7 @@ class Row:
 
     @property
     def text(self) -> str:
-        """The answer for people."""
+        """Return the answer as people read it."""
         if self.answer == "close":
             return f"within {self.tolerance}"
         return f"{self.answer}, beyond {self.tolerance}" if self.tolerance else self.answer
@@ -131,8 +131,8 @@ def compare(name: str, before: Output, after: Output, tolerances: Tolerances | N
 
     Args:
         name: of the output.
-        before: the one.
-        after: the other one.
+        before: the output to compare with.
+        after: the reproduced output.
         tolerances: of its numbers; None where its bytes must be equal.
     """
     shown = _shown(before.digest), _shown(after.digest)

@@ -1,4 +1,4 @@
-"""Which experiments and branches there are, and where their files are: in git and in DVC's cache."""
+"""The experiments and branches of the repository, and their files in git and in DVC's cache."""
 
 import io
 import os
@@ -46,7 +46,7 @@ class Revision:
 
     @property
     def source(self) -> Source:
-        """The source that a stage would record in a checkout of this experiment or branch."""
+        """Return the source that a stage would record in a checkout of this experiment or branch."""
         return fingerprint.source_of(self.commit, baseline=self.baseline, **{self.kind: self.name})
 
 
@@ -75,7 +75,7 @@ def every(root: Path) -> list[Revision]:
 
 
 def commit_of(root: Path, rev: str) -> str:
-    """Return the full hash of what a user calls a commit.
+    """Return the full hash of a commit that a user named.
 
     Raises:
         InputError: there is no such commit.
@@ -94,7 +94,7 @@ def contents(root: Path, revisions: Sequence[Revision], file: Path) -> list[byte
 
 
 def queue(root: Path, commits: Container[str] | None) -> list[str]:
-    """Describe what DVC's queue holds of experiments that started from `commits`, in lines.
+    """Return lines on the experiments from `commits` that are in DVC's queue or failed there.
 
     Args:
         root: of the checkout.

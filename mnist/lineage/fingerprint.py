@@ -1,4 +1,4 @@
-"""What a result came from: the fingerprint of its training, its commit, the command that reproduces it."""
+"""The origin of a result: the fingerprint of its training, its commit, the command that reproduces it."""
 
 import hashlib
 import json
@@ -48,13 +48,13 @@ class Source:
 
     @property
     def name(self) -> str:
-        """The experiment's name, or branch and short commit."""
+        """Return the experiment's name, or branch and short commit."""
         return self.experiment or "-".join(filter(None, [self.branch, self.commit[:7]])) or "no-commit"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """What a trained network came from.
+    """The origin of a trained network.
 
     Attributes:
         fingerprint: the digest of what determined it: the command, files and params that
@@ -204,7 +204,7 @@ def _rerun(commit: str, command: str) -> str:
 
 
 def _inputs(commit: str, revision: str = "") -> list[str]:
-    """Return what the pipeline depends on, now and at `commit`, as git's pathspecs; outputs aside.
+    """Return the pathspecs of all that the pipeline depends on, now and at `commit`, without its outputs.
 
     The rest of a checkout makes no difference to a result, and may hold secrets (`.dvc/config`).
 

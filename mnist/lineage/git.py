@@ -1,4 +1,4 @@
-"""The one runner of git: commands on the repository that lies in a folder, whatever the environment names."""
+"""The only module that runs git: its commands use the repository of a folder, not that of the environment."""
 
 import os
 import re
@@ -64,7 +64,7 @@ def run(
 
 
 def output(*arguments: str, folder: Path, stdin: bytes = b"", index: Path | None = None) -> bytes:
-    """Return what a command prints.
+    """Return the output of a command.
 
     Raises:
         InputError: it fails.
@@ -76,7 +76,7 @@ def output(*arguments: str, folder: Path, stdin: bytes = b"", index: Path | None
 
 
 def text(*arguments: str, folder: Path) -> str:
-    """Return what a command prints, without the white space around it.
+    """Return the output of a command, without the white space around it.
 
     Raises:
         InputError: it fails.
@@ -85,7 +85,7 @@ def text(*arguments: str, folder: Path) -> str:
 
 
 def text_or_empty(*arguments: str, folder: Path) -> str:
-    """Return what a command prints; nothing where it fails, as in a copy without git."""
+    """Return the output of a command; nothing where it fails, as in a copy without git."""
     done = run(*arguments, folder=folder)
     return done.stdout.decode(errors="replace").strip() if done.returncode == 0 else ""
 

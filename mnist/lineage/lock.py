@@ -1,4 +1,4 @@
-"""Are these results those of this code, data and params? `dvc.yaml` against `dvc.lock` against the files.
+"""The check that results are those of this code, data and params, by `dvc.yaml`, `dvc.lock` and the files.
 
 `dvc.lock` holds what each stage read and wrote when it ran. It is compared with what DVC finds now,
 files and folders alike, without a run.
@@ -23,7 +23,7 @@ MAKERS = ("train", "evaluate")  # the stages that make a result
 
 @dataclass(frozen=True, kw_only=True)
 class Out:
-    """What a stage writes.
+    """An output of a stage.
 
     Attributes:
         kept_in: DVC's cache, or git; empty for what git ignores: it is no part of a committed result.
@@ -36,7 +36,7 @@ class Out:
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """A stage of `dvc.yaml`, and what it would find now.
+    """A stage of `dvc.yaml`, and the present state of its files and params.
 
     Attributes:
         name: in `dvc.yaml`.
@@ -149,7 +149,7 @@ def _is_ignored(repo: "Repo", path: str) -> bool:
 
 
 def stale_reasons(now: Sequence[Stage], locked: Mapping[str, Any]) -> list[str]:
-    """Return why results were not made by the stages as they are: a line each, none where they were.
+    """Return the reasons why results are stale, a line each; none if the stages as they are made them.
 
     What one stage makes and another reads is compared as `dvc.lock` has it on both sides, since it
     may not be there.
@@ -174,10 +174,10 @@ def stale_reasons(now: Sequence[Stage], locked: Mapping[str, Any]) -> list[str]:
 
 
 def check(folder: Path) -> None:
-    """Let pass only a checkout whose results are those of its code, data and params, as `dvc.lock` has it.
+    """Check that the results of a checkout are those of its code, data and params, by `dvc.lock`.
 
     Raises:
-        InputError: it has no results, or something was changed since.
+        InputError: it has no results, or something has changed since.
     """
     locked = read(folder)
     for name in MAKERS:
@@ -201,7 +201,7 @@ def _stale(found: str) -> InputError:
 def changes(
     stage: Stage, entry: Mapping[str, Any], *, wrote: Mapping[str, str] | None = None
 ) -> Iterator[Change]:
-    """Yield how the command, deps and params of a stage differ from what ran.
+    """Yield the differences of a stage's command, deps and params from its last run.
 
     Args:
         stage: what it is now.
@@ -238,7 +238,7 @@ def _changed_params(params: Mapping[str, Mapping[str, Any]], ran_with: Mapping[s
 
 
 def changed_outs(stage: Stage, entry: Mapping[str, Any]) -> Iterator[Change]:
-    """Yield how the outs of a stage, as far as they are there, differ from what it wrote."""
+    """Yield the differences of a stage's outs, if they are there, from those of its last run."""
     wrote = digests(entry, "outs")
     for path in dict.fromkeys([*stage.outs, *wrote]):
         if path not in wrote:

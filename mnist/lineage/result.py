@@ -1,4 +1,4 @@
-"""A result: what it came from, the digests of what was made, and where its model goes."""
+"""A result: its origin, the digests of its files, and the name of its registered model."""
 
 import getpass
 import os
@@ -19,7 +19,7 @@ LIBRARIES = ("torch", "numpy", "mlflow", "dvc")
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """What the pipeline made. Its identity: the data, the params of the training, and the weights.
+    """A result of the pipeline. Its identity: the data, the params of the training, and the weights.
 
     Attributes:
         time_ms: of the result, since 1970.
@@ -43,7 +43,7 @@ class Result:
 
     @property
     def digests(self) -> dict[str, str]:
-        """The digests of the data, the weights and the evaluation."""
+        """Return the digests of the data, the weights and the evaluation."""
         return {
             "dataset_sha256": self.origin.dataset_sha256,
             "weights_sha256": self.weights_sha256,
@@ -52,17 +52,17 @@ class Result:
 
     @property
     def accuracy(self) -> float:
-        """On the test images, a fraction."""
+        """Return the accuracy on the test images, a fraction."""
         return self.metrics["test_accuracy"]
 
     @property
     def is_good(self) -> bool:
-        """Whether its model is registered."""
+        """Return whether it is good enough for its model to be registered."""
         return self.accuracy >= self.registration.min_accuracy
 
 
 class TrainingInfo(Section):
-    """What only the process that trained knows; no output holds it, since it differs from run to run.
+    """Facts about a training that differ from run to run, so that no output holds them.
 
     Attributes:
         time_ms: when the training began, since 1970.
@@ -75,7 +75,7 @@ class TrainingInfo(Section):
     facts: dict[str, str]
 
     def write(self, weights_sha256: str) -> None:
-        """Keep it for the report and the run of these weights."""
+        """Write the facts to a file, for the report and the MLflow run of these weights."""
         files.write_json(_info_file(weights_sha256), self.model_dump())
 
 

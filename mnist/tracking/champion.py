@@ -1,4 +1,4 @@
-"""Move the alias `champion`, and record each decision.
+"""Promotion and rollback: the alias `champion` moves, and each decision is recorded.
 
 A decision, a refusal too, is one JSON object in three places: a line of `promotions.jsonl` beside
 `dvc.yaml`, the tag `promotion` of the version, and an artifact of the version's run. The alias moves
@@ -133,7 +133,7 @@ def _before(version: ModelVersion) -> list[str]:
 
 
 def _known(question: Callable[..., T], *arguments: str) -> T | None:
-    """Return the answer of the store, or None for what it does not have."""
+    """Return the answer of the store; None if it has no such thing."""
     try:
         return question(*arguments)
     except MlflowException as error:

@@ -1,7 +1,7 @@
-"""Live logging as `train` sees it: events for another process, which logs them to MLflow.
+"""Live logging in `train`: events for another process, which logs them to MLflow.
 
-They are written to that process's stdin, a line of JSON each, and never waited for: where the pipe is full
-or the process is gone, an event is dropped, and `register` logs what is missing. Imports no mlflow.
+Each event is a line of JSON on the stdin of that process. `train` never waits for it: if the pipe is full or
+the process is gone, the event is dropped, and `register` logs it later. This module does not import mlflow.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ from mnist.training.history import Epoch, Window
 
 @dataclass(frozen=True, kw_only=True)
 class Start:
-    """The run begins: its start in milliseconds since 1970, name, params and tags."""
+    """The start of a run: time in milliseconds since 1970, name, params and tags."""
 
     time_ms: int
     name: str
@@ -43,7 +43,7 @@ class Point:
 
 @dataclass(frozen=True, kw_only=True)
 class End:
-    """The run ends as `FINISHED`, `FAILED` or `KILLED`; finished ones have weights."""
+    """The end of a run: status `FINISHED`, `FAILED` or `KILLED`; a finished run has weights."""
 
     time_ms: int
     status: str
@@ -100,7 +100,7 @@ def point(event: Window | Epoch, time_ms: int) -> Point:
 
 
 class Recorder:
-    """Sends the events of one training to the logging process.
+    """The sender of the events of one training to the logging process.
 
     Args:
         begin: of the training.
@@ -112,11 +112,11 @@ class Recorder:
         self._result: dict[str, Any] = {}
 
     def log(self, event: Window | Epoch) -> None:
-        """Add what happened to the curves."""
+        """Send the metrics of a window or an epoch."""
         self.send(point(event, now_ms()))
 
     def finish(self, weights_sha256: str, seconds: float) -> None:
-        """Note which weights came out, and how long the training took."""
+        """Keep the digest of the weights and the duration of the training for the end of the run."""
         self._result = {"weights_sha256": weights_sha256, "values": {"training_seconds": seconds}}
         facts = {name: self._begin.tags[name] for name in ("device", *versions())}
         with contextlib.suppress(OSError):  # without it a report has "not recorded"
@@ -166,7 +166,7 @@ def recorded(training: Training, *, device: str) -> Iterator[Recorder]:
 
 def _logging_process() -> int | None:
     """Start the process, and return its stdin; None where the system has no room for another one."""
-    reader, writer = os.pipe()  # the writing end is inherited by nobody: it closes with this process
+    reader, writer = os.pipe()  # no child inherits the writing end, so it closes with this process
     os.set_blocking(writer, False)
     try:
         process = subprocess.Popen(

@@ -1,7 +1,7 @@
 """The process that logs a training to MLflow while it runs: `python -m mnist.tracking.live`.
 
-It reads events from stdin (`mnist.tracking.events`), and ends the run as they say, or as KILLED where
-stdin ends without an end. Where MLflow does not answer it prints one line, and tries again.
+It reads events from stdin (`mnist.tracking.events`) and ends the run with the status of the last event, or
+as KILLED if stdin closes without one. If MLflow does not answer, it prints one line and tries again.
 """
 
 import os
@@ -69,7 +69,7 @@ class Logger:
         self._machine: SystemMetricsMonitor | None = None
 
     def expect_end(self) -> None:
-        """Add the end of a training that is gone without a word."""
+        """Add the end of a training that was killed and sent none."""
         if self.events and not any(isinstance(event, End) for event in self.events):
             self.events.append(End(time_ms=now_ms(), status="KILLED"))
 

@@ -88,7 +88,7 @@ def note(store: Store, run: Run, tags: Mapping[str, str]) -> None:
 
 
 def close_abandoned(store: Store) -> None:
-    """End the runs as KILLED whose logging processes, of this machine, are gone without a word."""
+    """End the runs of this machine as KILLED whose logging process is gone."""
     host = f"{socket.gethostname()}:"
     wanted = f"attributes.status = 'RUNNING' and tags.{LOGGED_BY} LIKE '{host}%'"
     for run in store.client.search_runs([store.experiment_id], wanted):
@@ -97,7 +97,7 @@ def close_abandoned(store: Store) -> None:
 
 
 def is_logged(run: Run) -> bool:
-    """Return whether a process of this machine is still at this run."""
+    """Return whether a process of this machine still logs this run."""
     host, _, number = run.data.tags.get(LOGGED_BY, "").rpartition(":")
     if run.info.status != "RUNNING" or host != socket.gethostname():
         return False

@@ -43,7 +43,7 @@ class Model:
 
     @property
     def accuracy(self) -> float | None:
-        """On the test images, where it is known."""
+        """Return the accuracy on the test images; None if it is unknown."""
         return self.predictions.accuracy if self.predictions else None
 
 
@@ -71,7 +71,7 @@ class Decision:
 
 
 def same(challenger: Model, champion: Model) -> str:
-    """Return why the two are one model, whatever their version numbers; empty if they are not."""
+    """Return the reason why both versions are the same model; empty if they are not."""
     if challenger.version == champion.version:
         return f"version {challenger.version} is the champion already"
     if challenger.weights_sha256 and challenger.weights_sha256 == champion.weights_sha256:
@@ -119,7 +119,7 @@ def decide(challenger: Model, champion: Model | None, *, min_accuracy: float, al
 
 
 def _obstacle(challenger: Model, champion: Model | None, min_accuracy: float) -> str:
-    """Return what forbids a promotion before any comparison; empty if nothing does."""
+    """Return the reason to refuse a promotion without a comparison; empty without one."""
     if challenger.predictions is None:
         return challenger.problem
     if challenger.predictions.accuracy < min_accuracy:
@@ -134,7 +134,7 @@ def _floor(min_accuracy: float) -> str:
 
 
 def tested_on_others(challenger: Model, champion: Model) -> str:
-    """Return why their predictions are not of the same images, and the remedy; empty if they are."""
+    """Return the reason why their test images differ, and the remedy; empty if they are the same."""
     assert challenger.predictions
     assert champion.predictions
     key = next((key for key in TESTED_ON if challenger.tags.get(key) and champion.tags.get(key)), "")
@@ -144,7 +144,7 @@ def tested_on_others(challenger: Model, champion: Model) -> str:
         f"(it was made by `{champion.tags.get('rerun') or 'a command that its run does not name'}`)"
     )
     if not key:
-        return f"no digest tells whether both were tested on the same images; {again}"
+        return f"no digest shows whether both were tested on the same images; {again}"
     if ours != theirs:
         return (
             f"they were tested on different data: the challenger on {key} {ours[:12]}, "

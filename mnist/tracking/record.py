@@ -1,4 +1,4 @@
-"""What MLflow records of a result that is to be reproduced: the run of a name, its files, its model."""
+"""The records of a result in MLflow that a reproduction needs: its run, its files, its model."""
 
 import contextlib
 import re
@@ -23,14 +23,14 @@ NUM_LISTED = 8  # names in a message
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """The run that was asked for, and the model version that led to it."""
+    """A run to reproduce, and the model version that led to it."""
 
     run: Run
     version: ModelVersion | None = None
 
     @property
     def uri(self) -> str:
-        """The version's; empty without one."""
+        """Return the URI of the version; empty without one."""
         return f"models:/{self.version.name}/{self.version.version}" if self.version else ""
 
     def __str__(self) -> str:
@@ -143,7 +143,7 @@ def tensors(store: Store, candidate: Candidate, folder: Path) -> dict[str, bytes
 
 @contextlib.contextmanager
 def _readable(where: str) -> Iterator[None]:
-    """Report in one line what stops the block; each kind of artifact store has errors of its own."""
+    """Turn any error of the block into one line; each kind of artifact store has its own errors."""
     try:
         yield
     except Exception as error:

@@ -41,7 +41,7 @@ MAX_OTHERS = 0.001
 
 
 def signature(num_classes: int) -> ModelSignature:
-    """Return what a model takes and returns."""
+    """Return the signature of a model with this number of classes."""
     return ModelSignature(
         inputs=Schema([TensorSpec(np.dtype(np.uint8), (-1, 28, 28))]),
         outputs=Schema([TensorSpec(np.dtype(np.float32), (-1, num_classes))]),
@@ -49,7 +49,7 @@ def signature(num_classes: int) -> ModelSignature:
 
 
 def is_ours(other: ModelSignature | None) -> bool:
-    """Return whether a model takes and returns what ours do, of however many classes."""
+    """Return whether a signature is that of this pipeline's models, with any number of classes."""
     try:
         return bool(other and other == signature(other.outputs.inputs[0].shape[-1]))
     except (AttributeError, IndexError, TypeError):  # no outputs, or no tensor
@@ -109,10 +109,10 @@ def ensure(
 
 
 def check_code(result: Result, classifier: Classifier, folder: Path) -> None:
-    """Let pass only weights for which this code's network predicts what the evaluation found.
+    """Check that the weights give the evaluated predictions with the network of this code.
 
-    They may come from another commit, and the network's code may be another one by now: it would be
-    registered under an accuracy that it does not have.
+    The weights may come from another commit, whose network differs from that of this code. Then the model
+    would be registered with an accuracy that it does not have.
 
     Args:
         result: whose files lie in `folder`.

@@ -25,7 +25,7 @@ LIVE_SECONDS = 120  # that the process which logs a training may still need afte
 
 @dataclass(frozen=True, kw_only=True)
 class Logged:
-    """What MLflow has of a result.
+    """The run and the model version of a result.
 
     Attributes:
         run: its run.

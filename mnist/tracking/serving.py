@@ -1,8 +1,8 @@
 """Serving of the champion on loopback: MLflow's scoring server behind a check of each request.
 
 MLflow casts its input to the model's uint8: 0.5 becomes 0, true becomes 1, "7" becomes 7, 256 in a
-dataframe becomes 0, and the answer looks as sure as ever. Here a request that is not raw pixels is refused
-with a reason.
+dataframe becomes 0, and the client gets an answer without a warning. The check refuses a request that is not
+raw pixels, with a reason.
 """
 
 import asyncio

@@ -47,7 +47,7 @@ class Context:
 
     @property
     def is_main(self) -> bool:
-        """Whether this process prints and writes."""
+        """Return whether this process prints and writes."""
         return self.rank == 0
 
     def share(self, index_B: "Tensor") -> "Tensor":

@@ -54,7 +54,7 @@ class BatchLastCNN(nn.Module):
         )
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        """Log-probabilities, float32 (B, K), of normalized images, float32 (B, 1, H, W)."""
+        """Return log-probabilities, float32 (B, K), of normalized images, float32 (B, 1, H, W)."""
         net = self.network
         x_CHWB = x_BCHW.permute(1, 2, 3, 0).contiguous()
         for conv in (net.conv1, net.conv2):

@@ -27,7 +27,7 @@ HEADER = "classifier"  # the one key of a weights file's header
 
 
 class Header(Section):
-    """How to build the classifier of a weights file."""
+    """The architecture and classes that build the classifier of a weights file."""
 
     architecture: Architecture
     classes: Annotated[tuple[str, ...], Field(min_length=2)]
@@ -52,7 +52,7 @@ class SimpleCNN(nn.Module):
         self.fc2 = nn.Linear(50, output_size)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        """Log-probabilities, float32 (B, K), of normalized images, float32 (B, 1, H, W)."""
+        """Return log-probabilities, float32 (B, K), of normalized images, float32 (B, 1, H, W)."""
         # The tutorial pools after ReLU. Both orders are the same function, since ReLU is
         # monotonic, and this one rectifies a quarter of the values.
         x_BCHW = F.relu(F.max_pool2d(self.conv1(x_BCHW), 2))
@@ -77,7 +77,7 @@ class MLP(nn.Module):
         self.fc3 = nn.Linear(n_hidden, output_size)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        """Log-probabilities, float32 (B, K), of normalized images, float32 (B, 1, H, W)."""
+        """Return log-probabilities, float32 (B, K), of normalized images, float32 (B, 1, H, W)."""
         x_BF = F.relu(self.fc1(x_BCHW.flatten(1)))
         x_BF = F.relu(self.fc2(x_BF))
         return F.log_softmax(self.fc3(x_BF), dim=1)
@@ -126,7 +126,7 @@ class Classifier(nn.Module):
         return x_NHW.unsqueeze(1)
 
     def forward(self, images_NHW: Tensor) -> Tensor:
-        """Class probabilities, float32 (N, K), of raw images, uint8 (N, 28, 28)."""
+        """Return class probabilities, float32 (N, K), of raw images, uint8 (N, 28, 28)."""
         log_probs_NK: Tensor = self.network(self.preprocess(images_NHW))
         return log_probs_NK.exp()
 

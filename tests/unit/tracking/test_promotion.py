@@ -105,7 +105,7 @@ def test_different_test_data_is_refused_with_both_digests_and_the_way_out() -> N
         ({"test_sha256": "a" * 64, "dataset_sha256": "other"}, ""),  # other training data do not matter
         ({"dataset_sha256": "b" * 64}, ""),
         ({"dataset_sha256": "c" * 64}, "the challenger on dataset_sha256 bbbbbbbbbbbb, the champion on cccc"),
-        ({}, "no digest tells whether both were tested on the same images"),
+        ({}, "no digest shows whether both were tested on the same images"),
     ],
     ids=["test data alike", "old run, data alike", "old run, other data", "no digest"],
 )

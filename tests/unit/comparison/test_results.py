@@ -3,7 +3,6 @@
 import hashlib
 import json
 import shutil
-import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,26 +35,14 @@ def lock(metrics: bytes, *, file: Path = paths.TRAINING_METRICS, **params: Any) 
 
 
 @dataclass(frozen=True)
-class Repository:
+class Repository(checkout.Repository):
     """One in which experiments are made by hand, as DVC leaves them."""
-
-    folder: Path
-
-    def git(self, *arguments: str) -> str:
-        command = ["git", "-c", "user.name=t", "-c", "user.email=t@example.org", *arguments]
-        done = subprocess.run(command, cwd=self.folder, capture_output=True, text=True, check=True)
-        return done.stdout.strip()
 
     def write(self, accuracy: float, **params: Any) -> None:
         """Write the files of a result."""
         metrics = json.dumps({**METRICS, "val_accuracy": accuracy}).encode()
         (self.folder / paths.TRAINING_METRICS).write_bytes(metrics)
         YAML().dump(lock(metrics, **params), self.folder / paths.LOCK)
-
-    def commit(self) -> str:
-        self.git("add", ".")
-        self.git("commit", "-qm", "x")
-        return self.git("rev-parse", "HEAD")
 
     def experiment(self, name: str, accuracy: float, **params: Any) -> str:
         """Make an experiment that starts from HEAD; the workspace is as before."""

@@ -25,17 +25,6 @@ stages:
 """
 
 
-def git(folder: Path, *arguments: str) -> str:
-    command = ["git", "-c", "user.name=t", "-c", "user.email=t@example.org", *arguments]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
-    return done.stdout.strip()
-
-
-def commit(folder: Path) -> None:
-    git(folder, "add", ".")
-    git(folder, "commit", "-qm", "x")
-
-
 @pytest.fixture(scope="session")
 def reproduced(made_once: MadeOnce) -> Path:
     """A repository with a commit of what a pipeline made. Do not change it."""
@@ -45,7 +34,7 @@ def reproduced(made_once: MadeOnce) -> Path:
         (folder / "dvc.yaml").write_text(PIPELINE)
         (folder / ".gitignore").write_text("cached\nnowhere\n")
         subprocess.run([sys.executable, "-m", "dvc", "repro", "-q"], cwd=folder, check=True)
-        commit(folder)
+        checkout.Repository(folder).commit()
 
     return made_once("reproduced", make)
 
@@ -54,10 +43,11 @@ def test_experiments_and_branches_are_listed_and_the_queue_of_dvc_is_not(
     reproduced: Path, tmp_path: Path
 ) -> None:
     root = shutil.copytree(reproduced, tmp_path / "copy", symlinks=True)
-    head = git(root, "rev-parse", "HEAD")
-    experiment = git(root, "commit-tree", "-p", "HEAD", "-m", "x", "HEAD^{tree}")
-    git(root, "update-ref", f"refs/exps/{head[:2]}/{head[2:]}/a/b", experiment)
-    git(root, "update-ref", "refs/exps/celery/stash", head)
+    git = checkout.Repository(root).git
+    head = git("rev-parse", "HEAD")
+    experiment = git("commit-tree", "-p", "HEAD", "-m", "x", "HEAD^{tree}")
+    git("update-ref", f"refs/exps/{head[:2]}/{head[2:]}/a/b", experiment)
+    git("update-ref", "refs/exps/celery/stash", head)
 
     found = {one.name: one for one in experiments.every(root)}
 
@@ -65,7 +55,7 @@ def test_experiments_and_branches_are_listed_and_the_queue_of_dvc_is_not(
         "main": ("branch", head, head),
         "a/b": ("experiment", experiment, head),
     }
-    assert found["main"].time_ms == 1000 * int(git(root, "show", "-s", "--format=%ct", head))
+    assert found["main"].time_ms == 1000 * int(git("show", "-s", "--format=%ct", head))
 
 
 def restored(root: Path, folder: Path) -> set[str]:
@@ -101,7 +91,7 @@ def test_what_left_the_cache_is_an_error(reproduced: Path, tmp_path: Path) -> No
 def test_a_pipeline_that_dvc_cannot_read_is_an_error(reproduced: Path, tmp_path: Path) -> None:
     root = shutil.copytree(reproduced, tmp_path / "copy", symlinks=True)
     (root / "dvc.yaml").write_text("stages: [")
-    commit(root)
+    checkout.Repository(root).commit()
 
     with pytest.raises(InputError, match=r"^dvc\.yaml: found [^\n]*$"):
         restored(root, tmp_path)

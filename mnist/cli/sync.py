@@ -16,6 +16,8 @@ from mnist.evaluation import results
 from mnist.lineage.result import Result
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from mnist.lineage.experiments import Revision
     from mnist.tracking.client import Store
 
@@ -39,7 +41,7 @@ def sync() -> None:
     past = experiments.every(paths.checkout())
     # The newest first: where the same weights were evaluated twice, by other code, that one counts.
     seen, num_left = set(), 0
-    if here := _workspace():
+    if here := _workspace(past):
         seen.add(_identity(here))
         num_left += not _ensure(store, "workspace", here, Path())
     with tempfile.TemporaryDirectory() as kept:
@@ -54,14 +56,22 @@ def sync() -> None:
     sys.exit(1 if num_left else 0)
 
 
-def _workspace() -> Result | None:
-    """Return the result that lies in the workspace, where it is what `dvc.lock` states."""
-    from mnist.lineage import lock
+def _workspace(past: "Sequence[Revision]") -> Result | None:
+    """Return the result that lies in the workspace, where it is what `dvc.lock` states.
+
+    Where an experiment was applied, and not committed since, the run gets its name: `mnist best` prints it.
+    """
+    from mnist.lineage import experiments, lock
 
     try:
         lock.check(Path())
+        here = paths.LOCK.read_bytes()
+        locks = experiments.contents(paths.checkout(), past, paths.LOCK)
+        same = [revision for revision, text in zip(past, locks, strict=True) if text == here]
+        is_applied = bool(same) and all(revision.kind == "experiment" for revision in same)
         made_ms = int(paths.WEIGHTS.stat().st_mtime * 1000)
-        return results.load(_registration(Path()), challenger=True, time_ms=made_ms)
+        source = same[0].source if is_applied else None
+        return results.load(_registration(Path()), challenger=True, source=source, time_ms=made_ms)
     except InputError as error:
         # Edited since, or never run: `dvc repro` makes a result of it, and logs it.
         print(f"sync: the workspace left out: {error}")

@@ -116,6 +116,16 @@ def test_the_same_result_from_a_temporary_tree_the_run_cache_and_other_code_in_a
     assert names(after["0.02"]) >= {"aside", "cached", "in-tree"}
 
 
+def test_an_applied_experiment_that_sync_logs_has_its_name(trained: Clone, invoke: Invoke) -> None:
+    trained.dvc("exp", "run", "-n", "applied", "-S", "lr=0.011")
+    clone = without_store(trained)
+    assert invoke(clone, "sync").exit_code == 0
+    runs = complete_runs(clone)
+    assert runs["0.011"].info.run_name == "applied"
+    assert names(runs["0.011"]) == {"applied"}
+    assert challenger(clone) == runs["0.011"].info.run_id
+
+
 def test_a_fresh_clone_with_the_cache_and_a_store_of_its_own(trained: Clone, tmp_path: Path) -> None:
     fresh = dataclasses.replace(trained, folder=tmp_path / "fresh")
     trained.run("git", "clone", "-q", str(trained.folder), str(fresh.folder))

@@ -60,7 +60,7 @@ def promote(store: Store, registry: Registry, *, weights_sha256: str = "", dry_r
     name = registry.model_name
     aliases = _aliases(store, name)
     if CHALLENGER not in aliases:
-        expected = "one that `dvc repro` gave the alias `challenger`"
+        expected = "one that `dvc repro` or, after a lost store, `mnist sync` gave the alias `challenger`"
         raise InputError(f"models:/{name}@{CHALLENGER}", found="no such version", expected=expected)
     candidate_version = store.client.get_model_version(name, aliases[CHALLENGER])
     if weights_sha256 and candidate_version.tags.get("weights_sha256") != weights_sha256:
@@ -122,7 +122,7 @@ def roll_back(store: Store, name: str, *, dry_run: bool) -> bool:
 def _aliases(store: Store, name: str) -> Mapping[str, str]:
     model = _known(store.client.get_registered_model, name)
     if model is None:
-        expected = "a registered model: `dvc repro` makes one, where registry.min_accuracy is reached"
+        expected = "a model above registry.min_accuracy: `dvc repro` registers it, `mnist sync` restores it"
         raise InputError(f"models:/{name}", found="no such model", expected=expected)
     return {alias: str(version) for alias, version in model.aliases.items()}
 

@@ -248,7 +248,7 @@ def test_the_tutorial_runs_on_what_is_prepared(
     assert list(first) == ["accuracy", "epoch_seconds", "test_seconds"]
     assert first["accuracy"] == again["accuracy"]
     assert 0 <= first["accuracy"] * len(small_data.test.labels_N) <= len(small_data.test.labels_N)
-    assert "not measured, since not committed: 1 of" in capsys.readouterr().err
+    assert "not measured, since not committed: 1 files" in capsys.readouterr().err
     assert not list((checkout.parent / "tmp").iterdir())
 
 

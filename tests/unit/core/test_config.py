@@ -13,6 +13,7 @@ from dvc.utils.hydra import apply_overrides
 from dvc.utils.serialize import parse_yaml
 
 from mnist.core import config, paths
+from mnist.core.config import Params
 from mnist.core.errors import InputError
 
 ROOT = Path(__file__).parents[3]
@@ -166,26 +167,67 @@ def test_a_wrong_value_is_named_with_its_key(edited: Edit, key: str, spelling: s
     assert fault(edited(**{key: spelling})) == line
 
 
-@pytest.mark.parametrize(
-    ("key", "spelling"),
-    [
-        ("val_size", "1"),
-        ("dataset", "2d-Shapes_2"),
-        ("seed", "0"),
-        ("seed", "4294967295"),
-        ("momentum", "0"),
-        ("momentum", "0.999"),
-        ("shift", "14"),
-        ("num_threads", "1"),
-        ("min_accuracy", "0"),
-        ("min_accuracy", "1"),
-    ],
-)
-def test_the_ends_of_a_range_are_in_it(edited: Edit, key: str, spelling: str) -> None:
-    read = config.load(edited(**{key: spelling}))
+# Of each number: the values that are accepted at the ends, and the nearest ones that are not.
+RANGES: dict[str, tuple[list[float], list[float]]] = {
+    "seed": ([0, 2**32 - 1], [-1, 2**32]),
+    "val_size": ([1], [0]),
+    "n_features": ([1, 1024], [0, 1025]),
+    "epochs": ([1], [0]),
+    "batch_size": ([1], [0]),
+    "lr": ([1e-300, 1e300], [0.0, -1e-9, math.inf, math.nan]),
+    "momentum": ([0.0, 0.999], [-1e-9, 1.0]),
+    "beta2": ([0.0, 0.999], [-1e-9, 1.0]),
+    "label_smoothing": ([0.0, 0.999], [-1e-9, 1.0]),
+    "shift": ([0, 14], [-1, 15]),
+    "num_threads": ([1, 1024], [0, 1025]),
+    "processes": ([1, 4096], [0, 4097]),
+    "registry.min_accuracy": ([0.0, 1.0], [-1e-9, 1.1]),
+    "registry.alpha": ([1e-300, 0.999], [0.0, 1.0]),
+}
 
-    value = getattr(read, key, read.registry.min_accuracy)
-    assert value == (spelling if isinstance(value, str) else float(spelling))
+
+@pytest.mark.parametrize("key", RANGES)
+def test_a_number_is_accepted_up_to_its_ends(key: str) -> None:
+    def check(value: float) -> Params:
+        values = config.load(ROOT / paths.PARAMS).model_dump()
+        section, _, name = key.rpartition(".")
+        (values[section] if section else values)[name] = value
+        return config.check(Params, values, "params")
+
+    accepted, refused = RANGES[key]
+    for value in accepted:
+        assert config.flat(check(value).model_dump())[key] == value
+    for value in refused:
+        with pytest.raises(InputError) as caught:
+            check(value)
+        assert caught.value.where == f"params: {key}"
+
+
+def test_a_data_set_may_have_a_number_and_a_dash_in_its_name(edited: Edit) -> None:
+    assert config.load(edited(dataset="2d-Shapes_2")).dataset == "2d-Shapes_2"
+
+
+def test_keys_of_any_yaml_file_are_read(tmp_path: Path) -> None:
+    file = tmp_path / "keys.yaml"
+    assert config.read_keys(tmp_path, Path("keys.yaml")) == {}
+    file.write_bytes(b"")
+    assert config.read_keys(tmp_path, Path("keys.yaml")) == {}
+    file.write_bytes(b"a: {b: {c: 1e-5}, d: [1]}\ne: x\n")
+    read = config.read_keys(tmp_path, Path("keys.yaml"))
+    assert (
+        read == config.parse_keys(file.read_text(), "text") == {"a": {"b": {"c": 1e-5}, "d": [1]}, "e": "x"}
+    )
+    assert config.flat(read) == {"a.b.c": 1e-5, "a.d": [1], "e": "x"}
+    with pytest.raises(InputError) as caught:
+        config.parse_keys(b"- 1\n", "list.yaml")
+    assert (caught.value.where, caught.value.found) == ("list.yaml", "list")
+
+
+@pytest.mark.parametrize(
+    ("value", "typed"), [(None, "-"), ("sgd", "sgd"), (1e-05, "1e-05"), (True, "true"), ([1, 2], "[1, 2]")]
+)
+def test_a_param_is_shown_as_it_is_typed(value: object, typed: str) -> None:
+    assert config.as_typed(value) == typed
 
 
 def test_a_data_set_has_mirrors_and_a_registered_model_of_its_own() -> None:

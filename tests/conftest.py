@@ -130,12 +130,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True)
 def _no_store_left() -> Iterator[None]:
-    """Let MLflow forget the store that a command in this process has set."""
+    """Let MLflow forget the store that a command in this process has set.
+
+    It also keeps artifact folders by the id of their run; two copies of a clone have runs of one id.
+    """
     yield
     if mlflow := sys.modules.get("mlflow"):
         mlflow.set_tracking_uri(None)
         mlflow.set_registry_uri(None)
         os.environ.pop("MLFLOW_REGISTRY_URI", None)  # it has set that, too
+        mlflow.tracking._tracking_service.utils._artifact_repos_cache.clear()
 
 
 MadeOnce = Callable[[str, Callable[[Path], None]], Path]

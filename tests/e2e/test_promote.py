@@ -112,7 +112,7 @@ class Desk:
     def deny(self, table: str) -> None:
         """Make the store refuse to write this model's rows of a table."""
         name = self.name.replace("-", "_")
-        with sqlalchemy.create_engine(self.uri).begin() as connection:
+        with sqlalchemy.create_engine(self.uri, poolclass=sqlalchemy.NullPool).begin() as connection:
             for event in ("INSERT", "UPDATE"):
                 connection.exec_driver_sql(
                     f"CREATE TRIGGER deny_{name}_{table}_{event} BEFORE {event} ON {table} "
@@ -122,7 +122,7 @@ class Desk:
     def allow(self, table: str) -> None:
         """Let it write again."""
         name = self.name.replace("-", "_")
-        with sqlalchemy.create_engine(self.uri).begin() as connection:
+        with sqlalchemy.create_engine(self.uri, poolclass=sqlalchemy.NullPool).begin() as connection:
             for event in ("INSERT", "UPDATE"):
                 connection.exec_driver_sql(f"DROP TRIGGER deny_{name}_{table}_{event}")
 

@@ -84,7 +84,8 @@ def test_a_store_that_another_checkout_made_meanwhile_stays(
 def test_a_store_in_use_waits_for_the_disk() -> None:
     """Only its making does without."""
     client.connect()
-    with sqlalchemy.create_engine(paths.store_uri()).connect() as connection:
+    engine = sqlalchemy.create_engine(paths.store_uri(), poolclass=sqlalchemy.NullPool)
+    with engine.connect() as connection:
         assert connection.execute(sqlalchemy.text("PRAGMA synchronous")).scalar() == 2  # FULL
 
 

@@ -23,7 +23,7 @@ setup: .venv/installed ## Make .venv with the pinned packages (skipped when noth
 	@echo "Setting up .venv: torch and all, some GB, a minute or two; later runs skip this"
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14) and f"ERROR: $(PYTHON) is Python {sys.version.split()[0]}, expected 3.11 to 3.13: make PYTHON=python3.12 setup")'
 	@$(BIN)/python -c '' 2>/dev/null || { rm -rf .venv; $(PYTHON) -m venv .venv; }
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check "$$(grep -o '^uv==[0-9.]*' $<)"
+	@sed -n '/^uv==/,/^ *# via/p' $< | $(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r /dev/stdin
 	@$(BIN)/uv pip sync --quiet --compile-bytecode --require-hashes --python $(BIN)/python requirements.lock
 	@$(BIN)/uv pip install --quiet --no-deps --no-build-isolation --python $(BIN)/python --editable .
 	@$(BIN)/uv pip check --quiet --python $(BIN)/python
@@ -69,7 +69,7 @@ diff: setup ## The same as `mnist diff`, for CI: BASE=main, HEAD=the workspace
 	@python -m mnist diff "$$BASE" $(if $(HEAD),"$$HEAD") $(ARGS)
 
 lock: .venv/installed ## Pin the newest packages that pyproject.toml allows, in both locks
-	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --upgrade --group dev --output-file requirements.lock pyproject.toml
+	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --upgrade --extra s3 --group dev --output-file requirements.lock pyproject.toml
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --upgrade --constraint requirements.lock --group servers --output-file requirements-servers.lock
 
 clean: ## Remove .venv, downloads and tool caches; the MLflow store and DVC's cache stay

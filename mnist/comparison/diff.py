@@ -108,11 +108,10 @@ class Comparison:
             return "head is worse beyond noise"
         if "stale" in fail_if and self.is_stale:
             return "the results are stale or edited: see the warnings"
-        if "not-comparable" in fail_if and self.images is None:
-            return f"not comparable: {self.reason}"
-        drop = (
-            (len(self.images.broken) - len(self.images.fixed)) / self.images.num_images if self.images else 0
-        )
+        if self.images is None:
+            is_gate = "not-comparable" in fail_if or max_drop is not None
+            return f"not comparable: {self.reason}" if is_gate else ""
+        drop = (len(self.images.broken) - len(self.images.fixed)) / self.images.num_images
         if max_drop is not None and not drop <= max_drop:
             return f"the accuracy dropped by {drop:.6g}, more than {max_drop:g}"
         return ""

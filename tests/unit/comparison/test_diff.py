@@ -236,6 +236,8 @@ def test_warnings(side: dict[str, Any], is_stale: bool, named: list[str] | None)
         (5, ["worse"], 0.0, True),
         (5, [], float("nan"), True),
         (None, ["worse", "not-comparable"], None, True),
+        (None, ["worse"], None, False),
+        (None, [], 1.0, True),
         (5, ["not-comparable"], None, False),
     ],
 )

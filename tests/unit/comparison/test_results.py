@@ -70,6 +70,7 @@ def repository(empty: Path, tmp_path: Path) -> Repository:
     shutil.copytree(empty, tmp_path / "repository")
     made = Repository(tmp_path / "repository")
     (made.folder / "metrics").mkdir()
+    (made.folder / paths.PIPELINE).write_text("stages: {}\n")
     made.write(0.9, lr=0.01)
     made.commit()
     return made

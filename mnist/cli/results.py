@@ -1,0 +1,222 @@
+"""The commands on results: compare, rank, run and report them. Imports are inside: some take a second."""
+
+import json
+import shlex
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+from mnist.core import config, files, paths
+
+
+@click.command()
+@click.argument("base", default="main")
+@click.argument("head", default="workspace")
+@click.option("--json", "as_json", is_flag=True, help="Print all of it as JSON instead of Markdown.")
+@click.option(
+    "--output",
+    metavar="FILE",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Write the report to a file, and print the verdict.",
+)
+@click.option(
+    "--fail-if",
+    type=click.Choice(["worse", "not-comparable", "stale"]),
+    multiple=True,
+    help="Exit with 1 if HEAD is worse beyond noise, cannot be compared, or has stale or edited results. "
+    "It can be given several times.",
+)
+@click.option(
+    "--max-drop",
+    metavar="X",
+    type=click.FloatRange(0, 1),
+    help="Exit with 1 if the accuracy dropped by more than X, from 0 to 1, or cannot be compared.",
+)
+def diff(
+    base: str,
+    head: str,
+    *,
+    as_json: bool,
+    output: Path | None,
+    fail_if: tuple[str, ...],
+    max_drop: float | None,
+) -> None:
+    """Compare two revisions: a verdict, metrics, params, images.
+
+    BASE (default: main) and HEAD (default: workspace, the files as they are) are branches, tags,
+    commits or DVC experiments. What is not here is fetched from `origin`. It prints Markdown.
+
+    \b
+    Example:
+      mnist diff                                  the workspace with main
+      mnist diff v1.0 my-branch --json
+      mnist diff origin/main HEAD --fail-if worse --fail-if not-comparable
+    """
+    from mnist.comparison import markdown, revision
+    from mnist.comparison.diff import compare_revisions
+
+    comparison = compare_revisions(*revision.read(base, head, paths.checkout()))
+    if as_json:
+        text = json.dumps(asdict(comparison), indent=2, allow_nan=False) + "\n"
+    else:
+        text = markdown.render(comparison)
+    if output:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.write_text(text, encoding="utf-8")
+        text = f"{output}: {comparison.outcome}\n"
+    click.echo(text, nl=False)
+    if reason := comparison.objection(fail_if=fail_if, max_drop=max_drop):
+        click.echo(f"gate: {reason}", err=True)
+        sys.exit(1)
+
+
+def _of_commits(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the options that choose experiments by the commit that they started from."""
+    rev = click.option(
+        "--rev",
+        "revs",
+        multiple=True,
+        default=["HEAD"],
+        metavar="COMMIT",
+        help="Of experiments that started from it (default: HEAD). It can be given several times.",
+    )
+    every = click.option("--all-commits", is_flag=True, help="Of experiments that started from any commit.")
+    return rev(every(command))
+
+
+@click.command()
+@click.option("--top", type=click.IntRange(min=1), metavar="N", help="Show that many (default: all).")
+@_of_commits
+def best(top: int | None, revs: tuple[str, ...], *, all_commits: bool) -> None:
+    """Rank experiments by validation accuracy.
+
+    It shows how to apply the best one.
+
+    \b
+    Example:
+      dvc exp run --queue -S 'lr=0.01,0.05,0.1'
+      dvc queue start -j 2
+      mnist best --top 5
+    """
+    from mnist.comparison import ranking
+
+    click.echo(ranking.report(paths.checkout(), None if all_commits else revs, top))
+
+
+@click.command()
+@_of_commits
+def seeds(revs: tuple[str, ...], *, all_commits: bool) -> None:
+    """Show the test accuracy of each recipe over its seeds.
+
+    A recipe is all params of the training but the seed. Choose one by `mnist best`, which looks at
+    validation accuracy; this shows what the choice is worth.
+
+    \b
+    Example:
+      dvc exp run --queue -S 'seed=range(0,5)'
+      dvc queue start -j 2
+      mnist seeds
+    """
+    from mnist.comparison import recipes
+
+    click.echo(recipes.report(paths.checkout(), None if all_commits else revs))
+
+
+@click.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+@click.argument("name", required=False)
+@click.argument("options", nargs=-1, type=click.UNPROCESSED, metavar="[OPTIONS OF DVC]...")
+def preset(name: str | None, options: tuple[str, ...]) -> None:
+    """List the presets, or run the preset NAME as a DVC experiment.
+
+    A preset is a set of params that shows what the networks can do. OPTIONS are those of `dvc exp run`;
+    of two values for one param the last counts.
+
+    \b
+    Example:
+      mnist preset
+      mnist preset quick -S seed=3
+    """
+    from mnist.comparison import presets
+    from mnist.lineage import experiments
+
+    known = presets.load(presets.PRESETS)
+    if name is None:
+        click.echo(presets.listing(known, config.load(paths.PARAMS)))
+        return
+    chosen = presets.named(known, name)
+    arguments = presets.arguments(name, chosen, options)
+    click.echo(f"{name}: {chosen.claim}\n{shlex.join(['dvc', *arguments])}")
+    sys.exit(2 if experiments.dvc(*arguments).returncode else 0)
+
+
+@click.command()
+def report() -> None:
+    """Write metrics/report.html: one page to read and to send.
+
+    It is made from the files of the workspace, without MLflow: `register` writes it too, but not where
+    results came from git and DVC's cache. It fails where code, data or params have changed since.
+
+    \b
+    Example:
+      dvc pull && mnist report
+    """
+    from mnist.evaluation import results
+    from mnist.lineage import lock
+
+    lock.check(Path())
+    # The file's time is that of the result, or that of its copy.
+    time_ms = int(paths.WEIGHTS.stat().st_mtime * 1000)
+    result = results.load(config.load(paths.PARAMS).registry, challenger=False, time_ms=time_ms)
+    pages = results.pages(result)
+    files.write_text(paths.REPORT, pages.report)
+    size = len(pages.report.encode()) / 1000
+    click.echo(f"report: {paths.REPORT}, {size:,.0f} kB: open it in a browser")
+    click.echo(f"  {pages.summary.headline}")
+
+
+@click.command()
+@click.argument("name")
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--title", default="", help="Name for people; the default is NAME.")
+@click.option("--classes", default="", help="Names by label, with commas; the default is the labels.")
+def measure(name: str, folder: Path, title: str, classes: str) -> None:
+    """Print a file for datasets/ from four archives in FOLDER.
+
+    It has their checksums, and bounds with some margin around what they hold. Whether that is what the
+    data should be is your decision: read the bounds, and add where the data come from.
+
+    \b
+    Example:
+      mnist measure shapes ../my-data/shapes --classes square,cross,ring > datasets/shapes.yaml
+    """
+    from mnist.data import bounds
+
+    names = [one.strip() for one in classes.split(",")] if classes else []
+    click.echo(bounds.measure(name, folder, title=title, classes=names), nl=False)
+
+
+@click.command()
+@click.option("--seeds", type=click.IntRange(min=2), default=3, show_default=True, help="From 0 on.")
+@click.option("--jobs", type=click.IntRange(min=1), default=2, show_default=True, help="Trainings at a time.")
+def experiments(seeds: int, jobs: int) -> None:
+    """Measure what shuffled pixels cost a CNN and an MLP.
+
+    It trains both, on pixels in place and shuffled by one permutation, over seeds: by default 12 DVC
+    experiments. Those that this commit has with these params are not trained again. It prints a table, and
+    writes metrics/shuffled-pixels.json and metrics/shuffled-pixels.png.
+
+    \b
+    Example:
+      mnist experiments --seeds 5
+    """
+    from mnist.comparison import shuffled_pixels
+
+    current = config.load(paths.PARAMS).model_dump()
+    cases = shuffled_pixels.train(paths.checkout(), current, seeds, jobs)
+    result = shuffled_pixels.summary(cases, seeds)
+    files.write_json(shuffled_pixels.NUMBERS, result)
+    shuffled_pixels.draw(shuffled_pixels.PICTURE, result)
+    click.echo(f"{shuffled_pixels.table(cases)}\n\n{shuffled_pixels.sentence(result)}")

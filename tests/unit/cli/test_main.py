@@ -1,0 +1,40 @@
+"""What all commands of `mnist` have in common."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+import mnist.cli
+from tests.checkout import ROOT
+
+
+@pytest.mark.parametrize("command", mnist.cli.COMMANDS)
+def test_a_command_needs_a_checkout_and_its_help_none(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    done = CliRunner().invoke(mnist.cli.main, [command])
+    helped = CliRunner().invoke(mnist.cli.main, [command, "--help"])
+
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert done.stderr == f"ERROR: {tmp_path}: found no dvc.yaml, expected the top folder of a checkout\n"
+    assert (helped.exit_code, helped.stderr) == (0, "")
+    assert "Example" in helped.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_reader_that_has_enough_is_no_error() -> None:
+    read, write = os.pipe()
+    os.close(read)
+
+    done = subprocess.run(
+        [sys.executable, "-m", "mnist", "preset"], cwd=ROOT, stdout=write, stderr=subprocess.PIPE, check=False
+    )
+
+    os.close(write)
+    assert (done.returncode, done.stderr) == (141, b"")

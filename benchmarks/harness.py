@@ -23,7 +23,6 @@ from statistics import median
 
 from mnist.core import config, paths
 from mnist.core.errors import InputError
-from mnist.training import processor
 
 STAGES = ("download", "validate", "stats", "train", "evaluate", "register")
 LIBRARIES = ("torch", "dvc", "mlflow")
@@ -230,9 +229,12 @@ def fetch() -> None:
 
 def machine() -> dict[str, str | int | float]:
     """Return facts about this machine and the versions of the libraries."""
+    from mnist.training import devices  # with torch: after all measurements of a part
+
+    has_affinity = hasattr(os, "sched_getaffinity")  # a batch system may give this process some of the cores
     return {
-        "cpu": processor.name(),
-        "num_cores": processor.num_cores(),
+        "cpu": devices.processor_name(),
+        "num_cores": len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1,
         "memory_gib": round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30, 1),
         "python": platform.python_version(),
         **{name: version(name) for name in LIBRARIES},

@@ -17,7 +17,7 @@ from mnist.data import statistics, store as data
 from mnist.data.validation import require_valid
 from mnist.lineage import fingerprint
 from mnist.tracking import events
-from mnist.training import distributed, history, progress
+from mnist.training import distributed, history
 
 
 class Params(DatasetParams, Split, Architecture, Recipe, Machine, Execution):
@@ -65,7 +65,7 @@ def run(
             events.recorded(source, device=where) as record,
         ):
             start = time.perf_counter()
-            for event in progress.shown(fitting, num_images=len(train), num_epochs=params.epochs):
+            for event in history.shown(fitting, num_images=len(train), num_epochs=params.epochs):
                 for add in (add_window, add_epoch, record.log):
                     add(event)
                 if isinstance(event, history.Epoch):

@@ -1,17 +1,19 @@
-"""The learning curves and their two tables.
+"""The learning curves: their events, their two tables, and the progress that a user sees.
 
 `metrics/steps.csv` has a row for each window of steps, `metrics/history.csv` one for each epoch; each is
 written when it happens. Neither has a duration: equal training gives equal bytes.
 """
 
 import csv
+import sys
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TypeVar, get_type_hints
 
-from mnist.core import files
+from mnist.core import files, terminal
 from mnist.core.errors import InputError
 
 
@@ -56,6 +58,9 @@ class Epoch:
 
 
 Row = TypeVar("Row", Window, Epoch)
+
+# In 80 columns the bar is still long enough.
+BAR = "{desc} {percentage:3.0f}% |{bar}| {rate_fmt}, {remaining} left{postfix}"
 
 
 @contextmanager
@@ -113,3 +118,43 @@ def summary(events: Iterable[Window | Epoch]) -> dict[str, float]:
     """Return loss and accuracy of the last epoch, to six decimals: what `dvc metrics` shows."""
     last = asdict([event for event in events if isinstance(event, Epoch)][-1])
     return {name: round(value, 6) for name, value in last.items() if name not in ("epoch", "step")}
+
+
+def shown(events: Iterable[Window | Epoch], *, num_images: int, num_epochs: int) -> Iterator[Window | Epoch]:
+    """Yield `events`, and show loss, accuracy, images per second and time left.
+
+    On a terminal that is a bar; each epoch has a line.
+
+    Args:
+        events: of a training.
+        num_images: of one epoch.
+        num_epochs: of the training.
+    """
+    from tqdm import tqdm  # here: readers of the tables need not wait for it
+
+    start = time.perf_counter()
+    with tqdm(
+        total=num_images * num_epochs,
+        unit=" images",
+        unit_scale=True,
+        bar_format=BAR,
+        colour="green" if terminal.takes_color(sys.stderr) else None,
+        dynamic_ncols=True,
+        leave=False,
+        disable=None,
+    ) as bar:
+        for event in events:
+            if isinstance(event, Window):
+                bar.set_description_str(f"epoch {event.epoch}/{num_epochs}", refresh=False)
+                bar.set_postfix_str(f"loss {event.loss:.3f}, accuracy {event.accuracy:.1%}", refresh=False)
+                bar.update(event.num_images)
+            else:
+                rate = num_images * event.epoch / (time.perf_counter() - start)
+                bar.write(
+                    f"train: epoch {event.epoch}/{num_epochs}:"
+                    f" training loss {event.train_loss:.4f}, accuracy {event.train_accuracy:.2%};"
+                    f" validation loss {event.val_loss:.4f}, accuracy {event.val_accuracy:.2%};"
+                    f" {rate:,.0f} images/s",
+                    file=sys.stdout,
+                )
+            yield event

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from mnist.core.config import Precision, Recipe
 from mnist.core.errors import InputError
 from mnist.data.store import IMAGE_SHAPE, Images
-from mnist.training import cuda_graph, optim
+from mnist.training import devices, optim
 from mnist.training.distributed import SINGLE, Context
 from mnist.training.fast_cnn import BatchLastCNN
 from mnist.training.history import Epoch, Window
@@ -118,7 +118,7 @@ def stepper(
     if device.type == "cpu" or ctx.size > 1:
         return step
 
-    whole_step: cuda_graph.Step | None = None
+    whole_step: devices.GraphStep | None = None
 
     def replay(x_BCHW: Tensor, labels_B: Tensor, lr: Tensor, *, num_images: int) -> Tensor:
         nonlocal whole_step
@@ -126,7 +126,7 @@ def stepper(
             return step(x_BCHW, labels_B, lr, num_images=num_images)
         if whole_step is None:
             plain = functools.partial(step, num_images=recipe.batch_size)
-            whole_step = cuda_graph.capture(plain, optimizer.state(), (x_BCHW, labels_B, lr))
+            whole_step = devices.capture(plain, optimizer.state(), (x_BCHW, labels_B, lr))
         return whole_step(x_BCHW, labels_B, lr)
 
     return replay

@@ -8,7 +8,7 @@ import torch
 
 from mnist.core.config import Machine, Precision
 from mnist.core.errors import InputError
-from mnist.training import devices, processor
+from mnist.training import devices
 
 GPU = torch.cuda.is_available()
 
@@ -51,13 +51,15 @@ def test_threads_are_as_many_as_asked_for(num_threads: int) -> None:
 
     assert torch.get_num_threads() == num_threads
     capability = torch.backends.cpu.get_cpu_capability()
-    assert devices.describe(device) == f"CPU ({processor.name()}, {capability}), {num_threads} threads"
+    assert (
+        devices.describe(device) == f"CPU ({devices.processor_name()}, {capability}), {num_threads} threads"
+    )
 
 
 def test_the_processor_is_named_as_linux_names_it(tmp_path: Path) -> None:
     (tmp_path / "cpuinfo").write_text("processor : 0\nmodel name\t: Some CPU 9000\nmodel name\t: other\n")
-    assert processor.name(tmp_path / "cpuinfo") == "Some CPU 9000"
-    assert processor.name(tmp_path / "nothing") != ""
+    assert devices.processor_name(tmp_path / "cpuinfo") == "Some CPU 9000"
+    assert devices.processor_name(tmp_path / "nothing") != ""
 
 
 @pytest.mark.parametrize("deterministic", [True, False])

@@ -12,7 +12,7 @@ import torch.nn.functional as F  # noqa: N812 -- its name everywhere
 from torch import Tensor
 
 from mnist.core.config import Machine, Precision, Recipe
-from mnist.training import cuda_graph, devices, loop
+from mnist.training import devices, loop
 from mnist.training.history import Epoch, Window
 from mnist.training.model import Classifier
 from tests.unit.training.test_loop import LEARNS, TRAIN, VAL, classifier, recipe, weights
@@ -65,7 +65,7 @@ def test_a_graph_does_what_the_step_does() -> None:
 
     plain = copy.deepcopy(state)
     arguments = (torch.zeros(5, device=device), torch.zeros(5, device=device), torch.zeros((), device=device))
-    replay = cuda_graph.capture(step, state=state, arguments=arguments)
+    replay = devices.capture(step, state=state, arguments=arguments)
     assert all(torch.equal(one, other) for one, other in zip(state, plain, strict=True))
 
     results = []

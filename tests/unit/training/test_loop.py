@@ -19,7 +19,7 @@ from mnist.core import config, paths
 from mnist.core.config import Architecture, Recipe
 from mnist.core.errors import InputError
 from mnist.data.store import Images, cut
-from mnist.training import cuda_graph, loop, model
+from mnist.training import devices, loop, model
 from mnist.training.distributed import SINGLE, Context
 from mnist.training.fast_cnn import BatchLastCNN
 from mnist.training.history import Epoch, Window
@@ -300,8 +300,8 @@ def test_a_graph_is_of_whole_batches_and_of_all_state(
     captures: list[int] = []
 
     def capture(
-        step: cuda_graph.Step, state: list[Tensor], arguments: tuple[Tensor, Tensor, Tensor]
-    ) -> cuda_graph.Step:
+        step: devices.GraphStep, state: list[Tensor], arguments: tuple[Tensor, Tensor, Tensor]
+    ) -> devices.GraphStep:
         before = [tensor.clone() for tensor in state]
         for _ in range(3):
             step(*arguments)
@@ -310,7 +310,7 @@ def test_a_graph_is_of_whole_batches_and_of_all_state(
         captures.append(len(arguments[0]))
         return step
 
-    monkeypatch.setattr(cuda_graph, "capture", capture)
+    monkeypatch.setattr(devices, "capture", capture)
     networks = [classifier().network for _ in range(2)]
     of = recipe(optimizer=optimizer, batch_size=4)
     generator = torch.Generator().manual_seed(0)
@@ -331,7 +331,7 @@ def test_a_graph_is_of_whole_batches_and_of_all_state(
 
 def test_several_processes_have_no_graph(monkeypatch: pytest.MonkeyPatch) -> None:
     """Gradients are averaged over the processes in the middle of a step."""
-    monkeypatch.setattr(cuda_graph, "capture", pytest.fail)
+    monkeypatch.setattr(devices, "capture", pytest.fail)
     monkeypatch.setattr(Context, "wrap", lambda _, network: network)
     of, cuda = recipe(batch_size=4), torch.device("cuda")
     step = loop.stepper(

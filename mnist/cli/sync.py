@@ -129,14 +129,14 @@ def _registration(folder: Path) -> Registration:
 
 def _ensure(store: "Store", name: str, result: Result, folder: Path) -> bool:
     """Log a result whose files lie in `folder`, unless MLflow has it; False where that fails."""
-    from mnist.lineage import lock
     from mnist.tracking import runs
 
     if runs.is_complete(store, result):
         return True
     try:
         pages = results.pages(result, folder=folder)
-        artifacts = lock.kept(folder)
+        # Another revision may have other files; those that the pages are made of are checked.
+        artifacts = [path for path in paths.ARTIFACTS if (folder / path).is_file()]
         run = runs.ensure(store, result, pages, artifacts=artifacts, folder=folder, checked=False).run
     except ServiceUnavailableError:
         raise

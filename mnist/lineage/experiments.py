@@ -3,6 +3,7 @@
 import io
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Literal
 
 from mnist.core import paths
 from mnist.core.errors import InputError
-from mnist.lineage import fingerprint, git
+from mnist.lineage import fingerprint, git, lock
 from mnist.lineage.fingerprint import Source
 
 if TYPE_CHECKING:
@@ -145,8 +146,6 @@ def restore(root: Path, revision: Revision, folder: Path, *, kept: Path) -> None
     """
     from dvc.api import DVCFileSystem
 
-    from mnist.lineage import lock
-
     with tarfile.open(fileobj=io.BytesIO(git.output("archive", revision.commit, folder=root))) as archive:
         # As an attribute: Python 3.11.2, which is Debian 12's, has no argument `filter`.
         archive.extraction_filter = getattr(tarfile, "data_filter", None)
@@ -164,7 +163,10 @@ def restore(root: Path, revision: Revision, folder: Path, *, kept: Path) -> None
         if not copy.exists():
             _fetch(tracked, path, copy)
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
-        os.link(copy, folder / path)
+        if copy.is_dir():
+            shutil.copytree(copy, folder / path, copy_function=os.link)
+        else:
+            os.link(copy, folder / path)
 
 
 def _cached(tracked: "DVCFileSystem") -> set[str]:
@@ -172,22 +174,20 @@ def _cached(tracked: "DVCFileSystem") -> set[str]:
     from dvc.exceptions import DvcException
 
     try:
-        repo = tracked.repo
-        outs = [Path(out.fs_path) for out in repo.index.outs if out.use_cache]
+        return {out.def_path for out in tracked.repo.index.outs if out.use_cache}
     except DvcException as error:
-        found = " ".join(str(error).split())
+        found = lock.reason(error)
         raise InputError(str(paths.PIPELINE), found=found, expected="one that DVC can read") from None
-    return {path.relative_to(repo.root_dir).as_posix() for path in outs}
 
 
 def _fetch(tracked: "DVCFileSystem", path: str, copy: Path) -> None:
-    """Copy an out from DVC's cache or its remote."""
+    """Copy an out, a file or a folder, from DVC's cache or its remote."""
     from dvc.exceptions import DvcException
 
     try:
-        tracked.get_file(path, str(copy))
+        tracked.get(path, str(copy), recursive=True)
     except (FileNotFoundError, DvcException):
-        copy.unlink(missing_ok=True)
+        shutil.rmtree(copy) if copy.is_dir() else copy.unlink(missing_ok=True)
         expected = "it there, or on a DVC remote: `dvc exp gc` and `dvc gc` remove it"
         raise InputError(path, found="nothing in DVC's cache", expected=expected) from None
 

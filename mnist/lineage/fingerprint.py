@@ -83,15 +83,14 @@ def of_training(folder: Path = Path(), *, where: Source | None = None) -> Traini
         InputError: `dvc.yaml` has no such stage, or a file or key that it lists is missing, or git
             fails.
     """
-    pipeline = config.read_keys(folder, paths.PIPELINE)
-    try:
-        train = pipeline["stages"]["train"]
-        command, names, keys = train["cmd"], train["deps"], train["params"]
-    except (KeyError, TypeError) as error:
-        found = f"{type(error).__name__}: {error}"
-        expected = "stage train with cmd, deps and params"
-        raise InputError(str(paths.PIPELINE), found=found, expected=expected) from None
-    params = _listed(keys, config.flat(config.read_keys(folder, paths.PARAMS)))
+    match config.read_keys(folder, paths.PIPELINE):
+        case {"stages": {"train": {"cmd": command, "deps": [*names], "params": [*keys]}}} if all(
+            isinstance(name, str) for name in names
+        ):
+            params = _listed(keys, config.flat(config.read_keys(folder, paths.PARAMS)))
+        case _:
+            expected = "stage train with cmd, deps and params"
+            raise InputError(str(paths.PIPELINE), found="no such stage", expected=expected)
     deps = {name: _digest(folder / name) for name in names}
     # DVC takes 1 and 1.0 for equal, and does not run a stage again for it.
     numbers = {

@@ -15,6 +15,7 @@ from mnist.core.errors import InputError
 from mnist.lineage import git
 
 if TYPE_CHECKING:
+    from dvc.exceptions import DvcException
     from dvc.repo import Repo
     from dvc.stage import PipelineStage
 
@@ -85,10 +86,22 @@ def parse(content: bytes) -> dict[str, Any]:
     Raises:
         InputError: it is not what DVC writes.
     """
-    stages = config.parse_keys(content, str(paths.LOCK)).get("stages", {})
-    if not isinstance(stages, dict) or not all(isinstance(entry, dict) for entry in stages.values()):
-        raise InputError(str(paths.LOCK), found="no stages", expected="what DVC wrote")
+    values = config.parse_keys(content, str(paths.LOCK))
+    from dvc.dvcfile import Lockfile
+    from dvc.utils.strictyaml import YAMLValidationError
+
+    try:
+        stages: dict[str, Any] = Lockfile.validate(values).get("stages", {}) if values else {}
+    except YAMLValidationError as error:
+        raise InputError(str(paths.LOCK), found=str(error.exc), expected="what DVC wrote") from None
     return stages
+
+
+def reason(error: "DvcException") -> str:
+    """Return the reason of an error of DVC, in one line."""
+    # DVC names the file by its way from the current folder.
+    parts = [" ".join(str(one).split()) for one in (error, error.__cause__) if one]
+    return re.sub(r"'[^']*?([^'/]+\.yaml)'", r"\1", ": ".join(parts), count=1)
 
 
 def digests(entry: Mapping[str, Any], kind: Literal["deps", "outs"]) -> dict[str, str]:
@@ -113,9 +126,7 @@ def pipeline(folder: Path) -> list[Stage]:
         with Repo(str(folder), config=settings, scm=None if is_git else NoSCM(str(folder))) as repo:
             return stages(repo)
     except DvcException as error:
-        # DVC names the file by its way from the current folder.
-        found = re.sub(r"'[^']*?([^'/]+)'", r"\1", " ".join(str(error).split()), count=1)
-        raise InputError("the pipeline", found=found, expected="one that DVC can read") from None
+        raise InputError("the pipeline", found=reason(error), expected="one that DVC can read") from None
 
 
 def stages(repo: "Repo") -> list[Stage]:
@@ -253,14 +264,3 @@ def changed_outs(stage: Stage, entry: Mapping[str, Any]) -> Iterator[Change]:
 
 def _command(cmd: Any) -> str:
     return " && ".join(cmd) if isinstance(cmd, list) else str(cmd)
-
-
-def kept(folder: Path) -> list[Path]:
-    """Return the files that an MLflow run keeps of the result in `folder`: all that its stages made."""
-    made = {path for entry in read(folder).values() for path in digests(entry, "outs")}
-    always = (paths.PARAMS, paths.PIPELINE, paths.LOCK)
-    return [
-        path
-        for path in paths.ARTIFACTS
-        if path in always or any(out.as_posix() in made for out in (path, path.parent))
-    ]

@@ -16,9 +16,12 @@ from tests.conftest import MadeOnce
 PIPELINE = """\
 stages:
   make:
-    cmd: echo 1 > cached; echo 2 > committed.json; echo 3 > nowhere
+    cmd:
+      - echo 1 > cached; echo 2 > committed.json; echo 3 > nowhere
+      - mkdir -p folder/deep; echo 4 > folder/deep/a
     outs:
       - cached
+      - folder
       - nowhere: {cache: false}
     metrics:
       - committed.json: {cache: false}
@@ -32,7 +35,7 @@ def reproduced(made_once: MadeOnce) -> Path:
     def make(folder: Path) -> None:
         checkout.initialise(folder)
         (folder / "dvc.yaml").write_text(PIPELINE)
-        (folder / ".gitignore").write_text("cached\nnowhere\n")
+        (folder / ".gitignore").write_text("cached\nfolder\nnowhere\n")
         subprocess.run([sys.executable, "-m", "dvc", "repro", "-q"], cwd=folder, check=True)
         checkout.Repository(folder).commit()
 
@@ -74,8 +77,9 @@ def test_files_come_back_from_git_and_the_cache(
     monkeypatch.setenv("GIT_DIR", os.fspath(tmp_path / "other/.git"))
     monkeypatch.setenv("GIT_INDEX_FILE", os.fspath(tmp_path / "other/.git/index"))
 
-    assert restored(reproduced, tmp_path) == {"cached", "committed.json"}
+    assert restored(reproduced, tmp_path) == {"cached", "committed.json", "folder"}
     assert (tmp_path / "there/cached").read_text() == "1\n"
+    assert (tmp_path / "there/folder/deep/a").read_text() == "4\n"
 
 
 def test_what_left_the_cache_is_an_error(reproduced: Path, tmp_path: Path) -> None:

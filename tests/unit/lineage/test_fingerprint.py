@@ -99,7 +99,17 @@ def test_a_missing_dep_is_named(checkout: Path) -> None:
         fingerprint.of_training()
 
 
-@pytest.mark.parametrize("text", ["", "stages: [", "stages: {train: {}}"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "stages: [",
+        "stages: hello",
+        "stages: {train: {}}",
+        "stages: {train: {cmd: t, deps: [], params: }}",
+        "stages: {train: {cmd: t, deps: [[a]], params: []}}",
+    ],
+)
 def test_a_pipeline_without_training_is_an_error_of_one_line(checkout: Path, text: str) -> None:
     (checkout / "dvc.yaml").write_text(text)
     with pytest.raises(InputError, match=r"^dvc\.yaml: found .*, expected ") as caught:

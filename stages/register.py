@@ -9,7 +9,7 @@ a temporary tree and for every new result, and each result gets its MLflow run.
 
 from pathlib import Path
 
-from mnist.core import files, paths, process, terminal
+from mnist.core import files, paths, process
 from mnist.core.config import Architecture, DatasetParams, Execution, Machine, Recipe, Registration, Split
 from mnist.core.errors import ServiceUnavailableError
 from mnist.evaluation import results
@@ -34,7 +34,7 @@ def run(
     pages = results.pages(result)
     files.write_text(report, pages.report)
     files.write_json(registered, result.digests)
-    print(f"register: {terminal.bold(pages.summary.headline)}\n  also   {pages.summary.details}")
+    print(f"register: {pages.summary.headline}\n  also   {pages.summary.details}")
     from mnist.tracking import client, runs
 
     try:

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
+from ruamel.yaml import YAML, Node
+from ruamel.yaml.constructor import ConstructorError, SafeConstructor
 
 from mnist.core.errors import InputError
 
@@ -26,6 +26,8 @@ Digest = Annotated[str, Field(pattern="^[0-9a-f]+$")]
 
 DATASET = "{dataset}"  # replaced by the data set's name in a mirror, and in the registered model's name
 DATASET_NAME = r"[A-Za-z0-9][A-Za-z0-9_-]*"  # allowed in MLflow, DVC and file systems
+MAX_SHOWN = 200  # characters of a wrong value
+MAX_VALUES = 100_000  # in a YAML file; dvc.lock has 200
 
 
 class Section(BaseModel):
@@ -156,11 +158,36 @@ def parse(document: bytes | str, where: str) -> Any:
     Raises:
         InputError: it is not YAML; `where` names it.
     """
+    yaml = YAML(typ="safe")
+    yaml.Constructor = _Constructor
     try:
-        return YAML(typ="safe").load(document.decode() if isinstance(document, bytes) else document)
-    except (YAMLError, ValueError) as error:  # ValueError: not UTF-8, or no such day as 2024-13-45
-        reason = " ".join(str(error).split())
-        raise InputError(where, found=f"no YAML ({reason})", expected="keys and values") from None
+        return yaml.load(document.decode() if isinstance(document, bytes) else document)
+    except RecursionError:
+        reason = "nested too deeply"
+    except Exception as error:  # noqa: BLE001 -- KeyError of `!!bool x`, ValueError of 2024-13-45, and others
+        mark = getattr(error, "problem_mark", None)
+        text = getattr(error, "problem", None) or str(error).partition("\n")[0]
+        reason = f"line {mark.line + 1}: {text}" if mark else text
+    raise InputError(where, found=f"no YAML ({reason})", expected="keys and values")
+
+
+class _Constructor(SafeConstructor):
+    """A constructor that refuses aliases of aliases: a small file could hold more values than memory does."""
+
+    def construct_document(self, node: Node) -> Any:
+        if _num_values(node, {}) > MAX_VALUES:
+            raise ConstructorError(problem=f"more than {MAX_VALUES:,} values", problem_mark=node.start_mark)
+        return super().construct_document(node)
+
+
+def _num_values(node: Node, counted: dict[int, int]) -> int:
+    """Return the number of values in a node with its aliases; too many for one that contains itself."""
+    if id(node) not in counted:
+        counted[id(node)] = MAX_VALUES + 1
+        inner = node.value if isinstance(node.value, list) else []
+        nodes = [one for entry in inner for one in (entry if isinstance(entry, tuple) else (entry,))]
+        counted[id(node)] = 1 + sum(_num_values(one, counted) for one in nodes)
+    return counted[id(node)]
 
 
 def read_keys(folder: Path, name: Path) -> dict[str, Any]:
@@ -213,7 +240,7 @@ def _as_input_error(error: ValidationError, where: str, known: list[str]) -> Inp
     faults = []
     for fault in error.errors(include_url=False):
         key = " ".join(".".join(str(part) for part in fault["loc"] if part != "[key]").split())
-        found, expected = f"{fault['input']!r}", fault["msg"].removeprefix("Input should be ")
+        found, expected = f"{fault['input']!r}"[:MAX_SHOWN], fault["msg"].removeprefix("Input should be ")
         if fault["type"] == "missing":
             found, expected = "nothing", "a value"
         elif fault["type"] == "extra_forbidden":

@@ -1,15 +1,22 @@
 """Files written whole or not at all, and their digests."""
 
+import errno
+import glob
 import hashlib
 import json
 import os
 import tempfile
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from mnist.core.errors import InputError
+
+PART = ".part."  # begins the name of a file that is not whole; .gitignore and .dvcignore have it
+ABANDONED_SECONDS = 3600  # after which such a file is one of a killed writer
+NO_SPACE = [os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)]
 
 
 @contextmanager
@@ -18,19 +25,43 @@ def replacing(path: Path) -> Iterator[Path]:
 
     A reader sees the old file or the new one, never a part; a block that raises leaves the old
     one as it was and nothing beside it.
+
+    Raises:
+        InputError: the disk is full.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
-    os.close(handle)
-    part = Path(name)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for old in path.parent.glob(f"{PART}*.{glob.escape(path.name)}"):
+            with suppress(FileNotFoundError):  # another writer removes them too
+                if old.stat().st_mtime < time.time() - ABANDONED_SECONDS:
+                    old.unlink()
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=PART, suffix=f".{path.name}")
+        os.close(handle)
+        part = Path(name)
+        try:
+            yield part
+            umask = os.umask(0)
+            os.umask(umask)
+            part.chmod(0o666 & ~umask)  # mkstemp makes files private; an out is as readable as any
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Run a block that writes `path`, and report a full disk by the name of that file.
+
+    Raises:
+        InputError: the disk, or what this user may have of it, is full.
+    """
     try:
-        yield part
-        umask = os.umask(0)
-        os.umask(umask)
-        part.chmod(0o666 & ~umask)  # mkstemp makes files private; an out is as readable as any
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+        yield
+    except Exception as error:  # safetensors, for one, raises an error of its own
+        for reason in NO_SPACE:
+            if reason in str(error):
+                raise InputError(str(path), found=reason.lower(), expected="space to write it") from None
+        raise
 
 
 def write_text(path: Path, text: str) -> None:
@@ -58,7 +89,7 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise missing(path) from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:  # RecursionError: nested too deeply
         raise InputError(str(path), found=f"no JSON ({error})", expected="a JSON file") from None
 
 

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TypeVar, get_type_hints
 
-from mnist.core import files, terminal
+from mnist.core import files
 from mnist.core.errors import InputError
 
 
@@ -71,7 +71,7 @@ def appending(path: Path, kind: type[Row]) -> Iterator[Callable[[Window | Epoch]
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     path.unlink(missing_ok=True)  # it may be a link into DVC's cache
-    with path.open("w", newline="", encoding="utf-8") as stream:
+    with files.writing(path), path.open("w", newline="", encoding="utf-8") as stream:
         table = csv.writer(stream, lineterminator="\n")
         table.writerow(field.name for field in fields(kind))
         stream.flush()
@@ -138,7 +138,6 @@ def shown(events: Iterable[Window | Epoch], *, num_images: int, num_epochs: int)
         unit=" images",
         unit_scale=True,
         bar_format=BAR,
-        colour="green" if terminal.takes_color(sys.stderr) else None,
         dynamic_ncols=True,
         leave=False,
         disable=None,

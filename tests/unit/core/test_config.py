@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -121,50 +122,26 @@ def test_what_dvc_writes_for_a_small_number_is_that_number(edited: Edit) -> None
     ("key", "spelling", "line"),
     [
         ("lr", '"fast"', "lr: found 'fast', expected a valid number"),
-        ("lr", "-1", "lr: found -1, expected greater than 0"),
-        ("lr", "0", "lr: found 0, expected greater than 0"),
-        ("lr", ".nan", "lr: found nan, expected a finite number"),
-        ("lr", ".inf", "lr: found inf, expected a finite number"),
         ("lr", "true", "lr: found True, expected a valid number"),
         ("lr", "", "lr: found None, expected a valid number"),
-        ("batch_size", "0", "batch_size: found 0, expected greater than or equal to 1"),
-        ("epochs", "0", "epochs: found 0, expected greater than or equal to 1"),
         ("epochs", "true", "epochs: found True, expected a valid integer"),
         ("epochs", "1.0", "epochs: found 1.0, expected a valid integer"),
-        ("val_size", "0", "val_size: found 0, expected greater than or equal to 1"),
-        ("seed", "-1", "seed: found -1, expected greater than or equal to 0"),
-        ("seed", "4294967296", "seed: found 4294967296, expected less than 4294967296"),
-        ("momentum", "1", "momentum: found 1, expected less than 1"),
-        ("beta2", "1.0", "beta2: found 1.0, expected less than 1"),
-        ("label_smoothing", "-0.1", "label_smoothing: found -0.1, expected greater than or equal to 0"),
-        ("shift", "15", "shift: found 15, expected less than or equal to 14"),
-        ("n_features", "0", "n_features: found 0, expected greater than or equal to 1"),
-        ("num_threads", "0", "num_threads: found 0, expected greater than or equal to 1"),
         ("permute_pixels", "1", "permute_pixels: found 1, expected a valid boolean"),
         ("model", "cnn", "model: found 'cnn', expected 'simple_cnn' or 'mlp'"),
         ("optimizer", "SGD", "optimizer: found 'SGD', expected 'sgd', 'nesterov' or 'adam'"),
         ("schedule", "cosine", "schedule: found 'cosine', expected 'constant' or 'one_cycle'"),
         ("device", "gpu", "device: found 'gpu', expected 'auto', 'cpu' or 'cuda'"),
-        ("min_accuracy", "92", "registry.min_accuracy: found 92, expected less than or equal to 1"),
-        ("alpha", "0", "registry.alpha: found 0, expected greater than 0"),
         ("dataset", "3", "dataset: found 3, expected a valid string"),
-        (
-            "dataset",
-            "a.b",
-            "dataset: found 'a.b', expected String should match pattern '^[A-Za-z0-9][A-Za-z0-9_-]*$'",
-        ),
+        ("dataset", "a.b", "dataset: found 'a.b', expected String should match pattern"),
         (
             "model_name",
             "'{data}-cnn'",
-            (
-                "registry.model_name: found '{data}-cnn', expected String should match pattern"
-                " '^(\\{dataset\\}|[A-Za-z0-9])(\\{dataset\\}|[A-Za-z0-9 ._-])*$'"
-            ),
+            "registry.model_name: found '{data}-cnn', expected String should match",
         ),
     ],
 )
 def test_a_wrong_value_is_named_with_its_key(edited: Edit, key: str, spelling: str, line: str) -> None:
-    assert fault(edited(**{key: spelling})) == line
+    assert fault(edited(**{key: spelling})).startswith(line)
 
 
 # Of each number: the values that are accepted at the ends, and the nearest ones that are not.
@@ -218,6 +195,7 @@ def test_keys_of_any_yaml_file_are_read(tmp_path: Path) -> None:
         read == config.parse_keys(file.read_text(), "text") == {"a": {"b": {"c": 1e-5}, "d": [1]}, "e": "x"}
     )
     assert config.flat(read) == {"a.b.c": 1e-5, "a.d": [1], "e": "x"}
+    assert config.parse_keys(b"", "empty.yaml") == {}
     with pytest.raises(InputError) as caught:
         config.parse_keys(b"- 1\n", "list.yaml")
     assert (caught.value.where, caught.value.found) == ("list.yaml", "list")
@@ -285,24 +263,51 @@ def test_an_unknown_key_is_named_with_the_nearest_known_one(edited: Edit, more: 
     assert fault(edited(more=f"{more}\n")) == line
 
 
+def bomb(form: str) -> bytes:
+    """Return 14 lines of YAML; with all aliases written out, the last has 3^13 = 1.6 million values."""
+    lines = [f"{key}: &{key} {form.replace('?', f'*{before}')}" for before, key in pairwise("abcdefghijklmn")]
+    return "\n".join(["a: &a {x: 1}", *lines]).encode()
+
+
 @pytest.mark.parametrize(
-    ("content", "line"),
+    ("content", "reason"),
     [
         (f"{TEXT}\nlr: 0.5\n".encode(), 'found duplicate key "lr" with value "0.5" (original value: "0.01")'),
-        (f"{TEXT}\nlr: [0.5\n".encode(), "found no YAML (while parsing a flow sequence"),
-        (b"lr: !!python/object/apply:os.getcwd []", "could not determine a constructor for the tag"),
-        (b"lr: 2024-13-45", "found no YAML (month must be in 1..12)"),
-        (b"lr: 1\n---\nlr: 2\n", "found no YAML (expected a single document"),
-        ("# Größe\n".encode("latin-1"), "found no YAML ('utf-8' codec can't decode byte 0xf6"),
-        (b"", "found NoneType, expected keys and values"),
+        (b"lr: 1\nseed: [0.5\n\nmodel: mlp\n", "line 4: expected ',' or ']', but got ':'"),
+        (b"lr: !!python/object/apply:os.getcwd []", "line 1: could not determine a constructor for the tag"),
+        (b"lr: !!bool perhaps", "perhaps"),
+        (b"lr: 2024-13-45", "month must be in 1..12"),
+        (b"lr: 1\n---\nlr: 2\n", "line 2: but found another document"),
+        ("# Größe\n".encode("latin-1"), "'utf-8' codec can't decode byte 0xf6"),
+        (b"[" * 10_000, "nested too deeply"),
+        (bomb("[?, ?, ?]"), "more than 100,000 values"),
+        (bomb("{<<: [?, ?, ?]}"), "more than 100,000 values"),
+        (b"lr: &lr [*lr]", "more than"),
     ],
-    ids=["duplicate key", "open bracket", "code", "no such day", "two documents", "latin-1", "empty"],
+    ids=[
+        *("duplicate key", "open bracket", "code", "no bool", "no such day", "two documents", "latin-1"),
+        *("deep", "aliases of aliases", "merged aliases", "an alias of itself"),
+    ],
 )
-def test_a_broken_file_is_an_error(tmp_path: Path, content: bytes, line: str) -> None:
+def test_what_is_no_yaml_is_told_with_the_reason(tmp_path: Path, content: bytes, reason: str) -> None:
     path = tmp_path / "params.yaml"
     path.write_bytes(content)
 
-    assert line in fault(path)
+    line = fault(path)
+
+    assert line.startswith("found no YAML (")
+    assert reason in line
+
+
+def test_aliases_are_read() -> None:
+    assert config.parse("a: &a {x: 1}\nb: {<<: *a, y: [*a, *a]}\n", "keys.yaml")["b"] == {
+        "x": 1,
+        "y": [{"x": 1}, {"x": 1}],
+    }
+
+
+def test_a_long_value_is_cut(edited: Edit) -> None:
+    assert len(fault(edited(lr="'" + "9" * 10_000 + "'"))) < 300
 
 
 def test_a_missing_file_is_told(tmp_path: Path) -> None:

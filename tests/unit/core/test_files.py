@@ -1,17 +1,25 @@
 """Files that are whole or not there, whatever happens while they are written."""
 
+import errno
 import hashlib
 import json
 import math
 import os
-from collections.abc import Iterator
+import resource
+import subprocess
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from mnist.core import files
 from mnist.core.errors import InputError
+
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture
@@ -37,6 +45,7 @@ def test_a_block_that_succeeds_replaces_the_file(tmp_path: Path) -> None:
         part.write_text("new")
         assert path.read_text() == "old"
         assert (part.parent, part.suffix) == (path.parent, ".json")
+        assert subprocess.run(["git", "check-ignore", "-q", part.name], cwd=ROOT, check=False).returncode == 0
 
     assert path.read_text() == "new"
     assert listing(tmp_path) == ["report.json"]
@@ -59,6 +68,53 @@ def test_a_block_that_raises_leaves_the_old_file_and_nothing_beside_it(
 
     assert path.read_text() == "old"
     assert listing(tmp_path) == ["report.json"]
+
+
+def test_what_a_killed_writer_left_is_removed_by_a_later_one(tmp_path: Path) -> None:
+    for name, age in (("old.json", files.ABANDONED_SECONDS + 60), ("new.json", 60), ("old.csv", 10**6)):
+        part = tmp_path / f"{files.PART}{name.replace('.', '.report.')}"
+        part.touch()
+        os.utime(part, times=(time.time() - age,) * 2)
+
+    files.write_json(tmp_path / "report.json", {})
+
+    assert listing(tmp_path) == [".part.new.report.json", ".part.old.report.csv", "report.json"]
+
+
+@pytest.fixture
+def full_disk() -> Iterator[None]:
+    """No file of this process grows beyond 10,000 bytes, which is an error of the system like a full disk."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+@pytest.mark.usefixtures("full_disk")
+@pytest.mark.parametrize(
+    "write",
+    [lambda part: part.write_bytes(bytes(20_000)), lambda part: save_file({"a": np.zeros(20_000)}, part)],
+    ids=["bytes", "safetensors"],
+)
+def test_a_full_disk_is_told_with_the_file_which_stays(tmp_path: Path, write: Callable[[Path], None]) -> None:
+    path = tmp_path / "report.json"
+    path.write_text("old")
+
+    with pytest.raises(InputError) as caught, files.replacing(path) as part:
+        write(part)
+
+    assert (caught.value.where, caught.value.found) == (str(path), "file too large")
+    assert path.read_text() == "old"
+    assert listing(tmp_path) == ["report.json"]
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_no_space_is_told_and_another_error_kept(tmp_path: Path, number: int) -> None:
+    with pytest.raises(InputError) as caught, files.writing(tmp_path):
+        raise OSError(number, os.strerror(number))
+    assert caught.value.where == str(tmp_path)
+    with pytest.raises(PermissionError), files.writing(tmp_path):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
 
 def test_folders_are_made(tmp_path: Path) -> None:
@@ -128,8 +184,9 @@ def test_json_refuses_what_is_no_number(tmp_path: Path, number: float) -> None:
     [
         (b"", "found no JSON (Expecting value"),
         (b"\xff{}", "found no JSON ('utf-8' codec"),
+        (b"[" * 100_000, "found no JSON (maximum recursion depth"),
     ],
-    ids=["empty", "not UTF-8"],
+    ids=["empty", "not UTF-8", "deep"],
 )
 def test_broken_json_is_told_in_one_line(tmp_path: Path, content: bytes, said: str) -> None:
     path = tmp_path / "value.json"

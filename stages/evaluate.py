@@ -13,6 +13,7 @@ from mnist.core.config import Machine
 from mnist.data import store as data
 from mnist.data.validation import require_valid
 from mnist.evaluation import scores
+from mnist.evaluation.predictions import write_log_probs, write_table
 
 NUM_IMAGES = 10  # in each gallery, and in the figure of feature maps
 
@@ -51,9 +52,9 @@ def run(
 
     result = scores.score(log_probs_NK, test.labels_N)
     files.write_json(test_metrics, result.model_dump())
-    scores.write_predictions(predictions, labels_N=test.labels_N, predicted_N=predicted_N, classes=classes)
+    write_table(predictions, labels_N=test.labels_N, predicted_N=predicted_N, classes=classes)
     scores.write_classes(by_class, labels_N=test.labels_N, predicted_N=predicted_N, classes=classes)
-    scores.write_log_probs(log_probs, log_probs_NK)
+    write_log_probs(log_probs, log_probs_NK)
     mistakes_M = scores.confident_mistakes(log_probs_NK, test.labels_N)
     for path, title, index_M in (
         (gallery, "The first test images, as predicted", np.arange(len(test))[:NUM_IMAGES]),

@@ -12,6 +12,7 @@ from mnist.data import store, validation
 from mnist.data.store import Description, Images
 from mnist.data.validation import Duplicates, Finding, Verdict
 from mnist.evaluation import figures, scores, summary
+from mnist.evaluation.predictions import write_log_probs, write_table
 from mnist.evaluation.summary import Summary
 from mnist.lineage.fingerprint import Source, Training
 from mnist.lineage.result import Result
@@ -73,10 +74,10 @@ class Made:
         test = Images(images_NHW=images, labels_N=self.labels_N)
         (self.folder / "data").mkdir(parents=True, exist_ok=True)
         store.write(self.folder / paths.DATASET, train=digits(20, seed=1), test=test, description=self.about)
-        scores.write_log_probs(self.folder / paths.LOG_PROBS, self.log_probs_NK)
+        write_log_probs(self.folder / paths.LOG_PROBS, self.log_probs_NK)
         result_scores = scores.score(self.log_probs_NK, self.labels_N)
         files.write_json(self.folder / paths.TEST_METRICS, result_scores.model_dump())
-        scores.write_predictions(
+        write_table(
             self.folder / paths.PREDICTIONS,
             labels_N=self.labels_N,
             predicted_N=predicted_N,

@@ -1,6 +1,6 @@
 """The comparison of two revisions: what changed, and which network is better.
 
-Accuracy is compared on the same test images, one by one (`mnist.evaluation.statistics`). Other
+Accuracy is compared on the same test images, one by one (`mnist.evaluation.predictions`). Other
 metrics are one number a side, so their noise is unknown.
 """
 

@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 
 from mnist.evaluation import statistics
-from mnist.evaluation.statistics import Predictions
+from mnist.evaluation.predictions import Predictions, by_class, compare
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,9 +76,8 @@ class Images:
 
 def compare_images(base: Predictions, head: Predictions) -> Images:
     """Compare two networks; both predictions must be of the same images in the same order."""
-    paired = statistics.compare(base, head)
-    by_class = statistics.by_class(base, head)
-    adjusted = statistics.holm({label: of_class.p_two_sided for label, of_class in by_class.items()})
+    paired, classes = compare(base, head), by_class(base, head)
+    adjusted = statistics.holm({label: of_class.p_two_sided for label, of_class in classes.items()})
     changed = defaultdict(list)
     for index in np.flatnonzero(base.predicted_N != head.predicted_N).tolist():
         key = str(base.labels_N[index]), str(base.predicted_N[index]), str(head.predicted_N[index])
@@ -103,7 +102,7 @@ def compare_images(base: Predictions, head: Predictions) -> Images:
                 broken=of_class.broken,
                 p=adjusted[label],
             )
-            for label, of_class in by_class.items()
+            for label, of_class in classes.items()
         ),
         changed=tuple(
             PredictionChange(label=label, base=before, head=after, images=tuple(images))

@@ -21,8 +21,7 @@ from dvc.scm import NoSCM
 from mnist.core import config, paths
 from mnist.core.errors import InputError
 from mnist.data.validation import Verdict
-from mnist.evaluation import statistics
-from mnist.evaluation.statistics import Predictions
+from mnist.evaluation.predictions import Predictions, parse_table
 from mnist.lineage import git, lock
 
 WORKSPACE = "workspace"  # DVC's name of the files in the checkout, uncommitted changes included
@@ -190,7 +189,7 @@ def _read_predictions(repo: Repo, snapshot: Snapshot) -> None:
     path = ours if ours in found or not found else found[0]
     try:
         text = repo.dvcfs.cat_file(path).decode(errors="replace")
-        snapshot.predictions = statistics.parse(text, path)
+        snapshot.predictions = parse_table(text, path)
     except (OSError, DvcException, InputError) as error:
         snapshot.problems[path] = _reason(error)
 

@@ -1,13 +1,15 @@
 """Files written whole or not at all, and their digests."""
 
+import csv
 import errno
 import glob
 import hashlib
+import io
 import json
 import os
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -68,6 +70,15 @@ def write_text(path: Path, text: str) -> None:
     """Write `text` as UTF-8 with the line ends it has, on every system."""
     with replacing(path) as part:
         part.write_text(text, encoding="utf-8", newline="")
+
+
+def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Write a table, with line feeds on every system."""
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(header)
+    table.writerows(rows)
+    write_text(path, text.getvalue())
 
 
 def write_json(path: Path, value: Any) -> None:

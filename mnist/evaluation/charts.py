@@ -16,7 +16,6 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
-from mnist.evaluation import statistics
 from mnist.evaluation.scores import Bin
 
 WIDTH, HEIGHT = 400, 280  # points, which are the units of the SVG
@@ -93,8 +92,8 @@ def curves(name: str, title: str, about: str, *, x: str, lines: Mapping[str, Cur
 def reliability(title: str, about: str, bins: Sequence[Bin]) -> Markup:
     """Draw the share of right predictions by confidence; empty bins are left out."""
     filled = [(one, one.confidence) for one in bins if one.confidence is not None]
-    shares = [one.num_right / one.num_images for one, _ in filled]
-    intervals = [statistics.wilson_interval(one.num_right, one.num_images) for one, _ in filled]
+    shares = [one.right.share or 0 for one, _ in filled]
+    intervals = [one.right.interval or (0, 0) for one, _ in filled]
     with mpl.rc_context(STYLE):
         figure, axes = _axes()
         _bars(axes, [one for one, _ in filled], shares, label="share that is right")
@@ -111,11 +110,11 @@ def reliability(title: str, about: str, bins: Sequence[Bin]) -> Markup:
 
 def counts(title: str, about: str, bins: Sequence[Bin]) -> Markup:
     """Draw the number of images by confidence, on a logarithmic scale."""
-    filled = [one for one in bins if one.num_images]
+    filled = [one for one in bins if one.right.num_images]
     with mpl.rc_context(STYLE):
         figure, axes = _axes()
         axes.set_yscale("log")
-        _bars(axes, filled, [one.num_images for one in filled])
+        _bars(axes, filled, [one.right.num_images for one in filled])
         axes.set_ylim(bottom=0.5)
         axes.yaxis.set_minor_locator(NullLocator())
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))

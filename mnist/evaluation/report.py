@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from mnist.core import files, paths
 from mnist.data import page
 from mnist.evaluation import charts, scores
-from mnist.evaluation.summary import HIGH_CONFIDENCE, Rate, Summary
+from mnist.evaluation.summary import HIGH_CONFIDENCE, Summary
 from mnist.lineage.result import Result, training_info
 
 TEMPLATE = Path(__file__).parent / "templates/report.html.jinja"
@@ -176,8 +176,8 @@ def _reliability(summary: Summary) -> Chart:
     about = "Share of the test images that is right by mean confidence, in bins of confidence"
     rows = []
     for one in summary.bins:
-        rate = Rate(hits=one.num_right, num_images=one.num_images)
-        numbers = page.percent(one.confidence), page.percent(rate.share), page.span(rate.interval, 1)
+        right = one.right
+        numbers = page.percent(one.confidence), page.percent(right.share), page.span(right.interval, 1)
         rows.append((_bin(one), *numbers))
     return Chart(
         title=title,
@@ -193,7 +193,7 @@ def _counts(summary: Summary) -> Chart:
         title=title,
         svg=charts.counts(title, "Number of test images in bins of confidence", summary.bins),
         header=("confidence", "images"),
-        rows=[(_bin(one), f"{one.num_images:,}") for one in summary.bins],
+        rows=[(_bin(one), f"{one.right.num_images:,}") for one in summary.bins],
     )
 
 

@@ -1,24 +1,20 @@
-"""Scores of predictions on the test images, and the files that `evaluate` writes.
+"""Scores of predictions on the test images, and the files that `evaluate` writes of them.
 
-Shape suffixes: N images, K classes, M bins.
+Shape suffixes: N images, K classes, M of the images.
 """
 
-import csv
-import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
 
 from mnist.core import config, files
 from mnist.core.config import Fraction, Section
-from mnist.core.errors import InputError
 from mnist.data.store import Bytes
+from mnist.evaluation.statistics import Rate
 
 NUM_BINS = 15  # of the reliability diagram in Guo et al. 2017
 
@@ -48,16 +44,35 @@ class Bin:
     Attributes:
         low: lower end of the interval, which is not in it.
         high: upper end of the interval, which is in it.
-        num_images: number of predictions.
-        num_right: number of right ones among them.
+        right: share of right predictions among them.
         confidence: their mean confidence; None in an empty bin.
     """
 
     low: float
     high: float
-    num_images: int
-    num_right: int
+    right: Rate
     confidence: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassScore:
+    """The scores of one class.
+
+    Attributes:
+        name: of the class.
+        recall: share of its images for which it was predicted.
+        precision: share of the images for which it was predicted that are of it.
+    """
+
+    name: str
+    recall: Rate
+    precision: Rate
+
+    @property
+    def f1(self) -> float | None:
+        """Return the harmonic mean of both; None of a class without images that was never predicted."""
+        count = self.recall.num_images + self.precision.num_images
+        return 2 * self.recall.hits / count if count else None
 
 
 def score(log_probs_NK: NDArray[np.float32], labels_N: Bytes) -> Scores:
@@ -69,7 +84,7 @@ def score(log_probs_NK: NDArray[np.float32], labels_N: Bytes) -> Scores:
         loss=round(float(-log_probs_NK[np.arange(len(labels_N)), labels_N].mean()), 6),
         num_wrong=int((~right_N).sum()),
         num_images=len(labels_N),
-        expected_calibration_error=round(calibration_error(confidence(log_probs_NK), right_N), 6),
+        expected_calibration_error=round(calibration_error(bins(confidence(log_probs_NK), right_N)), 6),
     )
 
 
@@ -80,6 +95,19 @@ def confusion(
     counts_KK = np.zeros((num_classes, num_classes), np.int64)
     np.add.at(counts_KK, (labels_N, predicted_N), 1)
     return counts_KK
+
+
+def class_scores(counts_KK: NDArray[np.int64], classes: Sequence[str]) -> list[ClassScore]:
+    """Return the scores of each class, from the counts that `confusion` makes."""
+    columns = counts_KK.diagonal().tolist(), counts_KK.sum(1).tolist(), counts_KK.sum(0).tolist()
+    return [
+        ClassScore(
+            name=name,
+            recall=Rate(hits=hits, num_images=num_images),
+            precision=Rate(hits=hits, num_images=num_predicted),
+        )
+        for name, hits, num_images, num_predicted in zip(classes, *columns, strict=True)
+    ]
 
 
 def confidence(log_probs_NK: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
@@ -94,39 +122,25 @@ def confident_mistakes(log_probs_NK: NDArray[np.float32], labels_N: Bytes) -> ND
     return wrong_M[np.argsort(-confidence(log_probs_NK)[wrong_M], kind="stable")]
 
 
-def calibration_error(confidence_N: NDArray[np.float64], right_N: NDArray[np.bool_]) -> float:
+def bins(confidence_N: NDArray[np.float64], right_N: NDArray[np.bool_]) -> list[Bin]:
+    """Return the bins of the reliability diagram: `NUM_BINS` equal intervals (low, high] of confidence."""
+    number_N = np.clip(np.ceil(confidence_N * NUM_BINS) - 1, 0, NUM_BINS - 1)
+    found = []
+    for number in range(NUM_BINS):
+        in_bin_N = number_N == number
+        right = Rate(hits=int(right_N[in_bin_N].sum()), num_images=int(in_bin_N.sum()))
+        mean = float(confidence_N[in_bin_N].mean()) if right.num_images else None
+        found.append(Bin(low=number / NUM_BINS, high=(number + 1) / NUM_BINS, right=right, confidence=mean))
+    return found
+
+
+def calibration_error(bins: Sequence[Bin]) -> float:
     """Return the expected calibration error of Guo et al. 2017, eq. 3 (https://arxiv.org/abs/1706.04599).
 
-    It is the mean, weighted by images, of |accuracy - mean confidence| over `NUM_BINS` equal intervals
-    (low, high] of confidence.
+    It is the mean of |accuracy - mean confidence| over the bins, weighted by their images.
     """
-    # |sum of right - sum of confidence| in a bin is its weight times its gap, times N.
-    gap_M = np.bincount(_bin(confidence_N), weights=right_N - confidence_N, minlength=NUM_BINS)
-    return float(np.abs(gap_M).sum() / len(right_N))
-
-
-def bins(confidence_N: NDArray[np.float64], right_N: NDArray[np.bool_]) -> list[Bin]:
-    """Return the bins of the reliability diagram, which `calibration_error` sums up, by confidence."""
-    bin_N = _bin(confidence_N)
-    count_M, right_M, confidence_M = (
-        np.bincount(bin_N, weights=weight_N, minlength=NUM_BINS).tolist()
-        for weight_N in (None, right_N, confidence_N)
-    )
-    return [
-        Bin(
-            low=number / NUM_BINS,
-            high=(number + 1) / NUM_BINS,
-            num_images=count,
-            num_right=round(right),
-            confidence=confidence / count if count else None,
-        )
-        for number, (count, right, confidence) in enumerate(zip(count_M, right_M, confidence_M, strict=True))
-    ]
-
-
-def _bin(confidence_N: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Return the bin of each confidence, 0 to `NUM_BINS` - 1: intervals (low, high]."""
-    return np.clip(np.ceil(confidence_N * NUM_BINS).astype(np.int64) - 1, 0, NUM_BINS - 1)
+    gaps = (abs(one.right.hits - one.right.num_images * (one.confidence or 0)) for one in bins)
+    return sum(gaps) / sum(one.right.num_images for one in bins)
 
 
 def read(path: Path) -> Scores:
@@ -138,16 +152,6 @@ def read(path: Path) -> Scores:
     return config.check(Scores, files.read_json(path), str(path))
 
 
-def write_predictions(
-    path: Path, *, labels_N: Bytes, predicted_N: NDArray[np.int64], classes: Sequence[str]
-) -> None:
-    """Write a row for each image: its position in the split, the names of its class and the predicted one."""
-    names_K = np.array(classes)
-    labels, predicted = names_K[labels_N].tolist(), names_K[predicted_N].tolist()
-    rows = zip(range(len(labels_N)), labels, predicted, strict=True)
-    _write_csv(path, ("index", "label", "predicted"), rows)
-
-
 def write_classes(
     path: Path, *, labels_N: Bytes, predicted_N: NDArray[np.int64], classes: Sequence[str]
 ) -> None:
@@ -157,48 +161,14 @@ def write_classes(
     """
     counts_KK = confusion(labels_N, predicted_N, num_classes=len(classes))
 
-    def share(count: int, of: int) -> float | None:
-        return round(count / of, 6) if of else None
+    def rounded(rate: Rate) -> float | None:
+        return None if rate.share is None else round(rate.share, 6)
 
-    columns = counts_KK.diagonal().tolist(), counts_KK.sum(1).tolist(), counts_KK.sum(0).tolist()
-    rows = zip(classes, *columns, strict=True)
-    _write_csv(
+    files.write_csv(
         path,
         ("class", "num_images", "recall", "precision"),
         (
-            (name, num_images, share(right, num_images), share(right, num_predicted))
-            for name, right, num_images, num_predicted in rows
+            (one.name, one.recall.num_images, rounded(one.recall), rounded(one.precision))
+            for one in class_scores(counts_KK, classes)
         ),
     )
-
-
-def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    text = io.StringIO()
-    table = csv.writer(text, lineterminator="\n")
-    table.writerow(header)
-    table.writerows(rows)
-    files.write_text(path, text.getvalue())
-
-
-def write_log_probs(path: Path, log_probs_NK: NDArray[np.float32]) -> None:
-    """Write the log-probabilities of all test images, float32 (N, K), in the order of the split."""
-    with files.replacing(path) as part:
-        save_file({"log_probs": log_probs_NK}, part)
-
-
-def read_log_probs(path: Path) -> NDArray[np.float32]:
-    """Read the log-probabilities that `evaluate` wrote, float32 (N, K).
-
-    Raises:
-        InputError: the file is missing or malformed.
-    """
-    try:
-        log_probs_NK = load_file(path)["log_probs"]
-    except FileNotFoundError:
-        raise files.missing(path) from None
-    except (SafetensorError, KeyError) as error:
-        raise InputError(str(path), found=f"{error}", expected="what `evaluate` writes") from None
-    if log_probs_NK.dtype != np.float32 or log_probs_NK.ndim != 2:  # noqa: PLR2004 -- images, classes
-        found = f"{log_probs_NK.dtype} {log_probs_NK.shape}"
-        raise InputError(str(path), found=found, expected="float32 (N, K)")
-    return log_probs_NK

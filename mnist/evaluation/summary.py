@@ -5,6 +5,7 @@ Shape suffixes: N images, K classes.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import sqrt
 from pathlib import Path
 from typing import Any
 
@@ -16,36 +17,14 @@ from mnist.core.errors import InputError
 from mnist.data import store, validation
 from mnist.data.store import Description, Images
 from mnist.data.validation import Verdict
-from mnist.evaluation import scores, statistics
-from mnist.evaluation.scores import Bin, Scores
-from mnist.evaluation.statistics import Interval
+from mnist.evaluation import scores
+from mnist.evaluation.predictions import read_log_probs, read_table
+from mnist.evaluation.scores import Bin, ClassScore, Scores
+from mnist.evaluation.statistics import Interval, Rate, Z
 from mnist.training import history
 from mnist.training.history import Epoch, Window
 
 HIGH_CONFIDENCE = 0.9  # mistakes above it are counted
-
-
-@dataclass(frozen=True, kw_only=True)
-class Rate:
-    """A share of images.
-
-    Attributes:
-        hits: number of images that count.
-        num_images: number of all images.
-    """
-
-    hits: int
-    num_images: int
-
-    @property
-    def share(self) -> float | None:
-        """Return the share, 0 to 1; None without images."""
-        return self.hits / self.num_images if self.num_images else None
-
-    @property
-    def interval(self) -> Interval | None:
-        """Return the 95 % interval of the share in all images of the kind; None without images."""
-        return statistics.wilson_interval(self.hits, self.num_images) if self.num_images else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,25 +40,6 @@ class MixUp:
     label: str
     predicted: str
     count: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class ClassScore:
-    """The scores of one class.
-
-    Attributes:
-        name: of the class.
-        recall: share of its images for which it was predicted.
-        precision: share of the images for which it was predicted that are of it.
-        f1: harmonic mean of both; None of a class without images that was never predicted.
-        worst: the most frequent wrong prediction for its images; None where all are right.
-    """
-
-    name: str
-    recall: Rate
-    precision: Rate
-    f1: float | None
-    worst: MixUp | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,7 +98,7 @@ class Summary:
     @property
     def headline(self) -> str:
         """Return a line with the accuracy and its interval."""
-        low, high = statistics.wilson_interval(self.accuracy.hits, self.accuracy.num_images)
+        low, high = self.accuracy.interval or (0, 1)
         return (
             f"accuracy {self.scores.accuracy:.2%} on {self.accuracy.num_images:,} test images of"
             f" {self.dataset.title}, 95 % interval {low:.2%} to {high:.2%}"
@@ -168,13 +128,13 @@ def load_summary(folder: Path, *, data: Path, params: Mapping[str, Any]) -> Summ
         InputError: a file is missing or malformed, or belongs to another result than the others.
     """
     about, test = store.describe(data), store.load(data, "test")
-    predictions = statistics.read(folder / paths.PREDICTIONS)
+    predictions = read_table(folder / paths.PREDICTIONS)
     labels_N, predicted_N = (
         _labels(names_N, about) for names_N in (predictions.labels_N, predictions.predicted_N)
     )
     if not np.array_equal(labels_N, test.labels_N):
         raise _mismatch(paths.PREDICTIONS, "labels", paths.DATASET)
-    log_probs_NK = scores.read_log_probs(folder / paths.LOG_PROBS)
+    log_probs_NK = read_log_probs(folder / paths.LOG_PROBS)
     if not np.array_equal(log_probs_NK.argmax(1), predicted_N):
         raise _mismatch(paths.LOG_PROBS, "predictions", paths.PREDICTIONS)
     confusion_KK = scores.confusion(labels_N, predicted_N, num_classes=len(about.classes))
@@ -189,7 +149,7 @@ def load_summary(folder: Path, *, data: Path, params: Mapping[str, Any]) -> Summ
         scores=scores.read(folder / paths.TEST_METRICS),
         accuracy=Rate(hits=int(predictions.right.sum()), num_images=predictions.num_images),
         loss_interval=_loss_interval(log_probs_NK, test),
-        classes=_class_scores(confusion_KK, about.classes, mix_ups),
+        classes=tuple(scores.class_scores(confusion_KK, about.classes)),
         confusion_KK=confusion_KK,
         mix_ups=mix_ups,
         bins=tuple(scores.bins(scores.confidence(log_probs_NK), predictions.right)),
@@ -231,8 +191,10 @@ def _mismatch(file: Path, what: str, than: Path) -> InputError:
 
 def _loss_interval(log_probs_NK: NDArray[np.float32], test: Images) -> Interval | None:
     loss_N = -log_probs_NK.astype(np.float64)[np.arange(len(test)), test.labels_N]
-    interval = statistics.mean_interval(loss_N)
-    return interval and (max(interval[0], 0.0), interval[1])
+    if len(loss_N) == 1:
+        return None
+    mean, half = float(loss_N.mean()), Z * float(loss_N.std(ddof=1)) / sqrt(len(loss_N))
+    return max(mean - half, 0.0), mean + half
 
 
 def _mix_ups(counts_KK: NDArray[np.int64], names: tuple[str, ...]) -> tuple[MixUp, ...]:
@@ -242,23 +204,3 @@ def _mix_ups(counts_KK: NDArray[np.int64], names: tuple[str, ...]) -> tuple[MixU
         if label != predicted
     ]
     return tuple(sorted(found, key=lambda mix_up: -mix_up.count))
-
-
-def _class_scores(
-    counts_KK: NDArray[np.int64], names: tuple[str, ...], mix_ups: tuple[MixUp, ...]
-) -> tuple[ClassScore, ...]:
-    worst = {mix_up.label: mix_up for mix_up in reversed(mix_ups)}
-    found = []
-    for label, name in enumerate(names):
-        hits = int(counts_KK[label, label])
-        num_images, num_predicted = int(counts_KK[label].sum()), int(counts_KK[:, label].sum())
-        found.append(
-            ClassScore(
-                name=name,
-                recall=Rate(hits=hits, num_images=num_images),
-                precision=Rate(hits=hits, num_images=num_predicted),
-                f1=2 * hits / (num_images + num_predicted) if num_images + num_predicted else None,
-                worst=worst.get(name),
-            )
-        )
-    return tuple(found)

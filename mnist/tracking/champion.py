@@ -27,8 +27,7 @@ from mlflow.exceptions import MlflowException
 from mnist.core import paths
 from mnist.core.config import Registry
 from mnist.core.errors import InputError
-from mnist.evaluation import statistics
-from mnist.evaluation.statistics import Predictions
+from mnist.evaluation.predictions import Predictions, parse_table
 from mnist.lineage.result import user
 from mnist.tracking import promotion
 from mnist.tracking.client import Store
@@ -198,7 +197,7 @@ def _evidence(store: Store, version: ModelVersion, run: Run | None, weights_sha2
 
 def _predictions(run: Run, text: str, where: str) -> Predictions:
     """Parse the predictions of a run, which must have the accuracy that the run logged."""
-    predictions = statistics.parse(text, where)
+    predictions = parse_table(text, where)
     logged = float(run.data.metrics.get("test_accuracy", predictions.accuracy))
     if abs(logged - predictions.accuracy) > PRECISION:
         found = f"an accuracy of {predictions.accuracy:.6f}"

@@ -10,8 +10,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from mnist.evaluation import statistics
-from mnist.evaluation.statistics import Paired, Predictions
+from mnist.evaluation.predictions import Predictions, compare
+from mnist.evaluation.statistics import Paired
 
 CHALLENGER, CHAMPION = "challenger", "champion"  # aliases in the registry
 
@@ -99,7 +99,7 @@ def decide(challenger: Model, champion: Model | None, *, min_accuracy: float, al
     else:
         assert challenger.predictions
         assert champion.predictions
-        paired = statistics.compare(champion.predictions, challenger.predictions)
+        paired = compare(champion.predictions, challenger.predictions)
         if paired.p_worse < alpha:
             outcome = "refused"
             reason = f"it is worse than the champion (p = {paired.p_worse:.3g}, registry.alpha {alpha:g})"

@@ -25,7 +25,8 @@ from mlflow.types import Schema, TensorSpec
 from mnist.core import files, paths
 from mnist.core.errors import InputError
 from mnist.data import store as data
-from mnist.evaluation import model_card as cards, statistics
+from mnist.evaluation import model_card as cards
+from mnist.evaluation.predictions import read_table
 from mnist.lineage.result import Result
 from mnist.tracking import client, promotion
 from mnist.tracking.client import Store
@@ -129,7 +130,7 @@ def check_code(result: Result, classifier: Classifier, folder: Path) -> None:
     test = data.load(dataset, "test")
     log_probs_NK = model.log_probabilities(classifier, test, torch.device("cpu"))
     predicted_N = np.array(classifier.classes)[log_probs_NK.argmax(1).numpy()]
-    num_others = int((predicted_N != statistics.read(folder / paths.PREDICTIONS).predicted_N).sum())
+    num_others = int((predicted_N != read_table(folder / paths.PREDICTIONS).predicted_N).sum())
     if num_others > MAX_OTHERS * len(test):
         raise InputError(
             str(paths.WEIGHTS),

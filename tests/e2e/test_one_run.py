@@ -17,7 +17,7 @@ from mlflow.entities import Run
 from mnist.core import files
 from mnist.core.paths import ARTIFACTS, REPORT, WEIGHTS
 from mnist.data import store
-from mnist.evaluation import statistics
+from mnist.evaluation.predictions import read_table
 from mnist.tracking import log
 from tests import checkout
 from tests.checkout import NAME, Clone
@@ -172,7 +172,7 @@ def test_lost_files_and_a_deleted_version_come_back(trained: Clone, invoke: Invo
         patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{trained.folder}/{trained.store}")
         registered = pyfunc.load_model(f"models:/{NAME}/{version.version}")
     test = store.load(trained.folder / "data/mnist.safetensors", "test")
-    expected = statistics.read(trained.folder / "metrics/predictions.csv").predicted_N
+    expected = read_table(trained.folder / "metrics/predictions.csv").predicted_N
     # A copy, since MLflow gives torch the array itself, and those of a file cannot be written to.
     assert (registered.predict(test.images_NHW.copy()).argmax(1).astype(str) == expected).all()
 

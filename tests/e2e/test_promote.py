@@ -21,7 +21,7 @@ from mlflow.store.artifact.mlflow_artifacts_repo import MlflowArtifactsRepositor
 from mlflow.tracking import MlflowClient
 
 import mnist.cli
-from mnist.evaluation import scores
+from mnist.evaluation.predictions import write_table
 from mnist.tracking import client
 from tests import servers
 from tests.conftest import DIGITS
@@ -53,7 +53,7 @@ class Desk:
         predicted_N = LABELS.astype(np.int64)
         predicted_N[list(wrong)] = (predicted_N[list(wrong)] + 1) % 10
         file = self.folder / "predictions.csv"
-        scores.write_predictions(file, labels_N=LABELS, predicted_N=predicted_N, classes=DIGITS.classes)
+        write_table(file, labels_N=LABELS, predicted_N=predicted_N, classes=DIGITS.classes)
         store.client.log_artifact(run.info.run_id, str(file), "metrics")
         accuracy = round(float((predicted_N == LABELS).mean()), 6)
         store.client.log_metric(run.info.run_id, "test_accuracy", accuracy)

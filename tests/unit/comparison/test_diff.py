@@ -13,7 +13,7 @@ from mnist.comparison.diff import Comparison, Metric, compare_revisions
 from mnist.comparison.revision import Snapshot
 from mnist.core.errors import InputError
 from mnist.data import validation
-from mnist.evaluation.statistics import Predictions
+from mnist.evaluation.predictions import Predictions
 
 VERDICT = validation.read(Path(__file__).parents[3] / "metrics/validation.json")
 LABELS = np.array([str(index % 4) for index in range(200)])

@@ -14,7 +14,7 @@ from wcwidth import wcswidth
 from mnist.comparison import charts, markdown
 from mnist.comparison.diff import Curve, compare_revisions
 from mnist.comparison.revision import Points, Snapshot
-from mnist.evaluation.statistics import Predictions
+from mnist.evaluation.predictions import Predictions
 
 PARSER = MarkdownIt("commonmark").enable(["table", "strikethrough"])
 ALLOWED = {"heading", "paragraph", "blockquote", "table", "thead", "tbody", "tr", "th", "td", "strong"}

@@ -6,10 +6,11 @@ import pytest
 
 from mnist.evaluation import charts
 from mnist.evaluation.scores import Bin
+from mnist.evaluation.statistics import Rate
 
 BINS = [
-    Bin(low=0.0, high=0.5, num_images=0, num_right=0, confidence=None),
-    Bin(low=0.5, high=1.0, num_images=1000, num_right=900, confidence=0.8),
+    Bin(low=0.0, high=0.5, right=Rate(hits=0, num_images=0), confidence=None),
+    Bin(low=0.5, high=1.0, right=Rate(hits=900, num_images=1000), confidence=0.8),
 ]
 
 

@@ -176,7 +176,7 @@ def test_charts_come_with_their_numbers(tmp_path: Path) -> None:
     assert loss[1:] == [["50", "2.0000"], ["100", "1.5000"], ["150", "1.0000"], ["200", "0.7500"]]
     assert [row[:3] for row in accuracy[1:]] == [["1", "75.00 %", "90.50 %"], ["2", "75.00 %", "90.50 %"]]
     counts = shown.tables["Images by confidence, on a logarithmic scale"]
-    assert [int(row[1]) for row in counts[1:]] == [one.num_images for one in made.summary().bins]
+    assert [int(row[1]) for row in counts[1:]] == [one.right.num_images for one in made.summary().bins]
     assert "training images, during the epoch: 2.000 to 0.750" in shown.sections["curves"]
 
 

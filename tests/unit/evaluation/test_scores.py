@@ -7,10 +7,9 @@ import numpy as np
 import pytest
 from hypothesis import given, strategies as st
 from numpy.typing import NDArray
-from safetensors.numpy import save_file
 
 from mnist.core.errors import InputError
-from mnist.evaluation import scores, statistics
+from mnist.evaluation import scores
 
 
 def log_probs(rows: list[list[float]]) -> NDArray[np.float32]:
@@ -102,12 +101,12 @@ def test_the_upper_end_of_a_bin_is_in_it(edge: int) -> None:
     at, below = edge / 15, edge / 15 - 1 / 30
     right_N = np.array([False, True])
 
-    error = scores.calibration_error(np.array([at, below]), right_N)
+    error = scores.calibration_error(scores.bins(np.array([at, below]), right_N))
 
     assert error == pytest.approx(abs(1 - at - below) / 2)
     if edge < 15:
         above = edge / 15 + 1 / 30
-        error = scores.calibration_error(np.array([at, above]), right_N)
+        error = scores.calibration_error(scores.bins(np.array([at, above]), right_N))
         assert error == pytest.approx((at + 1 - above) / 2)
 
 
@@ -115,20 +114,13 @@ def test_the_upper_end_of_a_bin_is_in_it(edge: int) -> None:
 def test_the_calibration_error_is_the_definition(images: list[tuple[float, bool]]) -> None:
     confidences, right = [confidence for confidence, _ in images], [right for _, right in images]
 
-    error = scores.calibration_error(np.array(confidences), np.array(right))
+    bins = scores.bins(np.array(confidences), np.array(right))
 
-    assert error == pytest.approx(calibration_error(confidences, right), abs=1e-12)
-
-
-@given(st.lists(st.tuples(st.floats(0.1, 1), st.booleans()), min_size=1, max_size=60))
-def test_the_bins_are_what_the_calibration_error_sums_up(images: list[tuple[float, bool]]) -> None:
-    confidence_N, right_N = np.array([one for one, _ in images]), np.array([one for _, one in images])
-    bins = scores.bins(confidence_N, right_N)
     assert [round(15 * one.low) for one in bins] == list(range(15))
-    assert sum(one.num_images for one in bins) == len(images)
-    assert sum(one.num_right for one in bins) == right_N.sum()
-    gaps = (abs(one.num_right - one.num_images * (one.confidence or 0)) for one in bins)
-    assert sum(gaps) / len(images) == pytest.approx(scores.calibration_error(confidence_N, right_N), abs=1e-9)
+    assert sum(one.right.num_images for one in bins) == len(images)
+    assert sum(one.right.hits for one in bins) == sum(right)
+    expected = calibration_error(confidences, right)
+    assert scores.calibration_error(bins) == pytest.approx(expected, abs=1e-12)
 
 
 def test_mistakes_come_by_their_confidence() -> None:
@@ -139,23 +131,6 @@ def test_mistakes_come_by_their_confidence() -> None:
 
 
 # ---- files
-
-
-def test_a_table_of_predictions_quotes_names_and_reads_back(tmp_path: Path) -> None:
-    classes = ["T-shirt/top", 'a, "b"', "Ankle boot"]
-    path = tmp_path / "predictions.csv"
-
-    scores.write_predictions(
-        path, labels_N=np.array([0, 1, 2], np.uint8), predicted_N=np.array([0, 1, 1]), classes=classes
-    )
-
-    assert path.read_bytes() == (
-        b'index,label,predicted\n0,T-shirt/top,T-shirt/top\n1,"a, ""b""","a, ""b"""\n'
-        b'2,Ankle boot,"a, ""b"""\n'
-    )
-    read = statistics.read(path)
-    assert read.labels_N.tolist() == classes
-    assert read.right.tolist() == [True, True, False]
 
 
 def test_the_table_of_classes_has_recall_and_precision(tmp_path: Path) -> None:
@@ -180,34 +155,3 @@ def test_scores_that_evaluate_did_not_write_are_refused(tmp_path: Path, text: st
     with pytest.raises(InputError) as caught:
         scores.read(path)
     assert caught.value.where.startswith(str(path))
-
-
-def test_log_probabilities_come_back_as_they_were(tmp_path: Path) -> None:
-    predictions = log_probs([[0.7, 0.2, 0.1], [0.0, 1.0, 0.0]])
-    path = tmp_path / "log_probs.safetensors"
-
-    scores.write_log_probs(path, predictions)
-
-    assert np.array_equal(scores.read_log_probs(path), predictions)
-
-
-@pytest.mark.parametrize(
-    ("tensors", "found"),
-    [
-        (None, "no such file"),
-        ({}, "'log_probs'"),
-        ({"log_probs": np.zeros((2, 3))}, "float64 (2, 3)"),
-        ({"log_probs": np.zeros(3, np.float32)}, "float32 (3,)"),
-    ],
-    ids=["none", "another tensor", "another dtype", "another shape"],
-)
-def test_a_file_without_log_probabilities_is_refused(
-    tmp_path: Path, tensors: dict[str, NDArray[np.float32]] | None, found: str
-) -> None:
-    path = tmp_path / "log_probs.safetensors"
-    if tensors is not None:
-        save_file(tensors, path)
-
-    with pytest.raises(InputError) as caught:
-        scores.read_log_probs(path)
-    assert (caught.value.where, caught.value.found) == (str(path), found)

@@ -9,13 +9,10 @@ from statsmodels.stats.weightstats import DescrStatsW  # type: ignore[import-unt
 from mnist.core import files, paths
 from mnist.core.errors import InputError
 from mnist.evaluation import scores
-from mnist.evaluation.summary import MixUp, Rate
+from mnist.evaluation.predictions import write_log_probs
+from mnist.evaluation.statistics import Rate
+from mnist.evaluation.summary import MixUp
 from tests.made_result import Made
-
-
-def test_no_images_have_no_share() -> None:
-    assert Rate(hits=0, num_images=0).share is None
-    assert Rate(hits=0, num_images=0).interval is None
 
 
 def test_scores_by_class_are_those_of_the_counts(tmp_path: Path) -> None:
@@ -29,9 +26,8 @@ def test_scores_by_class_are_those_of_the_counts(tmp_path: Path) -> None:
     cat, dog, emu = summary.classes
     assert (cat.name, cat.recall.share, cat.precision.share) == ("cat", 2 / 3, 1.0)
     assert cat.f1 == pytest.approx(2 * (2 / 3) * 1 / (2 / 3 + 1))
-    assert cat.worst == MixUp(label="cat", predicted="dog", count=1)
     assert (dog.recall.share, dog.precision.share, dog.f1) == (0.5, 0.5, 0.5)
-    assert (emu.recall.share, emu.precision.share, emu.f1, emu.worst) == (None, 0.0, 0.0, None)
+    assert (emu.recall.share, emu.precision.share, emu.f1) == (None, 0.0, 0.0)
     assert [(one.label, one.predicted, one.count) for one in summary.mix_ups] == [
         ("cat", "dog", 1),
         ("dog", "emu", 1),
@@ -41,7 +37,6 @@ def test_scores_by_class_are_those_of_the_counts(tmp_path: Path) -> None:
 def test_the_most_frequent_mistake_is_the_first(tmp_path: Path) -> None:
     summary = Made(tmp_path, labels=[7, 7, 7, 7, 4], predicted=[1, 2, 2, 7, 9]).summary()
     assert summary.mix_ups[0] == MixUp(label="7", predicted="2", count=2)
-    assert summary.classes[7].worst == summary.mix_ups[0]
 
 
 def test_the_interval_of_the_loss_is_that_of_a_mean(tmp_path: Path) -> None:
@@ -67,11 +62,11 @@ def test_training_and_validation_images_are_counted(tmp_path: Path) -> None:
 def test_files_of_two_results_are_refused(tmp_path: Path) -> None:
     made = Made(tmp_path)
     other = np.roll(made.log_probs_NK, 1, axis=1)
-    scores.write_log_probs(tmp_path / paths.LOG_PROBS, other)
+    write_log_probs(tmp_path / paths.LOG_PROBS, other)
     with pytest.raises(InputError) as caught:
         made.summary()
     assert caught.value.where == str(paths.LOG_PROBS)
-    scores.write_log_probs(tmp_path / paths.LOG_PROBS, made.log_probs_NK)
+    write_log_probs(tmp_path / paths.LOG_PROBS, made.log_probs_NK)
     table = tmp_path / paths.PREDICTIONS
     index, label, predicted = table.read_text().splitlines()[1].split(",")
     swapped = f"{index},{(int(label) + 1) % 10},{predicted}"

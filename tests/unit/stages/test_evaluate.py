@@ -16,7 +16,8 @@ from mnist.core.config import Architecture
 from mnist.core.errors import InputError
 from mnist.data import store
 from mnist.data.store import Images
-from mnist.evaluation import figures, insight, scores
+from mnist.evaluation import figures, insight
+from mnist.evaluation.predictions import read_log_probs
 from mnist.training import model
 from stages import evaluate
 from tests.conftest import DIGITS, SmallData
@@ -88,7 +89,7 @@ def test_all_files_hold_the_same_predictions(small_data: SmallData) -> None:
     assert [int(row["index"]) for row in table] == list(range(300))
     assert [int(row["label"]) for row in table] == labels
     assert [int(row["predicted"]) for row in table] == predicted
-    assert np.allclose(np.exp(scores.read_log_probs(paths.LOG_PROBS)), np.exp(log_probs_NK), atol=1e-6)
+    assert np.allclose(np.exp(read_log_probs(paths.LOG_PROBS)), np.exp(log_probs_NK), atol=1e-6)
     result = json.loads(paths.TEST_METRICS.read_text())
     pairs = list(zip(labels, predicted, strict=True))
     right = [label == one for label, one in pairs]

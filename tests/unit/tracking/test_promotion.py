@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mnist.evaluation.statistics import Predictions
+from mnist.evaluation.predictions import Predictions
 from mnist.tracking import promotion
 from mnist.tracking.promotion import Decision, Model
 

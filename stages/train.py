@@ -53,7 +53,7 @@ def run(
         fitting = loop.fit(
             net, train=train, val=val, recipe=params, seed=seed, device=device, precision=precision, ctx=ctx
         )
-        if not ctx.is_main:
+        if ctx.rank > 0:  # rank 0 alone prints and writes
             deque(fitting, maxlen=0)  # to its end
             return
         where, num_parameters = devices.describe(device, ctx.size), model.num_parameters(net)

@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F  # noqa: N812 -- its name everywhere
 from torch import Tensor, nn
 
@@ -80,7 +81,8 @@ def fit(
         for window in _chunks(order, WINDOW):
             outputs, labels = [], []
             for batches in _chunks(window, batches_at_a_time):
-                shares = [ctx.share(index_B) for index_B in batches]
+                # This process's part of each batch: they differ by at most one image, and may be empty.
+                shares = [index_B.tensor_split(ctx.size)[ctx.rank] for index_B in batches]
                 index_M, sizes = torch.cat(shares), [len(share) for share in shares]
                 raw_MHW, labels_M = gather(index_M)
                 x_MCHW = classifier.preprocess(shifted(raw_MHW, recipe.shift, offsets_2N[:, index_M]))
@@ -90,7 +92,10 @@ def fit(
                     outputs.append(step(x_BCHW, labels_B, lr_S[num_steps], num_images=len(index_B)))
                     num_steps += 1
                 labels.append(labels_M)
-            pending.append((num_steps, ctx.sum(totals(torch.cat(outputs), torch.cat(labels)))))
+            scores = totals(torch.cat(outputs), torch.cat(labels))
+            if ctx.size > 1:
+                dist.all_reduce(scores)
+            pending.append((num_steps, scores))
             if device.type == "cpu" or num_steps == epoch * steps_an_epoch:
                 windows += _fetch_windows(pending, epoch, recipe)
                 yield from windows[-len(pending) :]
@@ -105,7 +110,8 @@ def stepper(
     optimizer = optim.make(recipe, network)
     if device.type == "cpu" and precision == "float32" and BatchLastCNN.suits(network):
         network = BatchLastCNN(network)
-    network = ctx.wrap(network)
+    if ctx.size > 1:  # all begin with rank 0's weights; gradients are averaged in place
+        network = nn.parallel.DistributedDataParallel(network)
 
     def step(x_BCHW: Tensor, labels_B: Tensor, lr: Tensor, *, num_images: int) -> Tensor:
         with _autocast(precision, device):

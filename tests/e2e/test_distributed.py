@@ -155,6 +155,9 @@ def test_no_process_outlives_its_launcher(clone: Clone, number: signal.Signals) 
     assert ("interrupted" in output) is (number == signal.SIGINT)
     assert statuses(clone) == ["KILLED"]
     assert not (clone.folder / WEIGHTS).exists()
+    # Of a start that was killed the next one removes them.
+    num_left = len(list((clone.folder / ".cache").glob("torchrun*")))
+    assert num_left == (1 if number == signal.SIGKILL else 0)
 
 
 def test_two_machines_train_together(clone: Clone, migrated_store: Path, tmp_path: Path) -> None:

@@ -332,7 +332,7 @@ def test_a_graph_is_of_whole_batches_and_of_all_state(
 def test_several_processes_have_no_graph(monkeypatch: pytest.MonkeyPatch) -> None:
     """Gradients are averaged over the processes in the middle of a step."""
     monkeypatch.setattr(devices, "capture", pytest.fail)
-    monkeypatch.setattr(Context, "wrap", lambda _, network: network)
+    monkeypatch.setattr(nn.parallel, "DistributedDataParallel", lambda network: network)
     of, cuda = recipe(batch_size=4), torch.device("cuda")
     step = loop.stepper(
         classifier().network, of, device=cuda, precision="float32", ctx=Context(rank=0, size=2)

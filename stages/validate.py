@@ -8,7 +8,7 @@ from pathlib import Path
 from mnist.core import files, paths, process
 from mnist.core.config import DatasetParams
 from mnist.core.errors import InputError
-from mnist.data import catalog, image_table, store as data, validation
+from mnist.data import catalog, store as data, validation
 from mnist.data.page import validation_page
 
 
@@ -36,8 +36,8 @@ def run(
     from mnist.data import expectations
 
     found = expectations.validate(
-        image_table.rows("train", train),
-        image_table.rows("test", test),
+        train,
+        test,
         description=described,
         bounds=bounds,
         dataset_sha256=files.sha256(dataset),

@@ -192,10 +192,10 @@ def measure(name: str, folder: Path, title: str, classes: str) -> None:
     Example:
       mnist measure shapes ../my-data/shapes --classes square,cross,ring > datasets/shapes.yaml
     """
-    from mnist.data import bounds
+    from mnist.data import image_table
 
     names = [one.strip() for one in classes.split(",")] if classes else []
-    click.echo(bounds.measure(name, folder, title=title, classes=names), nl=False)
+    click.echo(image_table.measure(name, folder, title=title, classes=names), nl=False)
 
 
 @click.command()

@@ -3,25 +3,25 @@
 The suite checks one table of both splits, a row an image (see `mnist.data.image_table`).
 """
 
+import hashlib
 import os
+from collections import Counter
+from collections.abc import Callable, Sequence
 from typing import Any
 
 os.environ["GX_ANALYTICS_ENABLED"] = "false"  # read at import; else it reports each run over the network
 
 import great_expectations as gx
 import great_expectations.expectations as gxe
-import numpy as np
 import pandas as pd
 from great_expectations.core import ExpectationValidationResult
 from great_expectations.data_context.types.base import ProgressBarsConfig
 from great_expectations.expectations.expectation_configuration import ExpectationConfiguration
 from great_expectations.expectations.row_conditions import Column
-from numpy.typing import NDArray
 
 from mnist.data import image_table
 from mnist.data.catalog import Share, Validation
-from mnist.data.image_table import Rows
-from mnist.data.store import Description, SplitName
+from mnist.data.store import Description, Images, SplitName
 from mnist.data.validation import Duplicates, Finding, Place, Verdict
 
 DIGITS = tuple("0123456789")
@@ -31,49 +31,50 @@ MAX_OFFENDING = 10  # images named for an expectation: enough to look at, short 
 
 
 def validate(
-    train: Rows, test: Rows, *, description: Description, bounds: Validation, dataset_sha256: str
+    train: Images, test: Images, *, description: Description, bounds: Validation, dataset_sha256: str
 ) -> Verdict:
     """Check both splits against the bounds, and count images, classes and duplicates."""
-    splits = (train, test)
-    # Whole numbers stand for the digests from here on: 16 bytes as text in a table are 90.
-    alike = image_table.first_alike(np.concatenate([train.digest, test.digest]))
-    findings = _findings(train, test, alike, description, bounds)
+    table = image_table.table(train, test)
+    findings = _findings(table, suite(description, bounds), description)
+    splits: dict[SplitName, pd.DataFrame] = {name: table[table["split"] == name] for name in WORDS}
+    known = range(len(description.classes))
+    counts = {name: Counter(rows["label"].tolist()) for name, rows in splits.items()}
+    in_training = set(splits["train"]["digest"])
+    labelled = "".join(f"{row.digest} {row.label}\n" for row in splits["test"].itertuples())
     return Verdict(
         success=all(finding.success for finding in findings),
         dataset_sha256=dataset_sha256,
         # Results on equal test images compare, whatever they were trained on.
-        test_sha256=image_table.labelled_digest(test),
-        num_images={rows.split: len(rows.index) for rows in splits},
+        test_sha256=hashlib.sha256(labelled.encode()).hexdigest(),
+        num_images={name: len(rows) for name, rows in splits.items()},
         # Six decimals, since the last ones of a float sum depend on the machine.
-        mean={rows.split: round(float(rows.mean.mean()), 6) if len(rows.mean) else None for rows in splits},
-        class_counts={rows.split: image_table.class_counts(rows, description) for rows in splits},
+        mean={
+            name: None if rows.empty else round(float(rows["image_mean"].mean()), 6)
+            for name, rows in splits.items()
+        },
+        class_counts={
+            name: {description.class_of(label): of[label] for label in sorted({*known, *of})}
+            for name, of in counts.items()
+        },
         duplicates=Duplicates(
-            within_train=int(train.repeats.sum()),
-            within_test=int(test.repeats.sum()),
-            between_splits=int((alike[len(train.index) :] < len(train.index)).sum()),
+            within_train=int(splits["train"]["repeats"].sum()),
+            within_test=int(splits["test"]["repeats"].sum()),
+            between_splits=sum(digest in in_training for digest in splits["test"]["digest"]),
         ),
         expectations=findings,
     )
 
 
 def _findings(
-    train: Rows, test: Rows, alike: NDArray[np.int64], description: Description, bounds: Validation
+    table: pd.DataFrame, expectations: list[gxe.Expectation], description: Description
 ) -> list[Finding]:
-    columns = [name for name in vars(train) if name != "digest"]
-    table = pd.concat(
-        [pd.DataFrame({name: getattr(rows, name) for name in columns}) for rows in (train, test)],
-        ignore_index=True,
-    ).assign(digest=alike)
-    # `alike` is the place of the first that is equal: of a test image, that may be a training image.
-    is_test_image, is_training_image = table["split"] == "test", table["digest"] < len(train.index)
-    table["in_both"] = (is_test_image & is_training_image & (table["repeats"] == 0)).astype(np.int64)
     context = gx.get_context(mode="ephemeral")
     context.variables.progress_bars = ProgressBarsConfig(globally=False)
     batches = context.data_sources.add_pandas("data").add_dataframe_asset("images")
     validation = gx.ValidationDefinition(
         name="validate",
         data=batches.add_batch_definition_whole_dataframe("all"),
-        suite=context.suites.add(gx.ExpectationSuite(name="data", expectations=suite(description, bounds))),
+        suite=context.suites.add(gx.ExpectationSuite(name="data", expectations=expectations)),
     )
     outcome = context.validation_definitions.add(validation).run(
         batch_parameters={"dataframe": table},
@@ -94,25 +95,15 @@ def suite(description: Description, bounds: Validation) -> list[gxe.Expectation]
     return [
         _size("train", bounds.num_train),
         _size("test", bounds.num_test),
-        gxe.ExpectColumnValuesToBeInSet(
-            column="pixel_type",
-            value_set=["uint8"],
-            description="Number type of the pixels",
-            meta={"name": "pixel_type", "expected": "uint8"},
-        ),
+        _in_set("pixel_type", "Number type of the pixels", "pixel_type", ["uint8"], "uint8"),
         _between("darkest_pixel", "Darkest pixel of each image", "darkest", bounds.darkest),
         _between("brightest_pixel", "Brightest pixel of each image", "brightest", bounds.brightest),
         _between("no_blank_image", INK, "ink", (bounds.ink.min, None)),
         _between("no_saturated_image", INK, "ink", (None, bounds.ink.max)),
-        _between("image_mean", "Mean brightness of each image", "mean", bounds.image_mean),
-        _split_mean("train", bounds.mean),
-        _split_mean("test", bounds.mean),
-        gxe.ExpectColumnValuesToBeInSet(
-            column="label",
-            value_set=labels,
-            description="Labels of all images",
-            meta={"name": "known_labels", "expected": f"0 to {labels[-1]}"},
-        ),
+        _between("image_mean", "Mean brightness of each image", "image_mean", bounds.image_mean),
+        _mean("train", bounds.mean),
+        _mean("test", bounds.mean),
+        _in_set("known_labels", "Labels of all images", "label", labels, f"0 to {labels[-1]}"),
         _all_classes("train", description),
         _all_classes("test", description),
         _class_share("train", bounds.class_share),
@@ -120,67 +111,71 @@ def suite(description: Description, bounds: Validation) -> list[gxe.Expectation]
         _few_duplicates("train", bounds.max_duplicates),
         _few_duplicates("test", bounds.max_duplicates),
         # Of images that are the first of their kind in their split.
-        gxe.ExpectColumnSumToBeBetween(
+        _expectation(
+            gxe.ExpectColumnSumToBeBetween,
+            "no_image_in_both_splits",
+            "Test images that are training images too",
+            f"at most {in_both}" if bounds.max_in_both else in_both,
             column="in_both",
             min_value=0,
             max_value=bounds.max_in_both,
-            description="Test images that are training images too",
-            meta={
-                "name": "no_image_in_both_splits",
-                "expected": f"at most {in_both}" if bounds.max_in_both else in_both,
-            },
         ),
     ]
 
 
-def _size(split: SplitName, num_images: int) -> gxe.Expectation:
-    return gxe.ExpectTableRowCountToEqual(
-        value=num_images,
-        row_condition=Column("split") == split,
-        description=f"Size of the {WORDS[split]} split",
-        meta={"name": f"{split}_size", "split": split, "expected": f"{num_images:,} images"},
+def _expectation(
+    kind: Callable[..., gxe.Expectation],
+    name: str,
+    about: str,
+    expected: str,
+    split: SplitName | None = None,
+    **arguments: Any,
+) -> gxe.Expectation:
+    """Return an expectation of a split, or of both, with its name, its subject and its bounds in words."""
+    return kind(
+        description=about,
+        meta={"name": name, "expected": expected, "split": split},
+        row_condition=Column("split") == split if split else None,
+        **arguments,
     )
+
+
+def _in_set(name: str, about: str, column: str, values: Sequence[Any], expected: str) -> gxe.Expectation:
+    kind = gxe.ExpectColumnValuesToBeInSet
+    return _expectation(kind, name, about, expected, column=column, value_set=values)
 
 
 def _between(
     name: str,
-    description: str,
+    about: str,
     column: str,
     bounds: Share | tuple[float | None, float | None],
     split: SplitName | None = None,
+    *,
+    kind: Callable[..., gxe.Expectation] = gxe.ExpectColumnValuesToBeBetween,
 ) -> gxe.Expectation:
     low, high = bounds if isinstance(bounds, tuple) else (bounds.min, bounds.max)
-    return gxe.ExpectColumnValuesToBeBetween(
-        column=column,
-        min_value=low,
-        max_value=high,
-        row_condition=Column("split") == split if split else None,
-        description=description,
-        meta={"name": name, "expected": _interval(low, high)} | ({"split": split} if split else {}),
-    )
+    limits = {"min_value": low, "max_value": high}
+    return _expectation(kind, name, about, _interval(low, high), split, column=column, **limits)
 
 
-def _split_mean(split: SplitName, bounds: Share) -> gxe.Expectation:
-    return gxe.ExpectColumnMeanToBeBetween(
-        column="mean",
-        min_value=bounds.min,
-        max_value=bounds.max,
-        row_condition=Column("split") == split,
-        description=f"Mean brightness of the {WORDS[split]} images together",
-        meta={"name": f"{split}_mean", "split": split, "expected": _interval(bounds.min, bounds.max)},
-    )
+def _size(split: SplitName, num_images: int) -> gxe.Expectation:
+    about, kind = f"Size of the {WORDS[split]} split", gxe.ExpectTableRowCountToEqual
+    return _expectation(kind, f"{split}_size", about, f"{num_images:,} images", split, value=num_images)
+
+
+def _mean(split: SplitName, bounds: Share) -> gxe.Expectation:
+    about = f"Mean brightness of the {WORDS[split]} images together"
+    kind = gxe.ExpectColumnMeanToBeBetween
+    return _between(f"{split}_mean", about, "image_mean", bounds, split, kind=kind)
 
 
 def _all_classes(split: SplitName, description: Description) -> gxe.Expectation:
     # MNIST's classes are digits; the name is older than the other data sets.
     name = f"{split}_has_all_{'digits' if description.classes == DIGITS else 'classes'}"
-    return gxe.ExpectColumnDistinctValuesToContainSet(
-        column="label",
-        value_set=list(range(len(description.classes))),
-        row_condition=Column("split") == split,
-        description=f"Classes among the {WORDS[split]} labels",
-        meta={"name": name, "split": split, "expected": _each(description)},
-    )
+    about, kind = f"Classes among the {WORDS[split]} labels", gxe.ExpectColumnDistinctValuesToContainSet
+    labels = list(range(len(description.classes)))
+    return _expectation(kind, name, about, _each(description), split, column="label", value_set=labels)
 
 
 def _class_share(split: SplitName, bounds: Share) -> gxe.Expectation:
@@ -188,15 +183,10 @@ def _class_share(split: SplitName, bounds: Share) -> gxe.Expectation:
     return _between(f"{split}_class_share", about, "class_share", bounds, split)
 
 
-def _few_duplicates(split: SplitName, max_duplicates: int) -> gxe.Expectation:
-    return gxe.ExpectColumnSumToBeBetween(
-        column="repeats",
-        min_value=0,
-        max_value=max_duplicates,
-        row_condition=Column("split") == split,
-        description=f"{WORDS[split].capitalize()} images equal to an earlier one",
-        meta={"name": f"{split}_duplicates", "split": split, "expected": f"at most {max_duplicates:,}"},
-    )
+def _few_duplicates(split: SplitName, most: int) -> gxe.Expectation:
+    name, about = f"{split}_duplicates", f"{WORDS[split].capitalize()} images equal to an earlier one"
+    kind, limits = gxe.ExpectColumnSumToBeBetween, {"column": "repeats", "min_value": 0, "max_value": most}
+    return _expectation(kind, name, about, f"at most {most:,}", split, **limits)
 
 
 def _interval(low: float | None, high: float | None) -> str:
@@ -219,7 +209,7 @@ def _finding(result: ExpectationValidationResult, table: pd.DataFrame, descripti
     config = result.expectation_config
     assert config is not None
     assert result.result, f"{config.meta['name']} could not be computed: {result.exception_info}"
-    rows = table[table["split"] == config.meta["split"]] if "split" in config.meta else table
+    rows = table[table["split"] == config.meta["split"]] if config.meta["split"] else table
     num_offending, offending = (0, []) if result.success else _offending(config, result.result, rows)
     return Finding(
         expectation=config.meta["name"],

@@ -1,115 +1,131 @@
-"""The data set as a table with one row an image, which the expectations check.
-
-Shape suffixes: N images, P pixels of an image.
-"""
+"""The data set as a table with one row an image: what is expected of it, and measured for a new data set."""
 
 import hashlib
-from collections import Counter
-from dataclasses import dataclass
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+import pandas as pd
 
-from mnist.data.store import Bytes, Description, Images, SplitName
+from mnist.core import config, files
+from mnist.core.config import DatasetParams
+from mnist.core.errors import InputError
+from mnist.data import catalog, download
+from mnist.data.store import Images, SplitName
 
 NUM_PIXELS = 28 * 28
 WHITE = 255
-CHUNK = 1024  # images summarized at a time: their pixels stay in a CPU's cache
+MARGIN = 0.1  # of a bound around a measured value, as a share of it
+
+# The bounds of a data set's file that are intervals, with their comments there.
+INTERVALS = {
+    "class_share": "of each class in its split",
+    "mean": "of all pixels of a split",
+    "image_mean": "of one image's pixels",
+    "darkest": "pixel of one image",
+    "brightest": "pixel of one image",
+    "ink": "share of one image that is not black",
+}
 
 
-@dataclass(frozen=True, kw_only=True)
-class Rows:
-    """One split, a row an image; every array is (N,) unless another shape is given.
+def table(train: Images, test: Images) -> pd.DataFrame:
+    """Return a row for each image, the training images first; there may be none.
 
-    Attributes:
-        split: the name of the split.
-        index: int64, the image's position within its split.
-        label: int64.
-        class_share: float64, the share of the split that has this label, 0 to 1.
-        pixel_type: the pixels' dtype, in words.
-        darkest, brightest, mean: float64, of the image's pixels, black 0 to white 1.
-        ink: float64, the share of the image's pixels that are not black.
-        digest: uint8 (N, 16), bytes that are equal for equal pixels, and for them alone.
-        repeats: int64, 1 where an earlier image of the split is equal, else 0.
+    Columns:
+        split: its name.
+        index: position within its split.
+        label: its class.
+        class_share: share of the split that has this label.
+        pixel_type: of its pixels, in words.
+        darkest, brightest, image_mean: of its pixels, black 0 to white 1.
+        ink: share of its pixels that are not black.
+        digest: equal for equal pixels, and for them alone.
+        repeats: 1 where an earlier image of its split is equal, else 0.
+        in_both: 1 for a test image, the first of its kind, that is a training image too, else 0.
     """
-
-    split: SplitName
-    index: NDArray[np.int64]
-    label: NDArray[np.int64]
-    class_share: NDArray[np.float64]
-    pixel_type: str
-    darkest: NDArray[np.float64]
-    brightest: NDArray[np.float64]
-    mean: NDArray[np.float64]
-    ink: NDArray[np.float64]
-    digest: Bytes
-    repeats: NDArray[np.int64]
+    rows = pd.concat([_rows("train", train), _rows("test", test)], ignore_index=True)
+    repeats = rows.duplicated(["split", "digest"])
+    # Equal to an earlier image, but to none of its split: that is a training image.
+    in_both = rows.duplicated("digest") & ~repeats
+    return rows.assign(repeats=repeats.astype(np.int64), in_both=in_both.astype(np.int64))
 
 
-def rows(split: SplitName, images: Images) -> Rows:
-    """Summarize every image of a split; works for none and for one too.
-
-    It works on some images at a time, and keeps 80 bytes of each.
-    """
-    num_images = len(images)
-    _, class_N, counts = np.unique(images.labels_N, return_inverse=True, return_counts=True)
-    # A split without images has one empty summary, which gives the columns their types.
-    starts = range(0, max(num_images, 1), CHUNK)
-    summaries = [_summary(images.images_NHW[start : start + CHUNK]) for start in starts]
-    darkest, brightest, mean, ink, digest = (np.concatenate(parts) for parts in zip(*summaries, strict=True))
-    return Rows(
-        split=split,
-        index=np.arange(num_images),
-        label=images.labels_N.astype(np.int64),
-        class_share=counts[class_N] / max(num_images, 1),
-        pixel_type=str(images.images_NHW.dtype),
-        darkest=darkest,
-        brightest=brightest,
-        mean=mean,
-        ink=ink,
-        digest=digest,
-        repeats=(first_alike(digest) != np.arange(num_images)).astype(np.int64),
+def _rows(split: SplitName, images: Images) -> pd.DataFrame:
+    pixels_NP = images.images_NHW.reshape(len(images), NUM_PIXELS)
+    return pd.DataFrame(
+        {
+            "split": split,
+            "index": np.arange(len(images)),
+            "label": images.labels_N.astype(np.int64),
+            "class_share": np.bincount(images.labels_N)[images.labels_N] / max(len(images), 1),
+            "pixel_type": str(pixels_NP.dtype),
+            "darkest": pixels_NP.min(axis=1) / WHITE,
+            "brightest": pixels_NP.max(axis=1) / WHITE,
+            # A sum of whole numbers is exact, whatever the order; a float one depends on the machine.
+            "image_mean": pixels_NP.sum(axis=1) / (NUM_PIXELS * WHITE),
+            "ink": np.count_nonzero(pixels_NP, axis=1) / NUM_PIXELS,
+            # Sixteen bytes: by chance, two of 70,000 different images agree once in 10^29 data sets.
+            "digest": [hashlib.blake2b(pixels_P.data, digest_size=16).hexdigest() for pixels_P in pixels_NP],
+        }
     )
 
 
-def _summary(images_NHW: Bytes) -> tuple[NDArray[Any], ...]:
-    """Return the columns `darkest`, `brightest`, `mean`, `ink` and `digest` of some images."""
-    # The number of pixels is written out: numpy cannot derive -1 from an empty array.
-    pixels_NP = np.ascontiguousarray(images_NHW).reshape(len(images_NHW), NUM_PIXELS)
-    # Sixteen bytes: by chance, two of 70,000 different images agree once in 10^29 data sets.
-    digest = b"".join([hashlib.blake2b(pixels_P.data, digest_size=16).digest() for pixels_P in pixels_NP])
-    return (
-        pixels_NP.min(axis=1) / WHITE,
-        pixels_NP.max(axis=1) / WHITE,
-        # A sum of whole numbers is exact, whatever the order; a float one depends on the machine.
-        pixels_NP.sum(axis=1) / (NUM_PIXELS * WHITE),
-        np.count_nonzero(pixels_NP, axis=1) / NUM_PIXELS,
-        np.frombuffer(digest, np.uint8).reshape(len(pixels_NP), 16),
+def measure(name: str, folder: Path, *, title: str, classes: Sequence[str]) -> str:
+    """Return the text of `datasets/<name>.yaml`: checksums of four archives, and bounds around their images.
+
+    Args:
+        name: of the data set.
+        folder: with the four archives, under MNIST's names.
+        title: for people; empty for the name.
+        classes: the names of the classes, by label; none for the labels themselves.
+
+    Raises:
+        InputError: an archive is missing or broken, a label has no class or no image, or a value is not
+            valid in such a file.
+    """
+    config.check(DatasetParams, {"dataset": name}, "the name")
+    archives: dict[str, Path] = {archive: folder / archive for archive in catalog.ARCHIVES}
+    train, test = download.read(archives)
+    num_labels = 1 + int(max(images.labels_N.max(initial=0) for images in (train, test)))
+    names = list(classes) or [str(label) for label in range(num_labels)]
+    if num_labels > len(names):
+        found = f"{len(names)} names, and a label {num_labels - 1}"
+        raise InputError("--classes", found=found, expected=f"{num_labels}: labels count from 0")
+    for split, images in (("training", train), ("test", test)):
+        if absent := set(range(len(names))) - set(images.labels_N.tolist()):
+            expected = f"each of the labels 0 to {len(names) - 1}"
+            raise InputError(f"the {split} images", found=f"none of label {min(absent)}", expected=expected)
+    lines = [
+        f"title: {json.dumps(title or name, ensure_ascii=False)}",  # JSON is YAML
+        f"classes: {json.dumps(names, ensure_ascii=False)}",
+        "mirrors: []",
+        "checksums:",
+    ]
+    for archive, path in archives.items():
+        md5 = hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
+        lines += [f"  {archive}:", f"    md5: {md5}", f"    sha256: {files.sha256(path)}"]
+    lines.append("validation:")
+    lines += [f"  {f'{key}: {bound}':<38} # {comment}" for key, bound, comment in _bounds(table(train, test))]
+    text = "\n".join(lines) + "\n"
+    config.check(catalog.DataSet, config.parse(text, name), name)
+    return text
+
+
+def _bounds(rows: pd.DataFrame) -> Iterator[tuple[str, Any, str]]:
+    """Yield the key, the bound and the comment of each bound around what was measured."""
+    splits = rows.groupby("split")
+    for split, num_images in splits.size()[["train", "test"]].items():
+        yield f"num_{split}", num_images, "images; counted"
+    for key, text in INTERVALS.items():
+        values = splits["image_mean"].mean() if key == "mean" else rows[key]
+        low, high = values.min(), values.max()
+        least, most = (float(f"{end:.3g}") for end in ((1 - MARGIN) * low, min(1, (1 + MARGIN) * high)))
+        yield key, f"{{min: {least}, max: {most}}}", f"{text}; measured {low:.3g} to {high:.3g}"
+    yield (
+        "max_duplicates",
+        splits["repeats"].sum().max(),
+        "images equal to an earlier one of their split; counted",
     )
-
-
-def first_alike(digest: Bytes) -> NDArray[np.int64]:
-    """Return for each of N digests, uint8 (N, 16), the position of the first equal one; int64 (N,)."""
-    halves = np.ascontiguousarray(digest).view(np.uint64)
-    order = np.lexsort((halves[:, 1], halves[:, 0]))  # stable: of equal ones, the first stays first
-    is_new = np.ones(len(order), np.bool_)
-    is_new[1:] = (halves[order[1:]] != halves[order[:-1]]).any(axis=1)
-    first = np.empty(len(order), np.int64)
-    first[order] = order[is_new][np.cumsum(is_new) - 1]
-    return first
-
-
-def labelled_digest(rows: Rows) -> str:
-    """Return the SHA-256 digest of all images with their labels, in their order."""
-    sha256 = hashlib.sha256()
-    for digest, label in zip(rows.digest, rows.label, strict=True):
-        sha256.update(f"{digest.tobytes().hex()} {label}\n".encode())
-    return sha256.hexdigest()
-
-
-def class_counts(rows: Rows, description: Description) -> dict[str, int]:
-    """Return the number of images of each class, and of each label without a class."""
-    counts = Counter(rows.label.tolist())
-    known = range(len(description.classes))
-    return {description.class_of(label): counts[label] for label in sorted({*known, *counts})}
+    yield "max_in_both", rows["in_both"].sum(), "test images that are training images too; counted"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from mnist.data import expectations, image_table
+from mnist.data import expectations
 from mnist.data.catalog import Share, Validation
 from mnist.data.store import Description, Images
 from mnist.data.validation import Finding, Verdict
@@ -31,8 +31,8 @@ def validate(
     train: Images, test: Images, bounds: Validation = BOUNDS, description: Description = DIGITS
 ) -> Verdict:
     return expectations.validate(
-        image_table.rows("train", train),
-        image_table.rows("test", test),
+        train,
+        test,
         description=description,
         bounds=bounds,
         dataset_sha256="0" * 64,

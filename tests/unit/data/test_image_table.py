@@ -1,68 +1,116 @@
-"""The table of the data set, one row an image, against slow ways to fill it."""
+"""The table of the data set against a slow way to fill it, and the file that is measured from archives."""
 
+import gzip
 import hashlib
+from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, strategies as st
 
-from mnist.data import image_table
-from mnist.data.image_table import Rows
+from mnist.core.errors import InputError
+from mnist.data import catalog, image_table
 from mnist.data.store import Images
-from tests.conftest import digits
+from tests.conftest import digits, idx
 
-
-def columns(rows: Rows) -> dict[str, object]:
-    """All of the table, with the types of its columns."""
-    return {
-        name: (values.dtype, values.tolist()) if isinstance(values, np.ndarray) else values
-        for name, values in vars(rows).items()
-    }
-
-
-def repeating(num_images: int) -> Images:
-    """Digits of which each third one is the one before."""
-    images = digits(num_images, seed=3)
-    return images.take(np.arange(num_images) - (np.arange(num_images) % 3 == 2))
+CLASSES = ("fish, fresh", "bird", "ox/cow")
 
 
 def test_each_row_is_its_images() -> None:
-    images = repeating(20)
+    train, test = digits(20, seed=3), digits(10, seed=4)
+    train = train.take(np.arange(20) - (np.arange(20) % 3 == 2))  # each third image is the one before
+    test.images_NHW[[4, 5, 9]] = train.images_NHW[[7, 7, 9]]
 
-    rows = image_table.rows("test", images)
+    rows = image_table.table(train, test)
 
-    seen: set[bytes] = set()
-    for at, (image_HW, label) in enumerate(zip(images.images_NHW, images.labels_N, strict=True)):
-        pixels = image_HW.tobytes()
-        assert rows.index[at] == at
-        assert rows.label[at] == label
-        assert rows.class_share[at] == images.labels_N.tolist().count(label) / 20
-        assert (rows.darkest[at], rows.brightest[at]) == (min(pixels) / 255, max(pixels) / 255)
-        assert rows.mean[at] == sum(pixels) / (784 * 255)
-        assert rows.ink[at] == (784 - pixels.count(0)) / 784
-        assert rows.digest[at].tobytes() == hashlib.blake2b(pixels, digest_size=16).digest()
-        assert rows.repeats[at] == (pixels in seen)
-        seen.add(pixels)
-    assert rows.repeats.sum() == 6
-
-
-@pytest.mark.parametrize("num_images", [0, 1, 20])
-@pytest.mark.parametrize("chunk", [1, 7, 19, 20, 21])
-@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
-def test_how_many_are_looked_at_a_time_does_not_count(
-    monkeypatch: pytest.MonkeyPatch, num_images: int, chunk: int, dtype: type
-) -> None:
-    images = repeating(num_images)
-    images = Images(images_NHW=images.images_NHW.astype(dtype), labels_N=images.labels_N)
-    at_once = image_table.rows("train", images)
-    monkeypatch.setattr(image_table, "CHUNK", chunk)
-
-    assert columns(image_table.rows("train", images)) == columns(at_once)
-    assert len(at_once.digest) == num_images
+    seen: dict[str, set[bytes]] = {"train": set(), "test": set()}
+    assert list(zip(rows["split"], rows["index"], strict=True)) == [
+        *(("train", index) for index in range(20)),
+        *(("test", index) for index in range(10)),
+    ]
+    for row in rows.to_dict("records"):
+        split, images = row["split"], train if row["split"] == "train" else test
+        pixels, label = images.images_NHW[row["index"]].tobytes(), images.labels_N[row["index"]]
+        assert row["label"] == label
+        assert row["class_share"] == images.labels_N.tolist().count(label) / len(images)
+        assert (row["darkest"], row["brightest"]) == (min(pixels) / 255, max(pixels) / 255)
+        assert row["image_mean"] == sum(pixels) / (784 * 255)
+        assert row["ink"] == (784 - pixels.count(0)) / 784
+        assert row["digest"] == hashlib.blake2b(pixels, digest_size=16).hexdigest()
+        repeats = pixels in seen[split]
+        assert row["repeats"] == repeats
+        assert row["in_both"] == (split == "test" and pixels in seen["train"] and not repeats)
+        seen[split].add(pixels)
+    assert (rows["repeats"].sum(), rows["in_both"].sum()) == (7, 2)
 
 
-@given(st.lists(st.sampled_from([bytes(16), bytes(15) + b"\1", b"\1" + bytes(15), b"\1" * 16, b"\2" * 16])))
-def test_the_first_of_those_alike_is_found(digests: list[bytes]) -> None:
-    digest = np.frombuffer(b"".join(digests), np.uint8).reshape(len(digests), 16)
+# ---- the file of a data set
 
-    assert image_table.first_alike(digest).tolist() == [digests.index(each) for each in digests]
+
+def archives(folder: Path, train: Images, test: Images) -> Path:
+    folder.mkdir()
+    for prefix, images in (("train", train), ("t10k", test)):
+        for name, array in (("images-idx3", images.images_NHW), ("labels-idx1", images.labels_N)):
+            (folder / f"{prefix}-{name}-ubyte.gz").write_bytes(gzip.compress(idx(array), mtime=0))
+    return folder
+
+
+def three_classes(num_images: int, seed: int) -> Images:
+    """Calculator digits in three classes: 0 to 3, 4 to 6, 7 to 9."""
+    images = digits(num_images, seed=seed)
+    labels_N = np.searchsorted([4, 7], images.labels_N, side="right").astype(np.uint8)
+    return Images(images_NHW=images.images_NHW, labels_N=labels_N)
+
+
+@pytest.fixture
+def three(tmp_path: Path) -> Path:
+    return archives(tmp_path / "three", three_classes(700, 5), three_classes(150, 6))
+
+
+def measured(folder: Path, name: str, *, title: str = "", classes: tuple[str, ...] = ()) -> catalog.DataSet:
+    """Return what the measured file holds, read as the pipeline reads it."""
+    text = image_table.measure(name, folder, title=title, classes=classes)
+    (folder / f"{name}.yaml").write_text(text, encoding="utf-8")
+    return catalog.load(folder, name)
+
+
+def test_the_file_has_the_names_and_bounds_with_a_margin(three: Path) -> None:
+    read = measured(three, "three", title="Three “kinds”", classes=CLASSES)
+
+    assert (read.title, tuple(read.classes), read.mirrors) == ("Three “kinds”", CLASSES, [])
+    assert (read.validation.num_train, read.validation.num_test) == (700, 150)
+    # 280 of 700 are in the first class, 210 in each other, and a tenth of it is the margin.
+    assert read.validation.class_share.model_dump() == {"min": 0.27, "max": 0.44}
+    assert read.validation.brightest.max == 1.0
+    assert (read.validation.max_duplicates, read.validation.max_in_both) == (0, 0)
+
+
+def test_duplicates_are_counted_and_title_and_classes_may_be_left_out(tmp_path: Path) -> None:
+    train, test = digits(30, seed=1), digits(20, seed=2)
+    train.images_NHW[[20, 21]] = train.images_NHW[3]
+    test.images_NHW[7] = train.images_NHW[3]
+
+    read = measured(archives(tmp_path / "mine", train, test), "mine")
+
+    assert (read.title, read.classes) == ("mine", list("0123456789"))
+    assert (read.validation.max_duplicates, read.validation.max_in_both) == (2, 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "classes", "message"),
+    [
+        ("a.b", CLASSES, "the name: dataset: found 'a.b'"),
+        ("three", ("fish", "bird"), "--classes: found 2 names, and a label 2, expected 3"),
+        ("three", ("a", "a", "b"), "three: classes: found "),
+        ("three", ("a", "b", "c", "d"), "the training images: found none of label 3"),
+    ],
+)
+def test_an_invalid_value_is_named(three: Path, name: str, classes: tuple[str, ...], message: str) -> None:
+    with pytest.raises(InputError) as caught:
+        image_table.measure(name, three, title="", classes=classes)
+
+    assert message in str(caught.value)
+
+
+def test_a_missing_archive_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"train-images-idx3-ubyte.gz: found .*No such file"):
+        image_table.measure("three", tmp_path, title="", classes=())

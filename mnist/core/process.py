@@ -5,10 +5,11 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import NoReturn, TypeVar
 
-from mnist.core import config, paths
+from mnist.core import config, custody, paths
 from mnist.core.errors import InputError
 
 P = TypeVar("P", bound=config.Section)
@@ -26,8 +27,13 @@ def main(run: Callable[..., None], wanted: type[P]) -> None:
 
 
 def perform(run: Callable[..., None], settings: config.Section) -> None:
-    """Run a stage with these params, and end this process if the stage is its main module."""
-    run(params=settings)
+    """Run a stage with these params, and end this process if the stage is its main module.
+
+    The first of several processes checks what the stage reads, and writes its receipt (`mnist.core.custody`).
+    """
+    is_first = os.environ.get("RANK", "0") == "0"
+    with custody.held(Path(run.__code__.co_filename).stem) if is_first else nullcontext():
+        run(params=settings)
     if run.__module__ == "__main__":  # not in a test
         leave()
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-from mnist.core import paths
+from mnist.core import custody, paths
 from mnist.core.config import Params, Section
 from mnist.lineage import lock
 
@@ -143,6 +143,11 @@ def test_stages_that_read_a_data_sets_file_depend_on_it() -> None:
     assert all("dataset" in entries(stage, "params") for stage in reading)
 
 
+def test_each_stage_whose_files_are_read_writes_a_receipt() -> None:
+    writing = [stage for stage in STAGES if custody.receipt_of(stage).as_posix() in entries(stage, "outs")]
+    assert writing == [stage for stage in STAGES if stage != "register"]
+
+
 @pytest.mark.parametrize("stage", STAGES)
 def test_paths_of_run_are_the_files_of_the_stage(stage: str) -> None:
     run = importlib.import_module(f"stages.{stage}").run
@@ -156,6 +161,7 @@ def test_paths_of_run_are_the_files_of_the_stage(stage: str) -> None:
         defaults |= {(paths.PLOTS if path.parent == paths.PLOTS else path).as_posix() for path in given}
     files = {name for kind in ("deps", "outs", "metrics", "plots") for name in entries(stage, kind)}
     files = {name for name in files if name.startswith(("data/", "models/", "metrics/"))}
+    files -= {custody.receipt_of(stage).as_posix()}  # written after `run`
     # register reads training's inputs through dvc.yaml, and logs three files that DVC knows otherwise; its
     # report holds commit and time, so DVC must not know it.
     others = {"params.yaml", "dvc.yaml", "dvc.lock", "metrics/report.html"}

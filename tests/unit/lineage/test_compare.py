@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from mnist.core import custody
 from mnist.lineage import compare
 from mnist.lineage.compare import EQUAL_WEIGHTS, OTHER_WEIGHTS, Output, Row, Tolerances
 
@@ -167,3 +168,10 @@ def test_a_table_is_aligned() -> None:
         f"a longer name  -             {'c' * 12}  NO",
         "data           x             x             equal",
     ]
+
+
+def test_a_receipt_of_other_bytes_is_no_difference_where_bytes_may_differ() -> None:
+    before, after = (Output(digest=text, file=Path("receipt.json")) for text in ("one", "two"))
+    name = custody.receipt_of("train").as_posix()
+    for tolerances, answer in ((OTHER_WEIGHTS, "other bytes"), (None, "NO")):
+        assert [row.text for row in compare.compare(name, before, after, tolerances)] == [answer]

@@ -1,0 +1,200 @@
+"""Custody: each stage checks what it reads against what the earlier stages wrote down in git.
+
+A stage ends with its receipt, `metrics/receipts/<stage>.json`: the SHA-256 of the pipeline's files that it
+read and wrote, and its params. DVC compares files with its own record, and updates that record to whatever
+its cache or a user put there: a damaged object, or weights that a stage made by hand beside the scores of
+other weights. Such files never pass a receipt.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from mnist.core import config, files, paths
+from mnist.core.errors import InputError
+
+RECEIPTS = Path("metrics/receipts")
+
+
+class Receipt(config.Section):
+    """What a stage read and wrote.
+
+    Attributes:
+        params: that `dvc.yaml` lists for the stage, by dotted keys.
+        deps: SHA-256 of the files of earlier stages that it read, by path.
+        outs: SHA-256 of the files and folders that it wrote, by path.
+    """
+
+    params: dict[str, Any]
+    deps: dict[str, config.Digest]
+    outs: dict[str, config.Digest]
+
+
+def receipt_of(stage: str) -> Path:
+    """Return the path of a stage's receipt."""
+    return RECEIPTS / f"{stage}.json"
+
+
+@contextmanager
+def held(stage: str, folder: Path = Path()) -> Iterator[None]:
+    """Check what a stage reads, run the block, and write the stage's receipt if its outs list one.
+
+    Raises:
+        InputError: as `check`.
+    """
+    pipeline = _Pipeline(folder)
+    deps = pipeline.check(stage)
+    yield
+    receipt = receipt_of(stage)
+    if pipeline.makers.get(receipt.as_posix()) == stage:
+        outs = (out for out in pipeline.stages[stage].made if out != receipt.as_posix())
+        content = Receipt(
+            params=pipeline.params(stage), deps=deps, outs={out: digest(folder / out) for out in outs}
+        )
+        files.write_json(folder / receipt, content.model_dump())
+
+
+def check(stage: str, folder: Path = Path()) -> None:
+    """Check all files of earlier stages that a stage reads, and what these were made of.
+
+    Raises:
+        InputError: a file is missing, or is not the one that its stage wrote, or that stage ran with
+            other params or other files.
+    """
+    _Pipeline(folder).check(stage)
+
+
+def digest(path: Path) -> str:
+    """Return the SHA-256 of a file, in hex; of a folder, that of its files' names and digests.
+
+    Raises:
+        InputError: there is no such file.
+    """
+    if not path.is_dir():
+        return files.sha256(path)
+    lines = [
+        f"{files.sha256(file)}  {file.relative_to(path).as_posix()}\n"
+        for file in sorted(path.rglob("*"))
+        if file.is_file()
+    ]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+class _Stage(config.Section, extra="ignore"):
+    """What `dvc.yaml` lists for a stage; None for a key without a value."""
+
+    deps: list[str] | None = None
+    params: list[str | dict[str, Any]] | None = None
+    outs: list[str | dict[str, Any]] | None = None
+    metrics: list[str | dict[str, Any]] | None = None
+    plots: list[str | dict[str, Any]] | None = None
+
+    @property
+    def made(self) -> list[str]:
+        """Return the paths of all that the stage writes."""
+        entries = [*(self.outs or []), *(self.metrics or []), *(self.plots or [])]
+        return [entry if isinstance(entry, str) else next(iter(entry)) for entry in entries]
+
+
+class _Stages(config.Section, extra="ignore"):
+    stages: dict[str, _Stage] = Field(default_factory=dict)
+
+
+class _Pipeline:
+    """The files, params and receipts of the stages of a checkout, as `dvc.yaml` lists them.
+
+    Raises:
+        InputError: `dvc.yaml` is malformed.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        content = config.read_keys(folder, paths.PIPELINE)
+        self.stages = config.check(_Stages, content, str(paths.PIPELINE)).stages
+        self.makers = {out: name for name, stage in self.stages.items() for out in stage.made}
+        self._values = config.flat(config.read_keys(folder, paths.PARAMS))
+
+    def check(self, stage: str) -> dict[str, str]:
+        """Return the digests of the files of earlier stages that a stage reads, all as it may read them."""
+        deps = {dep: digest(self.folder / dep) for dep in self._inputs(stage)}
+        for dep, found in deps.items():
+            maker = self.makers[dep]
+            receipt = self.receipt(maker)
+            if receipt and found != (wrote := receipt.outs.get(dep, "nothing")):
+                damaged = _damaged_object(self.folder / dep)
+                remove = f"`rm {damaged}`, then " if damaged else ""
+                expected = f"{wrote[:12]}, which `{maker}` wrote: run {remove}`dvc repro --force {maker}`"
+                raise InputError(dep, found=f"SHA-256 {found[:12]}", expected=expected)
+        for maker in self._before(stage):
+            self._check_origin(maker)
+        return deps
+
+    def _check_origin(self, stage: str) -> None:
+        """Check that a stage ran with the params of today, on what the stages before it wrote."""
+        receipt, where = self.receipt(stage), receipt_of(stage)
+        if receipt is None:
+            return
+        params = self.params(stage)
+        for key in sorted(params.keys() | receipt.params.keys()):
+            found, wanted = receipt.params.get(key), params.get(key)
+            if found != wanted:
+                expected = f"{wanted!r}, as in {paths.PARAMS}: run `dvc repro`"
+                raise InputError(f"{where}: {key}", found=f"{found!r}", expected=expected)
+        for dep, read in receipt.deps.items():
+            maker = self.makers.get(dep, "")
+            made = self.receipt(maker)
+            if made and read != (wrote := made.outs.get(dep, "nothing")):
+                expected = f"the one that `{maker}` wrote ({wrote[:12]}): run `dvc repro`"
+                raise InputError(str(where), found=f"another {dep} ({read[:12]})", expected=expected)
+
+    def _inputs(self, stage: str) -> list[str]:
+        """Return the paths of the files of other stages that a stage reads."""
+        listed = self.stages[stage].deps if stage in self.stages else None
+        return [dep for dep in listed or [] if dep in self.makers]
+
+    def _before(self, stage: str) -> set[str]:
+        """Return the stages that a stage builds on."""
+        found: set[str] = set()
+        pending = [stage]
+        while pending:
+            makers = {self.makers[dep] for dep in self._inputs(pending.pop())} - found
+            found |= makers
+            pending += makers
+        return found
+
+    def params(self, stage: str) -> dict[str, Any]:
+        """Return the params of `params.yaml` that a stage depends on, by dotted keys."""
+        listed = [key for key in self.stages[stage].params or [] if isinstance(key, str)]
+        return {
+            name: value
+            for name, value in self._values.items()
+            if any(name == key or name.startswith(f"{key}.") for key in listed)
+        }
+
+    def receipt(self, stage: str) -> Receipt | None:
+        """Return the receipt of a stage; None of a stage that writes none.
+
+        Raises:
+            InputError: it is missing or malformed.
+        """
+        file = receipt_of(stage)
+        if file.as_posix() not in self.makers:
+            return None
+        return config.check(Receipt, files.read_json(self.folder / file), str(file))
+
+
+def _damaged_object(path: Path) -> Path | None:
+    """Return the object of DVC's cache that equals a file and, by its name, should not."""
+    if path.is_dir():
+        return None
+    content = path.read_bytes()
+    for candidate in (paths.checkout() / ".dvc/cache/files/md5").glob("??/*"):
+        if candidate.stat().st_size == len(content) and candidate.read_bytes() == content:
+            name = candidate.parent.name + candidate.name  # the MD5 of its content, when DVC stored it
+            if hashlib.md5(content, usedforsecurity=False).hexdigest() != name:
+                return candidate.relative_to(paths.checkout())
+    return None

@@ -1,0 +1,127 @@
+"""Custody: what a stage reads is what earlier stages wrote, with these params, from these files."""
+
+import hashlib
+from pathlib import Path
+
+import pytest
+
+from mnist.core import custody
+from mnist.core.errors import InputError
+
+PIPELINE = """
+stages:
+  make:
+    cmd: make
+    params: [lr]
+    outs: [weights, plots, metrics/receipts/make.json: {cache: false}]
+  score:
+    cmd: score
+    deps: [weights, code.py]
+    params: [device]
+    metrics: [scores, metrics/receipts/score.json]
+  publish:
+    cmd: publish
+    deps: [weights, plots, scores]
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Make a checkout whose stages `make` and `score` have run."""
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    (tmp_path / "plots").mkdir()
+    for name, text in (
+        ("dvc.yaml", PIPELINE),
+        ("params.yaml", "lr: 0.1\ndevice: cpu\n"),
+        ("weights", "good"),
+        ("plots/a.png", "picture"),
+        ("scores", "0.95"),
+        ("code.py", ""),
+    ):
+        (tmp_path / name).write_text(text)
+    for stage in ("make", "score"):
+        with custody.held(stage, tmp_path):
+            pass
+    return tmp_path
+
+
+def refusal(folder: Path, stage: str = "publish") -> InputError:
+    with pytest.raises(InputError) as raised:
+        custody.check(stage, folder)
+    return raised.value
+
+
+def test_what_the_stages_wrote_is_accepted(folder: Path) -> None:
+    for stage in ("make", "score", "publish", "a_stage_that_dvc_does_not_know"):
+        with custody.held(stage, folder):
+            pass
+    assert [file.name for file in sorted((folder / custody.RECEIPTS).iterdir())] == [
+        "make.json",
+        "score.json",
+    ]
+
+
+@pytest.mark.parametrize("name", ["weights", "plots/a.png", "scores"])
+def test_another_file_than_a_stage_wrote_is_refused(folder: Path, name: str) -> None:
+    (folder / name).write_text("bad")
+    assert refusal(folder).where == name.partition("/")[0]
+
+
+def test_weights_made_by_hand_are_refused_beside_the_scores_of_others(folder: Path) -> None:
+    (folder / "weights").write_text("other")
+    with custody.held("make", folder):
+        pass
+    assert refusal(folder).where == "metrics/receipts/score.json"
+    with custody.held("score", folder):  # it may score them
+        pass
+    custody.check("publish", folder)
+
+
+def test_weights_of_other_params_are_refused(folder: Path) -> None:
+    (folder / "params.yaml").write_text("lr: 0.2\ndevice: cpu\n")
+    for stage in ("score", "publish"):
+        error = refusal(folder, stage)
+        assert (error.where, error.found, error.expected[:3]) == (
+            "metrics/receipts/make.json: lr",
+            "0.1",
+            "0.2",
+        )
+    (folder / "params.yaml").write_text("lr: 0.1\ndevice: cuda\n")
+    assert refusal(folder).where == "metrics/receipts/score.json: device"
+
+
+def test_a_number_is_equal_to_itself_however_it_is_written(folder: Path) -> None:
+    (folder / "params.yaml").write_text("lr: 1e-1\ndevice: cpu\n")
+    custody.check("publish", folder)
+
+
+def test_a_missing_receipt_is_refused(folder: Path) -> None:
+    (folder / custody.receipt_of("make")).unlink()
+    assert refusal(folder).where == str(folder / custody.receipt_of("make"))
+
+
+def test_a_stage_that_fails_leaves_no_receipt(folder: Path) -> None:
+    (folder / custody.receipt_of("make")).unlink()  # as DVC does before it runs the stage
+    with pytest.raises(KeyboardInterrupt), custody.held("make", folder):
+        raise KeyboardInterrupt
+    assert not (folder / custody.receipt_of("make")).exists()
+
+
+def test_the_damaged_object_of_dvcs_cache_is_named(folder: Path) -> None:
+    name = hashlib.md5(b"good").hexdigest()  # noqa: S324 -- as DVC names it
+    cached = folder / ".dvc/cache/files/md5" / name[:2] / name[2:]
+    cached.parent.mkdir(parents=True)
+    cached.write_text("good")
+    (folder / "weights").write_text("evil")
+    assert "rm" not in refusal(folder).expected
+    cached.write_text("evil")
+    assert f"rm {cached.relative_to(folder)}" in refusal(folder).expected
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["stages: hello", "stages: {make: []}", "stages: {make: {outs: [1]}}", "stages: {make: {deps: a}}"],
+)
+def test_a_pipeline_that_is_none_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "dvc.yaml").write_text(text)
+    assert refusal(tmp_path, "make").where.startswith("dvc.yaml: stages")

@@ -9,7 +9,7 @@ statistics do not change with `seed` and `val_size`, and equal the tutorial's fo
 
 from pathlib import Path
 
-from mnist.core import paths, process
+from mnist.core import files, paths, process
 from mnist.core.config import Section
 from mnist.data import statistics, store as data
 from mnist.data.validation import require_valid
@@ -29,7 +29,7 @@ def run(
     """Write the mean and standard deviation of the training pixels, scaled to [0, 1]."""
     require_valid(validation, dataset)
     measured = statistics.measure(data.load(dataset, "train").images_NHW)
-    statistics.write(stats, measured)
+    files.write_json(stats, measured.model_dump())
     print(
         f"stats: mean {measured.mean:.4f}, std {measured.std:.4f} of {measured.num_images:,} training images"
     )

@@ -94,7 +94,7 @@ def shown(uri: str) -> str:
         return uri.partition("?")[0].replace(f"sqlite:///{root()}/", "sqlite:///")
     parts = re.fullmatch(
         r"(?P<scheme>[a-z][a-z0-9+.-]*://)(?:[^@/?#]*@)?"
-        r"(?P<place>(?:[\w.-]*|\[[0-9a-f:.]+\])(?::[0-9]+)?(?:/[\w./-]*)?)(?:[?#][^@]*)?",
+        r"(?P<place>(?:[\w.-]*|\[[0-9a-f:.]+\])(?::[0-9]+)?(?:/[\w./%-]*)?)(?:[?#][^@]*)?",
         uri,
         re.IGNORECASE,
     )

@@ -1,6 +1,5 @@
 """The schema of `datasets/<name>.yaml`, the description of a data set of MNIST's form."""
 
-import difflib
 from pathlib import Path
 from typing import Annotated, Literal, Self, get_args
 
@@ -97,8 +96,5 @@ def load(folder: Path, name: str) -> DataSet:
     path = folder / f"{name}.yaml"
     if path.is_file():
         return config.check(DataSet, config.read(path, expected="a data set"), str(path))
-    names = sorted(file.stem for file in folder.glob("*.yaml"))
-    close = difflib.get_close_matches(name, names, n=1)
-    perhaps = f" ({close[0]}, perhaps)" if close else ""
-    expected = f"a file in {folder}/: {', '.join(names) or 'there is none'}{perhaps}"
-    raise InputError(f"{paths.PARAMS}: dataset", found=repr(name), expected=expected)
+    names = ", ".join(sorted(file.stem for file in folder.glob("*.yaml"))) or "there is none"
+    raise InputError(f"{paths.PARAMS}: dataset", found=repr(name), expected=f"a file in {folder}/: {names}")

@@ -1,24 +1,22 @@
-"""The archives of a data set: a cache, mirrors in order, and torchvision to fetch and read them.
+"""The archives of a data set: a cache, mirrors in order, and torchvision to read them.
 
-torchvision's `download_url` has no time-out of its own, checks MD5 alone and falls back from https to http:
-here it gets a time-out, and SHA-256 decides where it is known.
+torchvision's own download has no time-out, checks MD5 alone, and falls back from https to http.
 
 Shape suffixes: N images, H rows, W columns.
 """
 
+import hashlib
 import os
-import socket
-import sys
+import re
+import shutil
 import tempfile
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from http.client import HTTPException
 from pathlib import Path
-from types import ModuleType
-from urllib.error import HTTPError, URLError
+from urllib.error import HTTPError
 from urllib.parse import urlsplit
-from urllib.request import url2pathname
+from urllib.request import Request, urlopen
 
 import numpy as np
 
@@ -45,20 +43,6 @@ class Fetched:
     reasons: dict[str, str] = field(default_factory=dict)
 
 
-class NoMirrorError(InputError):
-    """Every mirror failed: a message with each mirror, its reason, and how to supply a copy."""
-
-    def __init__(self, title: str, missing: Sequence[str], reasons: Mapping[str, str]) -> None:
-        width = max(map(len, reasons), default=0)
-        tried = "".join(f"  {mirror:<{width}}  {reason}\n" for mirror, reason in reasons.items())
-        ValueError.__init__(
-            self,
-            f"no mirror gave {', '.join(missing)} of {title}:\n{tried}"
-            "To supply a copy, put these files into a folder and run again with "
-            f"{paths.MIRROR_VARIABLE}=/that/folder, or add the folder to data.mirrors in params.yaml.",
-        )
-
-
 def fetch(known: DataSet, cache: Path, *, ahead: Sequence[str] = ()) -> Fetched:
     """Bring all archives into `cache`, from the first mirrors that have them.
 
@@ -67,10 +51,8 @@ def fetch(known: DataSet, cache: Path, *, ahead: Sequence[str] = ()) -> Fetched:
     the folder, and processes may fetch at once: each file arrives whole.
 
     Raises:
-        NoMirrorError: an archive is neither in the cache nor on any mirror.
-        OSError: the cache cannot be written.
+        InputError: an archive is neither in the cache nor on any mirror, or the disk is full.
     """
-    cache.mkdir(parents=True, exist_ok=True)
     fetched, missing = Fetched(), dict[Archive, Path]()
     for name, sums in known.checksums.items():
         path = cache / (sums.sha256 or sums.md5)[:12] / name
@@ -78,58 +60,47 @@ def fetch(known: DataSet, cache: Path, *, ahead: Sequence[str] = ()) -> Fetched:
             fetched.archives[name], fetched.origins[name] = path, "the cache"
         else:
             missing[name] = path
-    for mirror in dict.fromkeys(
-        filter(None, [os.environ.get(paths.MIRROR_VARIABLE), *ahead, *known.mirrors])
-    ):
+    mirrors = filter(None, [os.environ.get(paths.MIRROR_VARIABLE), *ahead, *known.mirrors])
+    for mirror in dict.fromkeys(mirrors):
+        is_url = re.match("[a-z][a-z0-9+.-]*:", mirror, re.IGNORECASE)
+        shown = paths.shown(mirror) if is_url else mirror
         for name, path in list(missing.items()):
             try:
+                url = mirror if is_url else (paths.root() / Path(mirror).expanduser()).resolve().as_uri()
                 with files.replacing(path) as part:
-                    _copy(mirror, name, part, known.checksums[name])
+                    _copy(f"{url.rstrip('/')}/{name}", part, known.checksums[name])
+            except InputError:  # a full disk, which no other mirror helps
+                raise
             except (OSError, HTTPException, RuntimeError, ValueError) as error:
-                fetched.reasons[_shown(mirror)] = f"{name}: {_reason(error)}"
+                fetched.reasons[shown] = f"{name}: {_reason(error)}"
                 break
-            fetched.archives[name], fetched.origins[name] = path, _shown(mirror)
+            fetched.archives[name], fetched.origins[name] = path, shown
             del missing[name]
     if missing:
-        raise NoMirrorError(known.title, list(missing), fetched.reasons)
+        width = max(map(len, fetched.reasons), default=0)
+        tried = "".join(f"\n  {mirror:<{width}}  {reason}" for mirror, reason in fetched.reasons.items())
+        raise InputError(
+            known.title,
+            found=f"no mirror that has {', '.join(missing)}",
+            expected="a folder with these files, named by MNIST_MIRROR or in data.mirrors; tried:" + tried,
+        )
     return fetched
 
 
-def _copy(mirror: str, name: str, part: Path, sums: Checksums) -> None:
-    """Copy one archive from a mirror to `part` and check it."""
-    url = urlsplit(mirror)
-    if "@" in url.netloc:  # urllib would print it
-        raise ValueError("a name or password in a URL is not supported")
-    if url.scheme in {"", "file"}:
-        path = url2pathname(url.path) if url.scheme else os.path.expanduser(mirror)  # noqa: PTH111 -- no error
-        folder = Path(os.path.realpath(paths.root() / path))  # of a loop of links too
-        if not folder.is_dir():
-            raise FileNotFoundError(f"no such folder: {folder}")
-        part.write_bytes((folder / name).read_bytes())
-    else:
-        before = socket.getdefaulttimeout()
-        socket.setdefaulttimeout(TIMEOUT_SECONDS)
-        try:
-            part.unlink()  # torchvision would take the empty file for the archive
-            _torchvision().utils.download_url(f"{mirror.rstrip('/')}/{name}", part.parent, part.name)
-        finally:
-            socket.setdefaulttimeout(before)
+def _copy(url: str, part: Path, sums: Checksums) -> None:
+    parsed = urlsplit(url)
+    if "@" in parsed.netloc or parsed.query or parsed.fragment:  # it would be in messages
+        raise ValueError("a password, query or fragment in a URL is not supported")
+    request = Request(url, headers={"User-Agent": "mnist"})  # noqa: S310 -- a file:// mirror is allowed
+    with urlopen(request, timeout=TIMEOUT_SECONDS) as response, part.open("wb") as stream:  # noqa: S310
+        shutil.copyfileobj(response, stream)
     if not _is_right(part, sums):
         raise ValueError("wrong checksum")
 
 
 def _is_right(path: Path, sums: Checksums) -> bool:
-    return _torchvision().utils.check_integrity(path, sums.md5) and sums.sha256 in {None, files.sha256(path)}
-
-
-def _torchvision() -> ModuleType:
-    """Import `torchvision.datasets`, which takes 2 to 3 s; its progress bar is for terminals alone."""
-    if not sys.stderr.isatty():
-        os.environ["TQDM_DISABLE"] = "1"  # read when tqdm is imported
-    from torchvision import datasets  # type: ignore[import-untyped]
-
-    module: ModuleType = datasets
-    return module
+    md5 = hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
+    return md5 == sums.md5 and sums.sha256 in {None, files.sha256(path)}
 
 
 def _reason(error: Exception) -> str:
@@ -137,20 +108,10 @@ def _reason(error: Exception) -> str:
     if isinstance(error, HTTPError):
         error.close()
         return f"HTTP {error.code}"
-    cause = error.reason if isinstance(error, URLError) else error
+    cause = getattr(error, "reason", error)  # of a URLError
     if isinstance(cause, TimeoutError):
         return f"no answer within {TIMEOUT_SECONDS:g} s"
-    if isinstance(error, URLError):
-        return f"no connection ({cause})"
-    return " ".join((getattr(error, "strerror", None) or str(error) or type(error).__name__).split())
-
-
-def _shown(mirror: str) -> str:
-    """Return a mirror without the user, password and query that its URL may have."""
-    url = urlsplit(mirror)
-    if not url.scheme:
-        return mirror
-    return url._replace(netloc=url.netloc.rpartition("@")[2], query="", fragment="").geturl()
+    return " ".join(str(cause).split()) or type(cause).__name__
 
 
 def read(archives: Mapping[str, Path]) -> tuple[Images, Images]:
@@ -166,23 +127,17 @@ def read(archives: Mapping[str, Path]) -> tuple[Images, Images]:
 
 def _numbers(name: str, path: Path) -> Bytes:
     """Unpack and read one archive with torchvision."""
-    datasets = _torchvision()
+    from torchvision import datasets  # type: ignore[import-untyped]
+
     read_file = datasets.mnist.read_label_file if "labels" in name else datasets.mnist.read_image_file
-    with tempfile.TemporaryDirectory() as folder:
-        try:
+    try:
+        with files.writing(Path(tempfile.gettempdir())), tempfile.TemporaryDirectory() as folder:
             numbers: Bytes = read_file(datasets.utils.extract_archive(path, folder)).numpy().astype(np.uint8)
-        except (
-            AssertionError,
-            EOFError,
-            LookupError,
-            OSError,
-            RuntimeError,
-            TypeError,
-            ValueError,
-            zlib.error,
-        ) as error:
-            found = " ".join(str(error).split()) or type(error).__name__
-            raise InputError(name, found=found, expected="a gzip archive of uint8 in IDX format") from None
+    except InputError:  # a full disk
+        raise
+    except Exception as error:  # noqa: BLE001 -- torchvision asserts, and gzip and torch have many errors
+        found = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(name, found=found, expected="a gzip archive of uint8 in IDX format") from None
     return numbers
 
 

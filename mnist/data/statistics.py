@@ -12,8 +12,6 @@ from mnist.core.config import Count, Fraction, Section
 from mnist.core.errors import InputError
 from mnist.data.store import Bytes
 
-CHUNK = 1024  # images counted at a time: 6 MB as bincount wants them, which stay in a CPU's cache
-
 
 class Stats(Section):
     """Statistics of all pixels of some images, black 0 to white 1.
@@ -35,10 +33,8 @@ def measure(images_NHW: Bytes) -> Stats:
     Raises:
         InputError: there is no image, or all pixels are equal, so that nothing can be normalized.
     """
-    counts = _counts(images_NHW)
-    num_pixels = sum(counts)
-    total = sum(value * count for value, count in enumerate(counts))
-    squares = sum(value * value * count for value, count in enumerate(counts))
+    num_pixels, total = images_NHW.size, int(images_NHW.sum(dtype=np.int64))
+    squares = int(np.square(images_NHW, dtype=np.uint16).sum(dtype=np.int64))
     variance_times_n2 = num_pixels * squares - total * total  # a Python integer, so nothing cancels
     if variance_times_n2 == 0:
         raise InputError("training images", found="pixels that are all alike", expected="pictures")
@@ -49,22 +45,8 @@ def measure(images_NHW: Bytes) -> Stats:
     )
 
 
-def _counts(images_NHW: Bytes) -> list[int]:
-    """Return the number of pixels of each of the 256 values."""
-    counts = np.zeros(256, np.int64)
-    for start in range(0, len(images_NHW), CHUNK):
-        # bincount makes 8 bytes of each pixel: eight times the data set, all at once.
-        counts += np.bincount(images_NHW[start : start + CHUNK].reshape(-1), minlength=256)
-    return counts.tolist()
-
-
-def write(path: Path, stats: Stats) -> None:
-    """Write the statistics as JSON, with every digit of the floats."""
-    files.write_json(path, stats.model_dump())
-
-
 def read(path: Path) -> Stats:
-    """Read the statistics that `write` wrote.
+    """Read the statistics that the stage `stats` wrote.
 
     Raises:
         InputError: the file is missing or holds something else.

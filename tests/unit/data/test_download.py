@@ -2,7 +2,7 @@
 
 import contextlib
 import gzip
-import multiprocessing
+import resource
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -160,25 +160,23 @@ def test_a_faulty_server_is_skipped_with_its_reason(
     assert_complete(fetched, small_data)
     assert set(fetched.origins.values()) == {str(small_data.mirror)}
     assert files_in(tmp_path / "cache") == sorted(ARCHIVES)
-    assert socket.getdefaulttimeout() is None
 
 
 @pytest.mark.parametrize(
     ("mirror", "reason"),
     [
-        ("no/such/folder", "no such folder: {root}/no/such/folder"),
-        ("~nobody-of-this-name/mnist", "no such folder: "),
-        ("empty", "No such file"),
-        ("s3://bucket/mnist", "no connection (unknown url type: s3)"),
-        ("http://127.0.0.1:port/", "nonnumeric port"),
-        ("http://127.0.0.1:{closed}/", "no connection ("),
-        ("https://me:secret@127.0.0.1/mnist", "a name or password"),
+        ("no/such/folder", "No such file or directory: '{root}/no/such/folder"),
+        ("~nobody-of-this-name/mnist", "home directory"),
+        ("s3://bucket/mnist", "unknown url type: s3"),
+        ("http://127.0.0.1:{closed}/", "Connection refused"),
+        ("https://me:secret@127.0.0.1/mnist", "a password, query or fragment"),
+        ("https://127.0.0.1/mnist?token=secret", "a password, query or fragment"),
+        ("http://[127.0.0.1/?token=secret", "Invalid"),
     ],
 )
 def test_an_unusable_mirror_is_skipped_with_its_reason(
     mirror: str, reason: str, small_data: SmallData, tmp_path: Path
 ) -> None:
-    (tmp_path / "empty").mkdir()
     with socket.socket() as bound:  # bound but not listening: refuses
         bound.bind(("127.0.0.1", 0))
         mirror = mirror.replace("{closed}", str(bound.getsockname()[1]))
@@ -186,9 +184,9 @@ def test_an_unusable_mirror_is_skipped_with_its_reason(
 
     assert_complete(fetched, small_data)
     ((shown, found),) = fetched.reasons.items()
-    assert shown == mirror.replace("me:secret@", "")
+    assert mirror.startswith(shown) or "secret" in mirror
     assert reason.replace("{root}", str(tmp_path)) in found
-    assert "secret" not in found
+    assert "secret" not in shown + found
 
 
 @pytest.mark.parametrize("form", ["{}", "file://{}/", "file://localhost{}"])
@@ -252,7 +250,7 @@ def test_one_wrong_checksum_is_enough_to_refuse(
     wrong = {**small_data.checksums[name], kind: "0" * len(small_data.checksums[name][kind])}
     data = known(small_data, serve().url, small_data.mirror, checksums=small_data.checksums | {name: wrong})
 
-    with pytest.raises(download.NoMirrorError, match=f"no mirror gave .*{name}"):
+    with pytest.raises(InputError, match=f"no mirror that has {name}, "):
         download.fetch(data, tmp_path / "cache")
 
     assert name not in files_in(tmp_path / "cache")
@@ -287,18 +285,15 @@ def test_data_sets_share_the_cache_with_and_without_sha256(small_data: SmallData
         assert set(download.fetch(data, cache).origins.values()) == {"the cache"}
 
 
-def test_processes_may_fetch_at_once(small_data: SmallData, serve: Serve, tmp_path: Path) -> None:
-    data = known(small_data, serve().url)
-    context = multiprocessing.get_context("fork")  # a fresh interpreter imports torchvision for seconds
-    workers = [context.Process(target=download.fetch, args=(data, tmp_path / "cache")) for _ in range(4)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join(120)
-
-    assert [worker.exitcode for worker in workers] == [0] * 4
-    assert files_in(tmp_path / "cache") == sorted(ARCHIVES)
-    assert_complete(download.fetch(known(small_data), tmp_path / "cache"), small_data)
+def test_a_full_disk_is_no_fault_of_a_mirror(small_data: SmallData, tmp_path: Path) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (500, limits[1]))  # an error of the system like a full disk
+    try:
+        with pytest.raises(InputError, match=r"gz: found file too large"):
+            download.fetch(known(small_data, small_data.mirror), tmp_path / "cache")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert files_in(tmp_path) == []
 
 
 # ---- what is in the archives

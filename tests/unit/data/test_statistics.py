@@ -1,6 +1,5 @@
 """Mean and standard deviation, to the last bit, and their file."""
 
-import json
 import re
 from fractions import Fraction
 from math import isqrt
@@ -59,16 +58,6 @@ def test_one_other_pixel_counts_where_floats_lose_it(value: int) -> None:
     assert measured.mean == pytest.approx((value + off / n) / 255, rel=1e-15)
 
 
-@pytest.mark.parametrize("chunk", [1, 7, 100])
-def test_how_many_are_counted_at_a_time_does_not_count(monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
-    images_NHW = np.random.default_rng(0).integers(0, 256, (100, 28, 28), np.uint8)
-    at_once = statistics.measure(images_NHW)
-    monkeypatch.setattr(statistics, "CHUNK", chunk)
-
-    assert statistics.measure(images_NHW) == at_once
-    assert statistics.measure(images_NHW[::-1]) == at_once
-
-
 @pytest.mark.parametrize("value", [0, 1, 255])
 @pytest.mark.parametrize("num_images", [0, 1, 100])
 def test_images_without_any_contrast_are_refused(num_images: int, value: int) -> None:
@@ -77,19 +66,6 @@ def test_images_without_any_contrast_are_refused(num_images: int, value: int) ->
 
 
 # ---- the file
-
-
-def test_every_digit_comes_back(tmp_path: Path) -> None:
-    measured = statistics.measure(np.random.default_rng(0).integers(0, 256, (7, 28, 28), np.uint8))
-
-    statistics.write(tmp_path / "stats.json", measured)
-
-    assert statistics.read(tmp_path / "stats.json") == measured
-    assert json.loads((tmp_path / "stats.json").read_text()) == {
-        "mean": measured.mean,
-        "std": measured.std,
-        "num_images": 7,
-    }
 
 
 @pytest.mark.parametrize(

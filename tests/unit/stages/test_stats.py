@@ -8,7 +8,7 @@ import pytest
 
 from mnist.core import files
 from mnist.core.errors import InputError
-from mnist.data import store, validation
+from mnist.data import statistics, store, validation
 from mnist.data.store import Images
 from stages import stats
 from tests.conftest import DIGITS, SmallData, digits
@@ -32,10 +32,13 @@ def run(data: Path) -> Path:
 def test_all_training_images_count(
     small_data: SmallData, dataset_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    written = json.loads(run(dataset_path).read_text())
+    path = run(dataset_path)
 
+    written = json.loads(path.read_text())
+    measured = statistics.measure(small_data.train.images_NHW)
+    assert statistics.read(path) == measured  # every digit comes back
+    assert written == {"mean": measured.mean, "std": measured.std, "num_images": 1200}
     pixels = small_data.train.images_NHW / 255
-    assert written["num_images"] == 1200
     assert written["mean"] == pytest.approx(pixels.mean(), rel=1e-12)
     assert written["std"] == pytest.approx(pixels.std(), rel=1e-12)
     assert capsys.readouterr().out == (

@@ -12,7 +12,7 @@ from pathlib import Path
 from mnist.core import files, paths, process
 from mnist.core.config import Architecture, DatasetParams, Execution, Machine, Recipe, Registration, Split
 from mnist.core.errors import ServiceUnavailableError
-from mnist.evaluation import results
+from mnist.evaluation import pages, results
 
 
 class Params(DatasetParams, Split, Architecture, Recipe, Machine, Execution):
@@ -31,14 +31,14 @@ def run(
     """Write the report, complete the run, register the model, give it the alias `challenger`."""
     # An experiment in a temporary tree is one of many: it moves no alias.
     result = results.load(params.registry, challenger=Path.cwd() == paths.checkout())
-    pages = results.pages(result)
-    files.write_text(report, pages.report)
+    rendered = pages.render(result)
+    files.write_text(report, rendered.report)
     files.write_json(registered, result.digests)
-    print(f"register: {pages.summary.headline}\n  also   {pages.summary.details}")
+    print(f"register: {rendered.summary.headline}\n  also   {rendered.summary.details}")
     from mnist.tracking import client, runs
 
     try:
-        logged = runs.ensure(client.connect(), result, pages, artifacts=artifacts)
+        logged = runs.ensure(client.connect(), result, rendered, artifacts=artifacts)
     except ServiceUnavailableError as error:
         print(f"  {error}; `mnist sync` logs the result later")
         return

@@ -11,9 +11,9 @@ from mnist.core.config import Registration
 from mnist.data import store, validation
 from mnist.data.store import Description, Images
 from mnist.data.validation import Duplicates, Finding, Verdict
-from mnist.evaluation import figures, scores, summary
+from mnist.evaluation import figures, results, scores
 from mnist.evaluation.predictions import write_log_probs, write_table
-from mnist.evaluation.summary import Summary
+from mnist.evaluation.results import Summary
 from mnist.lineage.fingerprint import Source, Training
 from mnist.lineage.result import Result
 from mnist.training import history
@@ -110,11 +110,9 @@ class Made:
         figures.filters(self.folder / paths.FILTERS, maps)
         figures.feature_maps(self.folder / paths.FEATURE_MAPS, maps, ["a", "b"], [])
 
-    def summary(self, **params: Any) -> Summary:
-        """What is said of it."""
-        return summary.load_summary(
-            self.folder, data=self.folder / paths.DATASET, params={**PARAMS, **params}
-        )
+    def summary(self) -> Summary:
+        """Return its numbers."""
+        return results.load_summary(self.folder)
 
     def result(self, *, source: Source = SOURCE, **params: Any) -> Result:
         """The same for programs."""

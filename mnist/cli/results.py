@@ -163,18 +163,18 @@ def report() -> None:
     Example:
       dvc pull && mnist report
     """
-    from mnist.evaluation import results
+    from mnist.evaluation import pages, results
     from mnist.lineage import lock
 
     lock.check(Path())
     # The file's time is that of the result, or that of its copy.
     time_ms = int(paths.WEIGHTS.stat().st_mtime * 1000)
     result = results.load(config.load(paths.PARAMS).registry, challenger=False, time_ms=time_ms)
-    pages = results.pages(result)
-    files.write_text(paths.REPORT, pages.report)
-    size = len(pages.report.encode()) / 1000
+    rendered = pages.render(result)
+    files.write_text(paths.REPORT, rendered.report)
+    size = len(rendered.report.encode()) / 1000
     click.echo(f"report: {paths.REPORT}, {size:,.0f} kB: open it in a browser")
-    click.echo(f"  {pages.summary.headline}")
+    click.echo(f"  {rendered.summary.headline}")
 
 
 @click.command()

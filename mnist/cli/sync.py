@@ -12,7 +12,7 @@ import click
 from mnist.core import config, paths
 from mnist.core.config import Registration
 from mnist.core.errors import InputError, ServiceUnavailableError
-from mnist.evaluation import results
+from mnist.evaluation import pages, results
 from mnist.lineage.result import Result
 
 if TYPE_CHECKING:
@@ -134,10 +134,10 @@ def _ensure(store: "Store", name: str, result: Result, folder: Path) -> bool:
     if runs.is_complete(store, result):
         return True
     try:
-        pages = results.pages(result, folder=folder)
+        rendered = pages.render(result, folder=folder)
         # Another revision may have other files; those that the pages are made of are checked.
         artifacts = [path for path in paths.ARTIFACTS if (folder / path).is_file()]
-        run = runs.ensure(store, result, pages, artifacts=artifacts, folder=folder, checked=False).run
+        run = runs.ensure(store, result, rendered, artifacts=artifacts, folder=folder, checked=False).run
     except ServiceUnavailableError:
         raise
     except InputError as error:

@@ -6,11 +6,11 @@ that the charts follow its light and dark mode.
 
 import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import matplotlib as mpl
-from markupsafe import Markup, escape
+from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
@@ -58,38 +58,37 @@ STYLE: dict[Any, Any] = {
 Curve = Sequence[tuple[float, float]]
 
 
-def curves(name: str, title: str, about: str, *, x: str, lines: Mapping[str, Curve], percent: bool) -> Markup:
-    """Draw two curves.
+def curves(name: str, *, x: str, train: Curve, val: Curve, percent: bool) -> Markup:
+    """Draw the curves of the training and of the validation images.
 
     Args:
         name: of the chart, the first part of its ids in the page.
-        title: for screen readers, like `about`.
-        about: a description of the chart; the first and last values of the curves are added.
         x: label of the axis, which has whole numbers.
-        lines: the points (x, y) of each curve, by its label.
+        train: points (x, y).
+        val: points (x, y).
         percent: whether y is a share, shown in percent up to 100; otherwise it starts at 0.
     """
     with mpl.rc_context(STYLE):
         figure, axes = _axes()
-        for color, style, (label, points) in zip((FIRST, SECOND), ("o-", "s--"), lines.items(), strict=True):
+        for points, color, marker, line, label in (
+            (train, FIRST, "o", "-", "training images, during the epoch"),
+            (val, SECOND, "s", "--", "validation images, after each epoch"),
+        ):
+            has_markers = len(points) <= MAX_MARKERS
             xs, ys = zip(*points, strict=True)
-            axes.plot(xs, ys, style if len(xs) <= MAX_MARKERS else style[1:], color=color, label=label)
+            axes.plot(xs, ys, f"{marker}{line}" if has_markers else line, color=color, label=label)
         axes.set_xlabel(x)
         axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, min_n_ticks=1))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+        axes.xaxis.set_major_formatter(FuncFormatter(_count))
         if percent:
             axes.set_ylim(top=1)
             axes.yaxis.set_major_formatter(FuncFormatter(_percent))
         else:
             axes.set_ylim(bottom=0)
-        _legend(figure)
-        number = "{:.2%}".format if percent else "{:.3f}".format
-        ends = {label: (number(points[0][1]), number(points[-1][1])) for label, points in lines.items()}
-        values = "; ".join(f"{label}: {' to '.join(dict.fromkeys(both))}" for label, both in ends.items())
-        return _svg(figure, name, title, f"{about}. {values}.")
+        return _svg(figure, name)
 
 
-def reliability(title: str, about: str, bins: Sequence[Bin]) -> Markup:
+def reliability(bins: Sequence[Bin]) -> Markup:
     """Draw the share of right predictions by confidence; empty bins are left out."""
     filled = [(one, one.confidence) for one in bins if one.confidence is not None]
     shares = [one.right.share or 0 for one, _ in filled]
@@ -104,11 +103,10 @@ def reliability(title: str, about: str, bins: Sequence[Bin]) -> Markup:
         axes.plot(confidences, shares, color=SECOND, marker="s", linestyle="", label="mean confidence")
         axes.set_ylim(0, 1.02)
         axes.yaxis.set_major_formatter(FuncFormatter(_percent))
-        _legend(figure, columns=2)
-        return _svg(figure, "reliability", title, about)
+        return _svg(figure, "reliability", columns=2)
 
 
-def counts(title: str, about: str, bins: Sequence[Bin]) -> Markup:
+def counts(bins: Sequence[Bin]) -> Markup:
     """Draw the number of images by confidence, on a logarithmic scale."""
     filled = [one for one in bins if one.right.num_images]
     with mpl.rc_context(STYLE):
@@ -117,8 +115,8 @@ def counts(title: str, about: str, bins: Sequence[Bin]) -> Markup:
         _bars(axes, filled, [one.right.num_images for one in filled])
         axes.set_ylim(bottom=0.5)
         axes.yaxis.set_minor_locator(NullLocator())
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
-        return _svg(figure, "counts", title, about)
+        axes.yaxis.set_major_formatter(FuncFormatter(_count))
+        return _svg(figure, "counts", columns=0)
 
 
 def _axes() -> tuple[Figure, Axes]:
@@ -139,28 +137,32 @@ def _bars(axes: Axes, bins: Sequence[Bin], heights: Sequence[float], *, label: s
     axes.xaxis.set_major_formatter(FuncFormatter(_percent))
 
 
-def _legend(figure: Figure, *, columns: int = 1) -> None:
-    figure.legend(loc="lower left", ncols=columns, borderaxespad=0.2)
-
-
 def _percent(share: float, _position: int | None) -> str:
     return f"{100 * share:.4g} %"
 
 
-def _svg(figure: Figure, name: str, title: str, about: str) -> Markup:
-    """Return a figure as an SVG element, with ids that are its own in the page."""
+def _count(value: float, _position: int | None) -> str:
+    return f"{value:,.0f}"
+
+
+def _svg(figure: Figure, name: str, *, columns: int = 1) -> Markup:
+    """Return the inside of an SVG element, with ids that are its own in the page.
+
+    Args:
+        figure: the chart.
+        name: its name in the page.
+        columns: of the legend; 0 for none.
+    """
+    if columns:
+        figure.legend(loc="lower left", ncols=columns, borderaxespad=0.2)
     stream = io.StringIO()
     figure.savefig(stream, format="svg", metadata={"Date": None})
     _, _, body = stream.getvalue().partition("<svg")
-    _, _, body = body.partition(">")
+    body = body.partition(">")[2].rpartition("</svg>")[0]
     # A style sheet in it would be one of the whole page.
     body = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", body, flags=re.DOTALL)
     body = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", body)
     body = re.sub(r"font-family: [^;]*; ", "", body)
     for placeholder, variable in VARIABLES.items():
         body = body.replace(placeholder, variable)
-    head = (
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-labelledby="{name}-title {name}-about">'
-        f'<title id="{name}-title">{escape(title)}</title><desc id="{name}-about">{escape(about)}</desc>'
-    )
-    return Markup(head + body)  # noqa: S704 -- matplotlib escapes what it draws
+    return Markup(body)  # noqa: S704 -- matplotlib escapes what it draws

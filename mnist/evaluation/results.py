@@ -1,26 +1,33 @@
-"""The result that lies in a checkout, and the pages that describe it."""
+"""The result that lies in a checkout, and its numbers for the report and the model card.
+
+Shape suffixes: N images, K classes.
+"""
 
 import hashlib
 from dataclasses import dataclass
+from math import sqrt
 from pathlib import Path
 
-from mnist.core import files, paths
-from mnist.core.config import Registration
-from mnist.data import validation
+import numpy as np
+from numpy.typing import NDArray
+
+from mnist.core import config, files, paths
+from mnist.core.config import Count, Registration, Section
+from mnist.core.errors import InputError
+from mnist.data import store, validation
+from mnist.data.store import Description, Images
+from mnist.data.validation import Verdict
 from mnist.evaluation import scores
-from mnist.evaluation.summary import Summary
-from mnist.lineage import fingerprint, result
+from mnist.evaluation.predictions import read_log_probs, read_table
+from mnist.evaluation.scores import Bin, ClassScore, Scores
+from mnist.evaluation.statistics import Interval, Rate, Z
+from mnist.lineage import fingerprint
 from mnist.lineage.fingerprint import Source
-from mnist.lineage.result import Result
+from mnist.lineage.result import Result, now_ms
+from mnist.training import history
+from mnist.training.history import Epoch, Window
 
-
-@dataclass(frozen=True, kw_only=True)
-class Pages:
-    """The pages about a result: its numbers, the report (HTML) and the model card (Markdown)."""
-
-    summary: Summary
-    report: str
-    card: str
+HIGH_CONFIDENCE = 0.9  # mistakes above it are counted
 
 
 def load(
@@ -45,13 +52,12 @@ def load(
     """
     training = fingerprint.of_training(folder, where=source)
     test_scores = scores.read(folder / paths.TEST_METRICS)
+    evaluated = "".join(files.sha256(folder / path) for path in (paths.TEST_METRICS, paths.PREDICTIONS))
     return Result(
-        time_ms=time_ms or result.now_ms(),
+        time_ms=time_ms or now_ms(),
         origin=training,
         weights_sha256=files.sha256(folder / paths.WEIGHTS),
-        evaluation_sha256=evaluation_sha256(
-            files.sha256(folder / paths.TEST_METRICS), files.sha256(folder / paths.PREDICTIONS)
-        ),
+        evaluation_sha256=hashlib.sha256(evaluated.encode()).hexdigest(),
         test_sha256=validation.read(folder / paths.VALIDATION).test_sha256,
         metrics={
             f"test_{name}": value
@@ -63,22 +69,157 @@ def load(
     )
 
 
-def evaluation_sha256(scores: str, predictions: str) -> str:
-    """Return the digest of an evaluation, in hex, from the digests of its two files."""
-    return hashlib.sha256(f"{scores}{predictions}".encode()).hexdigest()
+@dataclass(frozen=True, kw_only=True)
+class MixUp:
+    """Images of one class for which another one was predicted.
+
+    Attributes:
+        label: name of their class.
+        predicted: name of the predicted class.
+        count: number of them, at least 1.
+    """
+
+    label: str
+    predicted: str
+    count: int
 
 
-def pages(result: Result, *, folder: Path = Path()) -> Pages:
-    """Describe a result whose files lie in a checkout.
+class Network(Section, extra="ignore"):
+    """The part of `metrics/train.json` that the numbers of a result hold."""
+
+    num_parameters: Count
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """A result in numbers.
+
+    Attributes:
+        dataset: description of the data set.
+        test: the test images.
+        log_probs_NK: float32, of the test images.
+        scores: on the test images.
+        confusion_KK: int64, number of images by class (rows) and predicted class (columns).
+        bins: of the reliability diagram.
+        num_parameters: of the network.
+        num_trained_on: number of training images without those that validate.
+        validation_accuracy: after the last epoch.
+        steps: training loss and accuracy by step.
+        epochs: metrics of each epoch, at least one.
+        verdict: of the validation of the data.
+    """
+
+    dataset: Description
+    test: Images
+    log_probs_NK: NDArray[np.float32]
+    scores: Scores
+    confusion_KK: NDArray[np.int64]
+    bins: list[Bin]
+    num_parameters: int
+    num_trained_on: int
+    validation_accuracy: Rate
+    steps: list[Window]
+    epochs: list[Epoch]
+    verdict: Verdict
+
+    @property
+    def accuracy(self) -> Rate:
+        """Return the share of the test images that are classified correctly."""
+        return Rate(hits=int(self.confusion_KK.trace()), num_images=len(self.test))
+
+    @property
+    def loss_interval(self) -> Interval | None:
+        """Return the 95 % interval of the mean loss in all images of the kind; None of one image."""
+        num_images = len(self.test)
+        if num_images == 1:
+            return None
+        loss_N = -self.log_probs_NK.astype(np.float64)[np.arange(num_images), self.test.labels_N]
+        mean, half = float(loss_N.mean()), Z * float(loss_N.std(ddof=1)) / sqrt(num_images)
+        return max(mean - half, 0.0), mean + half
+
+    @property
+    def classes(self) -> list[ClassScore]:
+        """Return the scores of each class."""
+        return scores.class_scores(self.confusion_KK, self.dataset.classes)
+
+    @property
+    def mix_ups(self) -> list[MixUp]:
+        """Return all pairs of classes that were mixed up, the most frequent first."""
+        names, counts_KK = self.dataset.classes, self.confusion_KK
+        found = [
+            MixUp(label=names[label], predicted=names[predicted], count=int(counts_KK[label, predicted]))
+            for label, predicted in zip(*np.nonzero(counts_KK), strict=True)
+            if label != predicted
+        ]
+        return sorted(found, key=lambda mix_up: -mix_up.count)
+
+    @property
+    def num_confident_mistakes(self) -> int:
+        """Return the number of wrong predictions with a confidence above `HIGH_CONFIDENCE`."""
+        is_wrong_N = self.log_probs_NK.argmax(1) != self.test.labels_N
+        return int((is_wrong_N & (scores.confidence(self.log_probs_NK) > HIGH_CONFIDENCE)).sum())
+
+    @property
+    def headline(self) -> str:
+        """Return a line with the accuracy and its interval."""
+        low, high = self.accuracy.interval or (0, 1)
+        return (
+            f"accuracy {self.scores.accuracy:.2%} on {self.accuracy.num_images:,} test images of"
+            f" {self.dataset.title}, 95 % interval {low:.2%} to {high:.2%}"
+        )
+
+    @property
+    def details(self) -> str:
+        """Return a line with the other scores."""
+        confident = self.num_confident_mistakes
+        note = f" ({confident:,} with a confidence above {HIGH_CONFIDENCE:.0%})" if confident else ""
+        return (
+            f"{self.scores.num_wrong:,} wrong{note}, loss {self.scores.loss:.4f}, calibration error"
+            f" {self.scores.expected_calibration_error:.2%},"
+            f" validation accuracy {self.epochs[-1].val_accuracy:.2%}"
+        )
+
+
+def load_summary(folder: Path) -> Summary:
+    """Read the numbers of the result that lies in a checkout.
 
     Raises:
-        InputError: a file is missing, or the files are not of one result.
+        InputError: a file is missing or malformed, or belongs to another result than the others.
     """
-    from mnist.evaluation import model_card, report, summary  # templates and matplotlib: 0.4 s
-
-    numbers = summary.load_summary(folder, data=folder / paths.DATASET, params=result.origin.params)
-    return Pages(
-        summary=numbers,
-        report=report.html(numbers, result, folder=folder),
-        card=model_card.text(numbers, result),
+    about, test = store.describe(folder / paths.DATASET), store.load(folder / paths.DATASET, "test")
+    predictions, log_probs_NK = (
+        read_table(folder / paths.PREDICTIONS),
+        read_log_probs(folder / paths.LOG_PROBS),
     )
+    names_K = np.array(about.classes)
+    if not np.array_equal(predictions.labels_N, names_K[test.labels_N]):
+        raise _mismatch(paths.PREDICTIONS, "labels", paths.DATASET)
+    log_probs_NK = read_log_probs(folder / paths.LOG_PROBS)
+    predicted_N = log_probs_NK.argmax(1)
+    if not np.array_equal(predictions.predicted_N, names_K[predicted_N]):
+        raise _mismatch(paths.LOG_PROBS, "predictions", paths.PREDICTIONS)
+    verdict = validation.read(folder / paths.VALIDATION)
+    steps, epochs = history.read(folder / paths.STEPS, Window), history.read(folder / paths.HISTORY, Epoch)
+    num_trained_on = sum(window.num_images for window in steps if window.epoch == 1)
+    num_validating = verdict.num_images["train"] - num_trained_on
+    train = files.read_json(folder / paths.TRAINING_METRICS)
+    return Summary(
+        dataset=about,
+        test=test,
+        log_probs_NK=log_probs_NK,
+        scores=scores.read(folder / paths.TEST_METRICS),
+        confusion_KK=scores.confusion(test.labels_N, predicted_N, num_classes=len(about.classes)),
+        bins=scores.bins(scores.confidence(log_probs_NK), predictions.right),
+        num_parameters=config.check(Network, train, str(paths.TRAINING_METRICS)).num_parameters,
+        num_trained_on=num_trained_on,
+        validation_accuracy=Rate(
+            hits=round(epochs[-1].val_accuracy * num_validating), num_images=num_validating
+        ),
+        steps=steps,
+        epochs=epochs,
+        verdict=verdict,
+    )
+
+
+def _mismatch(file: Path, what: str, than: Path) -> InputError:
+    return InputError(str(file), found=f"other {what} than in {than}", expected="one result: run `dvc repro`")

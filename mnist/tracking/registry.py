@@ -25,7 +25,7 @@ from mlflow.types import Schema, TensorSpec
 from mnist.core import files, paths
 from mnist.core.errors import InputError
 from mnist.data import store as data
-from mnist.evaluation import model_card as cards
+from mnist.evaluation import pages
 from mnist.evaluation.predictions import read_table
 from mnist.lineage.result import Result
 from mnist.tracking import client, promotion
@@ -155,15 +155,15 @@ def _attach(store: Store, version: ModelVersion, card: str) -> ModelVersion:
     source = str(version.source)
     if not card:
         return version
-    text = cards.of_version(card, version.name, str(version.version))
+    text = pages.of_version(card, version.name, str(version.version))
     if source.startswith(LOGGED):  # not so where it was registered from another place
         with tempfile.TemporaryDirectory() as folder:
-            file = Path(folder) / cards.README
+            file = Path(folder) / pages.README
             file.write_text(text, encoding="utf-8")
             store.client.log_model_artifact(source.removeprefix("models:/"), str(file))
     if version.description:
         return version
-    return store.client.update_model_version(version.name, version.version, cards.description(text))
+    return store.client.update_model_version(version.name, version.version, pages.description(text))
 
 
 def is_whole(store: Store, version: ModelVersion) -> bool:

@@ -11,7 +11,7 @@ from mlflow.entities.model_registry import ModelVersion
 
 from mnist.core import files, paths
 from mnist.core.errors import ServiceUnavailableError
-from mnist.evaluation.results import Pages
+from mnist.evaluation.pages import Pages
 from mnist.lineage.result import Result, training_info
 from mnist.tracking import client, events, log
 from mnist.tracking.client import EVALUATED, WEIGHTS, Store

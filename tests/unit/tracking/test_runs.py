@@ -17,7 +17,7 @@ from mlflow.entities import Run, ViewType
 from mnist.core import paths
 from mnist.core.config import Registration
 from mnist.core.errors import InputError, ServiceUnavailableError
-from mnist.evaluation.results import Pages
+from mnist.evaluation.pages import Pages
 from mnist.lineage.result import Result, TrainingInfo
 from mnist.tracking import client, events, log, runs
 from mnist.tracking.client import Store

@@ -1,15 +1,18 @@
-"""The report: it holds the numbers of the files, stands alone, and can be read without seeing it."""
+"""The report, which stands alone and can be read without seeing it, and the model card."""
 
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
+from markdown_it import MarkdownIt
 
 from mnist.core import paths
 from mnist.core.errors import InputError
-from mnist.evaluation import report, scores
+from mnist.evaluation import pages, scores
 from mnist.lineage.fingerprint import Source
 from mnist.lineage.result import TrainingInfo
 from tests.made_result import PARAMS, SOURCE, Made
@@ -17,6 +20,7 @@ from tests.made_result import PARAMS, SOURCE, Made
 MAX_BYTES = 2_000_000
 VOID = {"meta", "link", "img", "br"}
 EVIL = "\"'><script>alert(1)</script><img src=x onerror=y>&amp;"
+MARKUP = "<img src=x>|`*_[a](b)"
 
 
 class Page(HTMLParser):
@@ -110,7 +114,7 @@ class Page(HTMLParser):
 
 
 def page(made: Made, source: Source = SOURCE, **params: object) -> Page:
-    return Page(report.html(made.summary(), made.result(source=source, **params), folder=made.folder))
+    return Page(pages.report(made.summary(), made.result(source=source, **params), folder=made.folder))
 
 
 @pytest.fixture(autouse=True)
@@ -120,7 +124,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
 
 
-def test_the_page_holds_the_numbers_of_the_files(tmp_path: Path) -> None:
+def test_the_report_holds_the_numbers_of_the_files(tmp_path: Path) -> None:
     made = Made(tmp_path, num_images=300)
     summary, result_scores = made.summary(), scores.read(tmp_path / paths.TEST_METRICS)
     shown = page(made)
@@ -152,9 +156,9 @@ def test_the_page_holds_the_numbers_of_the_files(tmp_path: Path) -> None:
     assert "dvc repro" in shown.sections["again"]
 
 
-def test_it_can_be_read_without_seeing_it(tmp_path: Path) -> None:
+def test_the_report_can_be_read_without_seeing_it(tmp_path: Path) -> None:
     made = Made(tmp_path)
-    html = report.html(made.summary(), made.result(), folder=tmp_path)
+    html = pages.report(made.summary(), made.result(), folder=tmp_path)
     shown = Page(html)
     assert len(html.encode()) < MAX_BYTES
     assert html.startswith('<!doctype html>\n<html lang="en">')
@@ -177,14 +181,13 @@ def test_charts_come_with_their_numbers(tmp_path: Path) -> None:
     assert [row[:3] for row in accuracy[1:]] == [["1", "75.00 %", "90.50 %"], ["2", "75.00 %", "90.50 %"]]
     counts = shown.tables["Images by confidence, on a logarithmic scale"]
     assert [int(row[1]) for row in counts[1:]] == [one.right.num_images for one in made.summary().bins]
-    assert "training images, during the epoch: 2.000 to 0.750" in shown.sections["curves"]
 
 
 def test_long_curves_are_thinned_and_keep_their_end() -> None:
-    rows = report.thinned(range(1, 1001))
-    assert len(rows) == report.MAX_POINTS
+    rows = pages.thinned(range(1, 1001))
+    assert len(rows) == pages.MAX_POINTS
     assert rows[-1] == 1000
-    assert list(report.thinned(range(3))) == [0, 1, 2]
+    assert list(pages.thinned(range(3))) == [0, 1, 2]
 
 
 @pytest.mark.parametrize(
@@ -287,3 +290,102 @@ def test_the_stores_password_is_not_shown(tmp_path: Path, monkeypatch: pytest.Mo
     text = page(Made(tmp_path)).text
     assert "https://tracking.example.org/mlflow" in text
     assert "SECRET" not in text
+
+
+# ---- the model card
+
+
+def card(made: Made, **params: Any) -> str:
+    return pages.card(made.summary(), made.result(**params))
+
+
+def front_matter(whole: str) -> dict[str, Any]:
+    opening, front, _ = whole.split("---\n", 2)
+    assert opening == ""
+    values = yaml.safe_load(front)
+    assert isinstance(values, dict)
+    return values
+
+
+def test_the_front_matter_of_the_card_has_the_fields_of_the_hub(tmp_path: Path) -> None:
+    made = Made(tmp_path, num_images=300)
+    result_scores = scores.read(tmp_path / paths.TEST_METRICS)
+    values = front_matter(card(made))
+    assert values["library_name"] == "pytorch"
+    assert values["pipeline_tag"] == "image-classification"
+    assert {"image-classification", "mnist", "pytorch"} <= set(values["tags"])
+    assert values["datasets"] == ["ylecun/mnist"]
+    assert values["metrics"] == ["accuracy"]
+    assert "license" not in values  # the repository has none
+    (index,) = values["model-index"]
+    assert index["name"] == "mnist-simplecnn"
+    (result,) = index["results"]
+    assert result["task"] == {"type": "image-classification", "name": "Image classification"}
+    assert result["dataset"] == {"type": "ylecun/mnist", "name": "MNIST", "split": "test"}
+    metrics = {one["type"]: one for one in result["metrics"]}
+    assert metrics["accuracy"] == {
+        "type": "accuracy",
+        "value": result_scores.accuracy,
+        "name": "Accuracy",
+        "verified": False,
+    }
+    assert metrics["loss"]["value"] == result_scores.loss
+    assert metrics["expected_calibration_error"]["value"] == result_scores.expected_calibration_error
+
+
+def test_a_data_set_that_is_not_on_the_hub_has_its_own_name_there(tmp_path: Path) -> None:
+    values = front_matter(card(Made(tmp_path, name="birds", title="Birds: a set")))
+    assert "datasets" not in values
+    (result,) = values["model-index"][0]["results"]
+    assert result["dataset"] == {"type": "birds", "name": "Birds: a set", "split": "test"}
+
+
+def test_the_card_holds_the_numbers_of_the_files(tmp_path: Path) -> None:
+    made = Made(tmp_path, num_images=300)
+    summary, result_scores = made.summary(), scores.read(tmp_path / paths.TEST_METRICS)
+    body = card(made).replace("\u00a0", " ")
+    low, high = summary.accuracy.interval or (0, 0)
+    assert f"{100 * result_scores.accuracy:.2f} % of 300 test images" in body
+    assert f"95 % interval {100 * low:.2f} to {100 * high:.2f} %" in body
+    assert f"| {result_scores.loss:.4f} |" in body
+    assert "6,422 parameters" in body
+    assert f"wrong {result_scores.num_wrong} times, {summary.num_confident_mistakes} of them" in body
+    for one in summary.classes:
+        assert f"\n| {one.name} | 30 | {100 * (one.recall.share or 0):.2f} % |" in body
+    for key in ("f" * 64, "d" * 64, "a" * 64, "c" * 40, "lr 0.01", "dvc repro"):
+        assert key in body
+
+
+def test_the_description_is_the_card_without_front_matter_and_title(tmp_path: Path) -> None:
+    whole = card(Made(tmp_path))
+    text = pages.description(whole)
+    assert whole.endswith(text)
+    assert not text.startswith(("---", "#"))
+    assert text.partition("\u00a0")[0].replace(".", "").isdecimal()  # a list shows how it begins
+
+
+def test_a_description_that_is_too_long_for_mlflow_ends_after_a_section(tmp_path: Path) -> None:
+    made = Made(tmp_path, classes=tuple(f"{number}" * 250 for number in range(10)))
+    text = pages.description(card(made))
+    assert len(text) <= pages.MAX_DESCRIPTION < len(card(made))
+    assert text.endswith("*The rest is in `README.md`, beside the model.*\n")
+    assert "## Evaluation" in text
+    assert "## By class" not in text
+
+
+def test_the_number_in_the_registry_is_filled_in(tmp_path: Path) -> None:
+    whole = card(Made(tmp_path))
+    assert '"models:/mnist-simplecnn/VERSION"' in whole
+    assert '"models:/mnist-simplecnn/12"' in pages.of_version(whole, "mnist-simplecnn", "12")
+
+
+def test_names_from_outside_are_no_markup_in_the_card(tmp_path: Path) -> None:
+    made = Made(tmp_path, title=MARKUP)
+    source = replace(SOURCE, rerun="dvc exp run -S 'a=<b>\n```\n# no'")
+    body = pages.description(card(made, source=source, model=MARKUP, lr=MARKUP))
+    shown = str(MarkdownIt("commonmark", {"html": True}).enable("table").render(body))
+    assert "<img" not in shown
+    assert "<a " not in shown
+    assert "<em>" not in shown
+    assert "<h1>" not in shown
+    assert "a=&lt;b&gt;" in shown  # once, not twice escaped

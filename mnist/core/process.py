@@ -66,8 +66,6 @@ def reported(*, failure: int = 1) -> Iterator[None]:
     try:
         yield
     except (InputError, OSError) as error:
-        if failure == 1:
-            sys.exit(f"ERROR: {error}")  # Python prints a text, and exits with 1
         print(f"ERROR: {error}", file=sys.stderr)
         sys.exit(failure)
     except KeyboardInterrupt:

@@ -144,16 +144,16 @@ def test_a_part_replaces_its_result_alone(tmp_path: Path, monkeypatch: pytest.Mo
     [("{", "found no JSON"), ("[]", "found list,"), ('{"a": 1}', "found 'a',")],
 )
 def test_a_file_of_something_else_is_an_error_before_any_measurement(
-    checkout: Path, content: str, found: str
+    checkout: Path, content: str, found: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     results = checkout / "other.json"
     results.write_text(content)
 
     for options in ([], ["--show"]):
-        with pytest.raises(SystemExit) as caught:
+        with pytest.raises(SystemExit):
             everything.main(["--output", str(results), *options])
 
-        assert str(caught.value.code).startswith(f"ERROR: {results}: {found}")
+        assert capsys.readouterr().err.startswith(f"ERROR: {results}: {found}")
     assert results.read_text() == content
 
 

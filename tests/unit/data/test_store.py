@@ -68,14 +68,6 @@ def test_the_file_is_what_the_design_says(dataset_path: Path) -> None:
     }
 
 
-def test_a_new_file_leaves_the_images_of_the_old_one(small_data: SmallData, dataset_path: Path) -> None:
-    read = store.load(dataset_path, "train")
-
-    store.write(dataset_path, train=numbered(3), test=numbered(2), description=DIGITS)
-
-    np.testing.assert_array_equal(read.images_NHW, small_data.train.images_NHW)
-
-
 @pytest.mark.parametrize(
     ("images", "labels", "found"),
     [
@@ -156,17 +148,6 @@ def test_a_file_that_does_not_say_what_it_is_is_refused(
     assert found in caught.value.found
 
 
-def test_a_write_that_fails_leaves_the_old_file(dataset_path: Path) -> None:
-    before = dataset_path.read_bytes()
-    unwritable = Images(images_NHW=np.array([object()]), labels_N=np.zeros(1, np.uint8))
-
-    with pytest.raises(Exception, match="object"):
-        store.write(dataset_path, train=unwritable, test=numbered(1), description=DIGITS)
-
-    assert dataset_path.read_bytes() == before
-    assert [path.name for path in dataset_path.parent.iterdir()] == [dataset_path.name]
-
-
 # ---- the cut
 
 
@@ -192,17 +173,6 @@ def test_the_cut_is_the_seeds() -> None:
     assert first == again
     # Two draws of 100 from 1,000 share 10 +- 3.
     assert len(set(first) & set(other)) < 30
-
-
-def test_every_image_may_come_to_validate() -> None:
-    """Over 200 seeds each of 20 images is drawn 50 +- 6 times: none below 25 or above 75."""
-    drawn = [
-        number for seed in range(200) for number in numbers(store.cut(numbered(20), val_size=5, seed=seed)[1])
-    ]
-
-    counts = np.bincount(drawn, minlength=20)
-    assert counts.min() >= 25
-    assert counts.max() <= 75
 
 
 def test_a_missing_file_or_tensor_is_named(tmp_path: Path) -> None:

@@ -212,11 +212,11 @@ def experiments(seeds: int, jobs: int) -> None:
     Example:
       mnist experiments --seeds 5
     """
-    from mnist.comparison import shuffled_pixels
+    from mnist.comparison import recipes
 
     current = config.load(paths.PARAMS).model_dump()
-    cases = shuffled_pixels.train(paths.checkout(), current, seeds, jobs)
-    result = shuffled_pixels.summary(cases, seeds)
-    files.write_json(shuffled_pixels.NUMBERS, result)
-    shuffled_pixels.draw(shuffled_pixels.PICTURE, result)
-    click.echo(f"{shuffled_pixels.table(cases)}\n\n{shuffled_pixels.sentence(result)}")
+    cases = recipes.train_cases(paths.checkout(), current, seeds, jobs)
+    result = recipes.costs(cases, seeds)
+    files.write_json(recipes.SHUFFLED_PIXELS, result)
+    recipes.draw(recipes.SHUFFLED_PIXELS_PLOT, result)
+    click.echo(f"{recipes.case_table(cases)}\n\n{recipes.sentence(result)}")

@@ -5,16 +5,18 @@ metrics are one number a side, so their noise is unknown.
 """
 
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeGuard
 
-from mnist.comparison.images import Images, compare_images
+import numpy as np
+
 from mnist.comparison.revision import Points, Snapshot
 from mnist.core import paths
 from mnist.core.errors import InputError
-from mnist.data.validation import Verdict
+from mnist.evaluation import statistics
+from mnist.evaluation.predictions import Predictions, by_class, compare
 
 # Words in the names of metrics; where both kinds occur (`accuracy_error`), less is better.
 MORE_IS_BETTER = {"accuracy", "auc", "f1", "map", "precision", "recall", "score"}
@@ -22,28 +24,57 @@ LESS_IS_BETTER = {"error", "loss", "mae", "mse", "nll", "rmse", "wrong"}
 HELD_OUT = "val_"  # starts the names of metrics of the held-out images
 SPLIT = ("seed", "val_size", "dataset")  # params that choose the held-out images
 PRECISION = 1e-6  # metrics are written with six decimals
-MAX_NAMED = 5  # files or params in a warning
 
-Outcome = Literal["better", "worse", "within noise", "not comparable"]
+
+@dataclass(frozen=True, kw_only=True)
+class ClassChange:
+    """The test images of one class."""
+
+    label: str
+    num_images: int
+    base_recall: float  # share that base gets right, 0 to 1
+    head_recall: float
+    fixed: int  # images that head alone gets right
+    broken: int  # images that base alone gets right
+    p: float  # of the exact two-sided McNemar test, adjusted by Holm for the number of classes
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictionChange:
+    """The test images of one label whose prediction changed from one class to another."""
+
+    label: str
+    base: str
+    head: str
+    images: tuple[int, ...]  # indices from 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Images:
+    """Both networks on the same test images."""
+
+    verdict: Literal["better", "worse", "within noise"]
+    num_images: int
+    base_accuracy: float  # 0 to 1
+    head_accuracy: float
+    change_pp: float  # head less base, in percentage points
+    interval_pp: tuple[float, float]  # of 95 %
+    p: float  # of the exact two-sided McNemar test
+    fixed: tuple[int, ...]  # indices of the images that head alone gets right
+    broken: tuple[int, ...]  # indices of the images that base alone gets right
+    classes: tuple[ClassChange, ...]
+    changed: tuple[PredictionChange, ...]  # the most frequent first
 
 
 @dataclass(frozen=True, kw_only=True)
 class Metric:
-    """A metric on both sides; None where a side has none.
+    """A metric on both sides; None where a side has none."""
 
-    Attributes:
-        name: dotted key, with its file where several files have the key.
-        base: its value.
-        head: its value.
-        change: head less base; None where they are no numbers.
-        better: the direction that is better, as far as the name shows.
-    """
-
-    name: str
+    name: str  # dotted key, with its file where several files have the key
     base: Any
     head: Any
-    change: float | None
-    better: Literal["more", "less", ""]
+    change: float | None  # head less base; None where they are no numbers
+    better: Literal["more", "less", ""]  # as far as the name shows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,51 +87,23 @@ class Param:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Curve:
-    """A curve of the training on both sides."""
-
-    title: str
-    base: Points
-    head: Points
-
-
-@dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """All differences of two revisions.
-
-    Attributes:
-        base: name of the revision.
-        base_commit: its full hash; empty for the workspace.
-        head: name of the other revision.
-        head_commit: its full hash.
-        outcome: the verdict on the two networks.
-        reason: why they are not comparable; empty where they are.
-        images: the test images; None where they are not comparable.
-        metrics: all of them.
-        params: those that changed.
-        code: files, folders and commands that changed, of stages that the results depend on.
-        data: what changed of the data; empty where nothing did.
-        curves: of the training, those that changed.
-        is_stale: whether results of a side are not those of its code and params, or were edited.
-        warnings: what a reader must know to trust the rest, a sentence each.
-        problems: why something could not be read, by side and file.
-    """
+    """All differences of two revisions."""
 
     base: str
-    base_commit: str
+    base_commit: str  # full hash; empty for the workspace
     head: str
     head_commit: str
-    outcome: Outcome
-    reason: str
-    images: Images | None
+    outcome: Literal["better", "worse", "within noise", "not comparable"]
+    reason: str  # why they are not comparable; empty where they are
+    images: Images | None  # None where they are not comparable
     metrics: tuple[Metric, ...]
     params: tuple[Param, ...]
-    code: tuple[str, ...]
-    data: str
-    curves: tuple[Curve, ...]
-    is_stale: bool
-    warnings: tuple[str, ...]
-    problems: Mapping[str, Mapping[str, str]]
+    code: tuple[str, ...]  # files, folders and commands that changed, of stages that results depend on
+    curves: Mapping[str, tuple[Points, Points]]  # of the training, those that changed, by title
+    is_stale: bool  # whether results of a side are not those of its code and params, or were edited
+    warnings: tuple[str, ...]  # what a reader must know to trust the rest, a sentence each
+    problems: Mapping[str, Mapping[str, str]]  # why something could not be read, by side and file
 
     def objection(self, *, fail_if: Sequence[str], max_drop: float | None) -> str:
         """Return the reason why head fails the gates; empty if it passes."""
@@ -147,33 +150,65 @@ def compare_revisions(base: Snapshot, head: Snapshot) -> Comparison:
         metrics=metrics,
         params=params,
         code=_different(base.code, head.code),
-        data=_data(base.validation, head.validation),
-        curves=tuple(
-            Curve(title=title, base=base.curves.get(title, ()), head=head.curves.get(title, ()))
+        curves={
+            title: (base.curves.get(title, ()), head.curves.get(title, ()))
             for title in _different(base.curves, head.curves)
-        ),
+        },
         is_stale=bool(stale),
-        warnings=(*stale, *_behind(base, head), *_other_split(metrics, params)),
+        warnings=(*stale, *_unread(base), *_unread(head), *_behind(base, head), *_split(metrics, params)),
         problems={"base": base.problems, "head": head.problems},
     )
 
 
 def _obstacle(base: Snapshot, head: Snapshot) -> str:
     """Return the reason why the two cannot be compared image by image; empty if they can."""
-    without = [side.name for side in (base, head) if side.predictions is None]
     if base.predictions is None or head.predictions is None:
+        without = [side.name for side in (base, head) if side.predictions is None]
         return f"no predictions on the test images at {' and '.join(without)}"
-    names = [side.params.get("dataset") for side in (base, head)]
-    if all(names) and names[0] != names[1]:
-        return f"other test data: the data sets are {names[0]} and {names[1]}"
-    if base.predictions.num_images != head.predictions.num_images:
-        counts = f"{base.predictions.num_images:,} and {head.predictions.num_images:,} images"
-        return f"other test data: {counts}"
     if base.validation and head.validation and base.validation.test_sha256 != head.validation.test_sha256:
         digests = f"{base.validation.test_sha256[:12]} and {head.validation.test_sha256[:12]}"
         return f"other test data: SHA-256 {digests}"
-    num_others = int((base.predictions.labels_N != head.predictions.labels_N).sum())
-    return f"other test data: {num_others:,} images have another label" if num_others else ""
+    if not np.array_equal(base.predictions.labels_N, head.predictions.labels_N):
+        counts = f"{base.predictions.num_images:,} and {head.predictions.num_images:,} images"
+        return f"other test data: {counts}, with other labels"
+    return ""
+
+
+def compare_images(base: Predictions, head: Predictions) -> Images:
+    """Compare two classifiers, whose predictions must be of the same images in the same order."""
+    paired, classes = compare(base, head), by_class(base, head)
+    adjusted = statistics.holm({label: of_class.p_two_sided for label, of_class in classes.items()})
+    changed = defaultdict(list)
+    for index in np.flatnonzero(base.predicted_N != head.predicted_N).tolist():
+        key = str(base.labels_N[index]), str(base.predicted_N[index]), str(head.predicted_N[index])
+        changed[key].append(index)
+    return Images(
+        verdict=paired.verdict,
+        num_images=paired.num_images,
+        base_accuracy=base.accuracy,
+        head_accuracy=head.accuracy,
+        change_pp=paired.change_pp,
+        interval_pp=paired.interval_pp,
+        p=paired.p_two_sided,
+        fixed=tuple(np.flatnonzero(head.right & ~base.right).tolist()),
+        broken=tuple(np.flatnonzero(base.right & ~head.right).tolist()),
+        classes=tuple(
+            ClassChange(
+                label=label,
+                num_images=of_class.num_images,
+                base_recall=float(base.right[base.labels_N == label].mean()),
+                head_recall=float(head.right[head.labels_N == label].mean()),
+                fixed=of_class.fixed,
+                broken=of_class.broken,
+                p=adjusted[label],
+            )
+            for label, of_class in classes.items()
+        ),
+        changed=tuple(
+            PredictionChange(label=label, base=before, head=after, images=tuple(images))
+            for (label, before, after), images in sorted(changed.items(), key=lambda one: -len(one[1]))
+        ),
+    )
 
 
 def _metrics(base: Snapshot, head: Snapshot) -> tuple[Metric, ...]:
@@ -221,30 +256,31 @@ def _different(base: Mapping[str, Any], head: Mapping[str, Any]) -> tuple[str, .
     return tuple(name for name in names if name not in base or name not in head or base[name] != head[name])
 
 
-def _data(base: Verdict | None, head: Verdict | None) -> str:
-    if base is None or head is None or base.dataset_sha256 == head.dataset_sha256:
-        return ""
-    return f"digest {base.dataset_sha256[:12]} in base, {head.dataset_sha256[:12]} in head"
-
-
 def _stale(side: Snapshot) -> list[str]:
     """Return warnings that the results of a side are not those of its code and params."""
     found = []
-    at = f"at {side.name}"
     accuracy = side.metrics.get(paths.TEST_METRICS.as_posix(), {}).get("accuracy")
     if side.predictions and _is_number(accuracy) and abs(side.predictions.accuracy - accuracy) > PRECISION:
-        by_images = f"the predictions give {side.predictions.accuracy:.6g}"
-        found.append(f"{at} the metric accuracy is {accuracy}, but {by_images}: one of the files was edited")
+        found.append(
+            f"at {side.name} the metric accuracy is {accuracy}, that of the predictions "
+            f"{side.predictions.accuracy:.6g}: one of the files was edited"
+        )
     if side.altered:
-        found.append(f"{at} the pipeline did not write these files: {_some(side.altered)}")
+        found.append(f"at {side.name} the pipeline did not write {', '.join(side.altered)}")
     if side.stale:
-        found.append(f"{at} the results are stale (run dvc repro), since these changed: {_some(side.stale)}")
+        what = f"the results are stale (run dvc repro), since these changed: {', '.join(side.stale)}"
+        found.append(f"at {side.name} {what}")
     return found
 
 
-def _some(names: Sequence[str]) -> str:
-    more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
-    return f"{', '.join(names[:MAX_NAMED])}{more}"
+def _unread(side: Snapshot) -> list[str]:
+    """Return a warning for each file that the verdict is to be checked by, and that could not be read."""
+    unread = [path.as_posix() for path in (paths.TEST_METRICS, paths.VALIDATION)]
+    return [
+        f"at {side.name} the verdict could not be checked by {path}: see below"
+        for path in unread
+        if path in side.problems and side.predictions
+    ]
 
 
 def _behind(base: Snapshot, head: Snapshot) -> list[str]:
@@ -254,7 +290,7 @@ def _behind(base: Snapshot, head: Snapshot) -> list[str]:
     return [f"{commits} not in {head.name}: their changes count as undone. Merge {base.name} first"]
 
 
-def _other_split(metrics: Iterable[Metric], params: Iterable[Param]) -> list[str]:
+def _split(metrics: Iterable[Metric], params: Iterable[Param]) -> list[str]:
     split = [param.name for param in params if param.name in SPLIT and None not in (param.base, param.head)]
     if not split or not any(HELD_OUT in metric.name for metric in metrics):
         return []

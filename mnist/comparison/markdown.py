@@ -9,44 +9,43 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import numpy as np
 from tabulate import tabulate
 
-from mnist.comparison import charts
-from mnist.comparison.diff import Comparison, Metric
-from mnist.comparison.images import Images
+from mnist.comparison.diff import Comparison, Images, Metric
+from mnist.comparison.revision import Points
 from mnist.evaluation import statistics
 
 MAX_SHOWN = 60  # characters of a name or value
 MAX_REASON = 200  # characters of a message
-MAX_READ = 2000  # characters of either, most of which may not print
 MAX_SENTENCE = 600  # characters of a warning
 MAX_ROWS = 20  # of a table
 MAX_GROUPS = 10  # of images whose prediction changed
-MAX_ONE_SIDED = 5  # params that one side alone has
-MAX_CODE = 6  # files and folders of code
-MAX_INDICES = 6  # images in a cell
-MAX_INT = 10**18  # a larger whole number is cut as a text
+MAX_NAMED = 6  # images in a cell, files of code
+MAX_POINTS = 30  # of a line in a chart
 SMALLEST_P = 0.0001  # that is written out
 NOTHING = "-"
-PLAIN = re.compile(r"[A-Za-z]{1,20}( [A-Za-z]{1,20}){0,3}|[0-9]{1,6}")  # has no meaning in Markdown
 ARROWS = {"more": " ↑", "less": " ↓", "": ""}
+GREY, BLUE = "#8c959f", "#2f81f7"  # base and head, on white and on black
 
 
 def render(comparison: Comparison) -> str:
     """Return the report: the verdict first, then warnings, then a section for each kind of change."""
+    images = comparison.images
     sections = {
         "Could not be read": _problems(comparison),
-        "Metrics": _metrics(comparison),
+        "Metrics": _metrics(comparison.metrics),
         "What changed": _changes(comparison),
-        "Recall by class": _classes(comparison.images) if comparison.images else [],
-        "Images whose prediction changed": _predictions(comparison.images) if comparison.images else [],
+        "Recall by class": _classes(images) if images else [],
+        "Images whose prediction changed": _predictions(images) if images else [],
         "Training curves": _curves(comparison),
     }
     base = _revision(comparison.base, comparison.base_commit)
     head = _revision(comparison.head, comparison.head_commit)
     blocks = [
         f"## {base} → {head}",
-        f"**{comparison.outcome.capitalize()}**: {_verdict(comparison)}",
+        f"**{comparison.outcome.capitalize()}**: "
+        + (_verdict(images) if images else f"{_sentence(comparison.reason)}."),
         *(f"> ⚠ {_sentence(warning)}." for warning in comparison.warnings),
     ]
     for title, section in sections.items():
@@ -58,10 +57,7 @@ def _revision(name: str, commit: str) -> str:
     return code(name) + (f" ({commit[:7]})" if commit and not commit.startswith(name) else "")
 
 
-def _verdict(comparison: Comparison) -> str:
-    images = comparison.images
-    if images is None:
-        return f"{_sentence(comparison.reason)}."
+def _verdict(images: Images) -> str:
     if not images.changed:
         all_images = f"all {images.num_images:,} test images"
         return f"accuracy {images.base_accuracy:.2%}, the same predictions on {all_images}."
@@ -83,43 +79,28 @@ def _problems(comparison: Comparison) -> list[str]:
     return _table(["file", "at", "reason"], rows)
 
 
-def _metrics(comparison: Comparison) -> list[str]:
-    metrics = comparison.metrics
-    blocks = _table(
-        ["metric", "base", "head", "change"],
-        [_metric(metric) for metric in metrics if metric.base != metric.head],
-        right=3,
-    )
-    if same := [metric.name for metric in metrics if metric.base == metric.head]:
-        blocks.append(f"Unchanged: {_names(same)}.")
+def _metrics(metrics: Sequence[Metric]) -> list[str]:
+    rows = [
+        [code(one.name) + ARROWS[one.better], _value(one.base), _value(one.head), _change(one.change)]
+        for one in metrics
+        if one.base != one.head
+    ]
+    blocks = _table(["metric", "base", "head", "change"], rows, right=3)
+    if same := [one.name for one in metrics if one.base == one.head]:
+        blocks.append(f"Unchanged: {_names(same, MAX_ROWS)}.")
     return blocks
 
 
-def _metric(metric: Metric) -> list[str]:
-    change = NOTHING if metric.change is None else f"{metric.change:+.4g}"
-    if metric.change is not None and isinstance(metric.base, int) and isinstance(metric.head, int):
-        change = f"{metric.change:+,}"
-    return [code(metric.name) + ARROWS[metric.better], _value(metric.base), _value(metric.head), change]
+def _change(change: float | None) -> str:
+    if change is None:
+        return NOTHING
+    return f"{change:+,}" if isinstance(change, int) else f"{change:+.4g}"
 
 
 def _changes(comparison: Comparison) -> list[str]:
-    params = comparison.params
-    both = [param for param in params if param.base is not None and param.head is not None]
-    removed = [param for param in params if param.head is None]
-    added = [param for param in params if param.base is None]
-    rows = [
-        [code(param.name), _literal(param.base), _literal(param.head)]
-        for param in [*both, *removed[:MAX_ONE_SIDED], *added[:MAX_ONE_SIDED]]
-    ]
+    rows = [[code(one.name), _literal(one.base), _literal(one.head)] for one in comparison.params]
     blocks = _table(["param", "base", "head"], rows)
-    for side, names in (("base", removed), ("head", added)):
-        if len(names) > MAX_ONE_SIDED:
-            blocks.append(f"{len(names) - MAX_ONE_SIDED:,} more params are in {side} alone.")
-    if comparison.code:
-        blocks.append(f"Code: {_names(comparison.code, MAX_CODE)}.")
-    if comparison.data:
-        blocks.append(f"Data: {_sentence(comparison.data)}.")
-    return blocks
+    return [*blocks, f"Code: {_names(comparison.code, MAX_NAMED)}."] if comparison.code else blocks
 
 
 def _classes(images: Images) -> list[str]:
@@ -127,7 +108,7 @@ def _classes(images: Images) -> list[str]:
         return []
     rows = [
         [
-            _name(one.label),
+            _sentence(one.label),
             f"{one.num_images:,}",
             f"{one.base_recall:.2%}",
             f"{one.head_recall:.2%}",
@@ -139,8 +120,8 @@ def _classes(images: Images) -> list[str]:
         for one in images.classes
     ]
     clear = [one for one in images.classes if one.p < statistics.ALPHA]
-    better = [_name(one.label) for one in clear if one.fixed > one.broken]
-    worse = [_name(one.label) for one in clear if one.fixed < one.broken]
+    better = [_sentence(one.label) for one in clear if one.fixed > one.broken]
+    worse = [_sentence(one.label) for one in clear if one.fixed < one.broken]
     beyond = f"Beyond noise: {', '.join(better) or 'none'} better, {', '.join(worse) or 'none'} worse"
     return [
         *_table(["class", "images", "base", "head", "change", "fixed", "broken", "p"], rows, right=7),
@@ -152,12 +133,9 @@ def _predictions(images: Images) -> list[str]:
     rows = [
         [
             f"{len(one.images):,}",
-            _name(one.label),
-            _name(one.base),
-            _name(one.head),
+            *map(_sentence, (one.label, one.base, one.head)),
             {one.base: "broken", one.head: "fixed"}.get(one.label, "wrong twice"),
-            ", ".join(map(str, one.images[:MAX_INDICES]))
-            + (", ..." if len(one.images) > MAX_INDICES else ""),
+            ", ".join(map(str, one.images[:MAX_NAMED])) + (", ..." if len(one.images) > MAX_NAMED else ""),
         ]
         for one in images.changed
     ]
@@ -166,8 +144,43 @@ def _predictions(images: Images) -> list[str]:
 
 
 def _curves(comparison: Comparison) -> list[str]:
-    drawn = list(filter(None, map(charts.chart, comparison.curves)))
+    drawn = [chart(title, *lines) for title, lines in comparison.curves.items()]
+    drawn = [one for one in drawn if one]
     return ["Grey: base. Blue: head.", *drawn] if drawn else []
+
+
+def chart(title: str, base: Points, head: Points) -> str:
+    """Return a chart of both lines in Mermaid's language, which GitHub draws; empty if they do not overlap.
+
+    Mermaid stretches each line over the whole x axis, so it ends where the shorter one ends.
+    """
+    sides = (base, head)
+    if not all(sides):
+        return ""
+    first, last = max(points[0][0] for points in sides), min(points[-1][0] for points in sides)
+    if first >= last:
+        return ""
+    num_points = max(sum(first <= x <= last for x, _ in points) for points in sides)
+    x_N = np.linspace(first, last, max(2, min(MAX_POINTS, num_points)))
+    lines = [np.interp(x_N, *np.array(points).T) for points in sides]
+    return "\n".join(
+        [
+            "```mermaid",
+            "---",
+            f'config: {{themeVariables: {{xyChart: {{plotColorPalette: "{GREY}, {BLUE}"}}}}}}',
+            "---",
+            "xychart-beta",
+            f'    title "{title}"',
+            f'    x-axis "{title.rpartition(" by ")[2]}" {_number(first)} --> {_number(last)}',
+            *(f"    line [{', '.join(map(_number, line))}]" for line in lines),
+            "```",
+        ]
+    )
+
+
+def _number(value: float) -> str:
+    """Return a number of six digits without an exponent, which Mermaid cannot read."""
+    return np.format_float_positional(value, precision=6, fractional=False, trim="-")
 
 
 def _table(
@@ -190,7 +203,7 @@ def _table(
     return [table, f"And {more:,} more rows."] if more > 0 else [table]
 
 
-def _names(names: Sequence[str], most: int = MAX_ROWS) -> str:
+def _names(names: Sequence[str], most: int) -> str:
     more = f" and {len(names) - most:,} more" if len(names) > most else ""
     return ", ".join(map(code, names[:most])) + more
 
@@ -198,8 +211,7 @@ def _names(names: Sequence[str], most: int = MAX_ROWS) -> str:
 def _value(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.6g}"
-    is_count = isinstance(value, int) and not isinstance(value, bool) and abs(value) < MAX_INT
-    return f"{value:,}" if is_count else _literal(value)
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else _literal(value)
 
 
 def _literal(value: Any) -> str:
@@ -214,7 +226,7 @@ def _p(p: float) -> str:
 
 def code(text: str, most: int = MAX_SHOWN) -> str:
     """Return a code span of any text: in one line, without what does not print, cut to `most` characters."""
-    text = " ".join(text[:MAX_READ].split())
+    text = " ".join(text.split())
     text = "".join(character for character in text if character.isprintable())
     if len(text) > most:
         text = f"{text[: most - 3]}..."
@@ -224,13 +236,8 @@ def code(text: str, most: int = MAX_SHOWN) -> str:
     return f"{fence}{pad}{text}{pad}{fence}" if text else NOTHING
 
 
-def _name(text: str) -> str:
-    """Return the name of a class: words and numbers as they are, anything else as code."""
-    return text if PLAIN.fullmatch(text) else code(text)
-
-
 def _sentence(text: str) -> str:
-    """Return a sentence of ours with names of theirs: what is neither a word nor a number becomes code.
+    """Return a sentence or name with all that is neither a word nor a number as code.
 
     GitHub makes a link of `www.` and of `GH-1`, and bold of `__init__`.
     """

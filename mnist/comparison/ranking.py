@@ -1,31 +1,130 @@
-"""The order of experiments by validation accuracy, and the commands that apply the best one."""
+"""The results of experiments in git, their order by validation accuracy, and how to apply the best one."""
 
+import hashlib
+import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from mnist.comparison.recipes import aligned, differing
-from mnist.comparison.results import Result, load_results
-from mnist.core import paths
+from tabulate import tabulate
+
+from mnist.core import config, paths
 from mnist.core.config import Split, as_typed
+from mnist.core.errors import InputError
+from mnist.lineage import experiments, lock
+from mnist.lineage.experiments import Revision
 
 ACCURACY, LOSS = "val_accuracy", "val_loss"
 ROUNDING = 1e-6  # of the accuracies in metrics/train.json
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ranking:
-    """Results, the best first.
+class Result:
+    """The numbers of a revision, and what they were trained with."""
 
-    Attributes:
-        ranked: those on the same validation images.
-        others: those on other validation images, whose accuracies do not compare.
+    revision: Revision
+    numbers: Mapping[str, float]  # of its metrics file, by key
+    params: Mapping[str, Any]  # that stage `train` ran with, as `dvc.lock` records them
+    dataset_md5: str  # of the file that all images are from
+
+
+@dataclass(frozen=True, kw_only=True)
+class Results:
+    """The results of some commits, of the experiments that started from them, and of the workspace."""
+
+    head: str  # full hash of HEAD
+    num_experiments: int  # that have finished, with or without a result that can be read
+    found: tuple[Result, ...]
+    notes: tuple[str, ...]  # lines on what was left out and why, and on what the queue still holds
+
+
+def load_results(root: Path, revs: Sequence[str] | None, file: Path, keys: Sequence[str]) -> Results:
+    """Load these numbers of the experiments that started from `revs`, of those commits and the workspace.
+
+    Args:
+        root: of the checkout.
+        revs: commits, as a user names them; None: HEAD and all that experiments started from.
+        file: of metrics; no other result is read.
+        keys: of the numbers in it.
+
+    Raises:
+        InputError: there is no checkout with git and DVC, or no such commit.
     """
+    head = experiments.commit_of(root, "HEAD")
+    finished = [one for one in experiments.every(root) if one.kind == "experiment"]
+    commits = {experiments.commit_of(root, rev): rev for rev in (["HEAD"] if revs is None else revs)}
+    if revs is None:
+        commits = {one.baseline: one.baseline[:7] for one in finished} | commits
+    finished = [one for one in finished if one.baseline in commits]
+    revisions = [Revision(kind="commit", name=name, commit=commit) for commit, name in commits.items()]
+    revisions += finished
+    if head in commits:
+        revisions.append(Revision(kind="workspace", name="workspace"))
+    found, notes, seen = [], [], set()
+    contents = (experiments.contents(root, revisions, path) for path in (file, paths.LOCK))
+    for revision, metrics, locked in zip(revisions, *contents, strict=True):
+        if revision.kind == "workspace" and (metrics, locked) in seen:
+            continue  # as committed, or as applied
+        seen.add((metrics, locked))
+        try:
+            found.append(_read(revision, file, metrics, locked, keys))
+        except InputError as error:
+            notes.append(f"left out: {revision.name}: {error}")
+    notes += experiments.queue(root, None if revs is None else set(commits))
+    return Results(head=head, num_experiments=len(finished), found=tuple(found), notes=tuple(notes))
 
-    ranked: tuple[Result, ...]
-    others: tuple[Result, ...]
+
+def _read(
+    revision: Revision, file: Path, metrics: bytes | None, locked: bytes | None, keys: Sequence[str]
+) -> Result:
+    """Read a result.
+
+    Raises:
+        InputError: a file is missing or broken, or the metrics are not those that `dvc.lock` records.
+    """
+    expected = "what the stages write: `dvc repro`"
+    if metrics is None or locked is None:
+        missing = file if metrics is None else paths.LOCK
+        raise InputError(str(missing), found="no such file", expected=expected)
+    stages = lock.parse(locked)
+    md5s: dict[str, str] = {}
+    for entry in (stages.get(name, {}) for name in lock.MAKERS):
+        md5s |= lock.digests(entry, "deps") | lock.digests(entry, "outs")
+    params = stages.get("train", {}).get("params", {}).get(str(paths.PARAMS))
+    dataset_md5 = md5s.get(paths.DATASET.as_posix())
+    if not params or not dataset_md5:
+        raise InputError(str(paths.LOCK), found="no params or no data set of train", expected=expected)
+    if hashlib.md5(metrics, usedforsecurity=False).hexdigest() != md5s.get(file.as_posix()):
+        raise InputError(str(file), found="other bytes than dvc.lock records", expected=expected)
+    split = {key: params[key] for key in Split.model_fields if key in params}
+    config.check(Split, split, f"{paths.LOCK}: train")
+    numbers = _numbers(metrics, file, keys)
+    return Result(revision=revision, numbers=numbers, params=params, dataset_md5=dataset_md5)
+
+
+def _numbers(content: bytes, file: Path, keys: Sequence[str]) -> dict[str, float]:
+    try:
+        values = json.loads(content)
+    except ValueError as error:
+        raise InputError(str(file), found=f"no JSON ({error})", expected="a JSON file") from None
+    numbers = {}
+    for key in keys:
+        value = values.get(key) if isinstance(values, dict) else None
+        if not isinstance(value, int | float) or not math.isfinite(value):
+            raise InputError(f"{file}: {key}", found=str(value), expected="a number")
+        numbers[key] = float(value)
+    return numbers
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ranking:
+    """Results, the best first."""
+
+    ranked: tuple[Result, ...]  # on the same validation images
+    others: tuple[Result, ...]  # on other validation images: their accuracies do not compare
 
     @property
     def best(self) -> Result | None:
@@ -61,9 +160,9 @@ def rank(results: Iterable[Result]) -> Ranking:
     )
 
 
-def _images(result: Result) -> tuple[str, Split]:
+def _images(result: Result) -> tuple[str, ...]:
     """Return what determines the validation images."""
-    return result.dataset_md5, result.split
+    return result.dataset_md5, *(str(result.params[key]) for key in Split.model_fields)
 
 
 def standard_error(result: Result) -> float:
@@ -71,7 +170,7 @@ def standard_error(result: Result) -> float:
 
     The formula gives 0 where all are right, though n images cannot prove that none will be wrong.
     """
-    p, n = result.numbers[ACCURACY], result.split.val_size
+    p, n = result.numbers[ACCURACY], int(result.params["val_size"])
     return max(math.sqrt(p * (1 - p) / n), 1 / n)
 
 
@@ -92,10 +191,21 @@ def table(ranking: Ranking, top: int | None = None) -> str:
         ]
         for mark, one in marked
     ]
-    headers = ["", "experiment", ACCURACY, "", LOSS, *keys]
-    text = aligned(rows, headers, left={1})
+    text = aligned(rows, ["", "experiment", ACCURACY, "", LOSS, *keys], left={1})
     num_left = len(everyone) - len(rows)
     return f"{text}\n... and {num_left} more" if num_left else text
+
+
+def differing(all_params: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the keys of params that are not equal in all of them."""
+    keys = dict.fromkeys(key for params in all_params for key in params)
+    return [key for key in keys if len({as_typed(params.get(key)) for params in all_params}) > 1]
+
+
+def aligned(rows: Sequence[Sequence[str]], headers: Sequence[str], *, left: Container[int] = ()) -> str:
+    """Return a table for a terminal: its columns are aligned to the right, but for those in `left`."""
+    align = ["left" if column in left else "right" for column in range(len(headers))]
+    return tabulate(rows, headers, tablefmt="plain", colalign=align, disable_numparse=True)
 
 
 def advice(ranking: Ranking, head: str) -> list[str]:
@@ -106,30 +216,26 @@ def advice(ranking: Ranking, head: str) -> list[str]:
     best = ranking.best
     if best is None:
         return [*lines, "best: none, since no two were scored on the same validation images"]
-    line = f"best: {best.revision.name}"
-    if best.revision.kind != "experiment":
-        line += ", which no experiment beats"
+    revision = best.revision
+    is_experiment = revision.kind == "experiment"
+    line = f"best: {revision.name}{'' if is_experiment else ', which no experiment beats'}"
     if ranking.close:
         line += (
-            f"; {len(ranking.close)} more within one standard error on {best.split.val_size} images:"
+            f"; {len(ranking.close)} more within one standard error on {best.params['val_size']} images:"
             " prefer the cheaper or simpler"
         )
-    return [*lines, line, *_commands(best, head)]
-
-
-def _commands(best: Result, head: str) -> list[str]:
-    revision = best.revision
-    if revision.kind == "experiment":
+    lines.append(line)
+    if is_experiment:
         # From another commit, `dvc exp apply` would bring that commit's code along.
         start = "" if revision.baseline == head else f"git checkout {revision.baseline[:12]} && "
-        return [
+        lines += [
             f"  apply   {start}dvc exp apply {revision.name}",
             f"  branch  {start}dvc exp branch {revision.name} {revision.name}-branch",
             f"  MLflow  make ui, then the run {revision.name}",
         ]
-    if revision.kind == "commit" and revision.commit != head:
-        return [f"  apply   git checkout {revision.commit[:12]} && dvc checkout"]
-    return []
+    elif revision.kind == "commit" and revision.commit != head:
+        lines.append(f"  apply   git checkout {revision.commit[:12]} && dvc checkout")
+    return lines
 
 
 def report(root: Path, revs: Sequence[str] | None, top: int | None = None) -> str:

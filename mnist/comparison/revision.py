@@ -16,7 +16,6 @@ from typing import Any
 
 from dvc.exceptions import DvcException
 from dvc.repo import Repo
-from dvc.scm import NoSCM
 
 from mnist.core import config, paths
 from mnist.core.errors import InputError
@@ -31,76 +30,51 @@ CURVES = {
     "Validation loss by epoch": (paths.HISTORY, "epoch", "val_loss"),
 }
 
-Points = tuple[tuple[float, float], ...]
+Points = tuple[tuple[float, float], ...]  # (x, y)
 
 
 @dataclass(kw_only=True)
 class Snapshot:
-    """The results of a revision.
+    """The results of a revision."""
 
-    Attributes:
-        name: as the user typed it; a full hash is shortened.
-        commit: full hash; empty for the workspace.
-        metrics: by file and dotted key.
-        params: by dotted key; those of other files than `params.yaml` begin with the file's name.
-        code: what made the results, by name: commands, and the MD5 of each file or folder of code.
-        predictions: on the test images.
-        validation: the verdict on the data.
-        curves: (x, y) by title.
-        stale: code, params and commands that are not those of the last run.
-        altered: metrics and plots that are not those of the last run.
-        problems: why something could not be read, by file.
-        num_missing: commits of the base that are not in this revision; None where unknown.
-    """
-
-    name: str
-    commit: str
-    metrics: dict[str, dict[str, Any]] = field(default_factory=dict)
-    params: dict[str, Any] = field(default_factory=dict)
-    code: dict[str, str] = field(default_factory=dict)
-    predictions: Predictions | None = None
+    name: str  # as the user typed it; a full hash is shortened
+    commit: str  # full hash; empty for the workspace
+    metrics: dict[str, dict[str, Any]] = field(default_factory=dict)  # by file and dotted key
+    params: dict[str, Any] = field(default_factory=dict)  # `<file>:<key>` for other files than params.yaml
+    code: dict[str, str] = field(default_factory=dict)  # commands, and MD5s of files and folders, by name
+    predictions: Predictions | None = None  # on the test images
     validation: Verdict | None = None
-    curves: dict[str, Points] = field(default_factory=dict)
-    stale: tuple[str, ...] = ()
-    altered: tuple[str, ...] = ()
-    problems: dict[str, str] = field(default_factory=dict)
-    num_missing: int | None = None
+    curves: dict[str, Points] = field(default_factory=dict)  # by title
+    stale: tuple[str, ...] = ()  # code, params and commands that are not those of the last run
+    altered: tuple[str, ...] = ()  # metrics and plots that are not those of the last run
+    problems: dict[str, str] = field(default_factory=dict)  # why something could not be read, by file
+    num_missing: int | None = None  # commits of the base that are not in this revision
 
 
 def read(base: str, head: str, root: Path) -> tuple[Snapshot, Snapshot]:
     """Read two revisions of the repository at `root`; `WORKSPACE` is what is checked out.
 
     Raises:
-        InputError: `root` is not the top folder of a checkout with git and DVC; a revision is unknown
-            here and at `origin`; its `dvc.yaml` cannot be read.
+        InputError: a revision is unknown here and at `origin`, or DVC cannot read its `dvc.yaml`.
     """
-    # DVC would print what becomes one of `problems`.
-    logging.getLogger("dvc").setLevel(logging.CRITICAL)
-    expected = "the top folder of a checkout with git and DVC"
-    try:
-        repo = Repo(str(root))
-    except DvcException as error:
-        raise InputError(str(root), found=_reason(error), expected=expected) from None
-    with repo:
-        if isinstance(repo.scm, NoSCM):
-            raise InputError(str(root), found="DVC without git", expected=expected)
-        if not root.samefile(repo.root_dir):
-            raise InputError(str(root), found=f"a folder in {repo.root_dir}", expected=expected)
+    logging.getLogger("dvc").setLevel(logging.CRITICAL)  # it would print what becomes one of `problems`
     # Resolved before DVC opens the repository: it does not see packs that are fetched afterwards.
     commits = ["" if name == WORKSPACE else git.resolve(name, folder=root) for name in (base, head)]
-    with Repo(str(root)) as repo:
-        sides = [_read(repo, name, commit) for name, commit in zip((base, head), commits, strict=True)]
+    sides = [_read(root, name, commit) for name, commit in zip((base, head), commits, strict=True)]
     if sides[0].commit:
         sides[1].num_missing = git.num_missing(sides[0].commit, sides[1].commit, folder=root)
     return sides[0], sides[1]
 
 
-def _read(repo: Repo, name: str, commit: str) -> Snapshot:
+def _read(root: Path, name: str, commit: str) -> Snapshot:
     snapshot = Snapshot(name=commit[:7] if name == commit and commit else name, commit=commit)
     try:
-        with repo.switch(commit or WORKSPACE):
-            _read_metrics(repo, snapshot)
-            _read_params(repo, snapshot)
+        with Repo(str(root)) as repo, repo.switch(commit or WORKSPACE):
+            for path, values in _files(repo.metrics.show(hide_workspace=False), snapshot, "metric"):
+                snapshot.metrics[path] = values
+            for path, values in _files(repo.params.show(hide_workspace=False), snapshot, "param"):
+                prefix = "" if path == str(paths.PARAMS) else f"{path}:"
+                snapshot.params |= {f"{prefix}{key}": value for key, value in values.items()}
             _read_stages(repo, snapshot)
             _read_predictions(repo, snapshot)
             _read_validation(repo, snapshot)
@@ -109,17 +83,6 @@ def _read(repo: Repo, name: str, commit: str) -> Snapshot:
         expected = "a pipeline that DVC can read"
         raise InputError(f"{paths.PIPELINE} at {name}", found=_reason(error), expected=expected) from None
     return snapshot
-
-
-def _read_metrics(repo: Repo, snapshot: Snapshot) -> None:
-    for path, values in _files(repo.metrics.show(hide_workspace=False), snapshot, "metric"):
-        snapshot.metrics[path] = values
-
-
-def _read_params(repo: Repo, snapshot: Snapshot) -> None:
-    for path, values in _files(repo.params.show(hide_workspace=False), snapshot, "param"):
-        prefix = "" if path == str(paths.PARAMS) else f"{path}:"
-        snapshot.params |= {f"{prefix}{key}": value for key, value in values.items()}
 
 
 def _files(shown: Mapping[str, Any], snapshot: Snapshot, kind: str) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -180,12 +143,9 @@ def _read_stages(repo: Repo, snapshot: Snapshot) -> None:
 
 def _read_predictions(repo: Repo, snapshot: Snapshot) -> None:
     """Read the predictions on the test images; a file of another name is found by its plot's template."""
+    plots = {out.def_path: out.plot for out in repo.index.outs if isinstance(out.plot, dict)}
+    found = [path for path, plot in plots.items() if plot.get("template") == "confusion"]
     ours = paths.PREDICTIONS.as_posix()
-    found = [
-        out.def_path
-        for out in repo.index.outs
-        if isinstance(out.plot, dict) and out.plot.get("template") == "confusion"
-    ]
     path = ours if ours in found or not found else found[0]
     try:
         text = repo.dvcfs.cat_file(path).decode(errors="replace")
@@ -210,7 +170,7 @@ def _read_curves(repo: Repo, snapshot: Snapshot) -> None:
             snapshot.curves[title] = tuple(point for point in points if all(map(math.isfinite, point)))
 
 
-def _reason(error: Any) -> str:
+def _reason(error: Exception) -> str:
     """Return the reason of an error, in one line."""
     if isinstance(error, FileNotFoundError):
         return "no such file"

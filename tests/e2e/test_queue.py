@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from mnist.comparison.shuffled_pixels import CASES
+from mnist.comparison.recipes import CASES
 from mnist.core import config, paths
 from tests import checkout
 from tests.checkout import Clone
@@ -16,10 +16,10 @@ TIMEOUT_SECONDS = 900
 TRAIN_ONE_SEED = """
 import json
 from pathlib import Path
-from mnist.comparison import shuffled_pixels
+from mnist.comparison import recipes
 from mnist.core import config, paths
 current = config.load(paths.PARAMS).model_dump()
-cases = shuffled_pixels.train(Path().resolve(), current, num_seeds=1, jobs=2)
+cases = recipes.train_cases(Path().resolve(), current, num_seeds=1, jobs=2)
 print(json.dumps([[case.model, case.permute_pixels, recipe.accuracies] for case, recipe in cases.items()]))
 """
 

@@ -1,14 +1,24 @@
-"""What recipes reach over seeds; on results made by hand."""
+"""What recipes reach over seeds, and what shuffling the pixels costs; on results made by hand."""
 
+import json
+import shutil
+import subprocess
+from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
+from PIL import Image
 
+import mnist.cli
 from mnist.comparison import recipes
-from mnist.comparison.recipes import Recipe
-from mnist.comparison.results import Result
-from mnist.core.config import Split
+from mnist.comparison.ranking import Result
+from mnist.comparison.recipes import CASES, Case, Recipe
+from mnist.core import config, paths
+from mnist.core.errors import InputError
+from mnist.lineage import experiments
 from mnist.lineage.experiments import Revision
+from tests.checkout import ROOT
 
 
 def result(name: str, seed: int, accuracy: float, dataset_md5: str = "d", **params: Any) -> Result:
@@ -17,7 +27,6 @@ def result(name: str, seed: int, accuracy: float, dataset_md5: str = "d", **para
         numbers={"accuracy": accuracy},
         params={"seed": seed, **params},
         dataset_md5=dataset_md5,
-        split=Split(seed=seed, val_size=1000),
     )
 
 
@@ -26,19 +35,15 @@ def recipe(*accuracies: float, **params: Any) -> Recipe:
 
 
 def test_mean_deviation_and_interval_are_those_of_the_book() -> None:
-    """t(4, 0.975) = 2.776, as tables of Student's distribution have it."""
+    """t(4, 0.975) = 2.7764, as tables of Student's distribution have it: 95 ± 2.7764 * 0.31623."""
     made = recipe(0.94, 0.95, 0.95, 0.95, 0.96)
 
-    assert made.mean == pytest.approx(0.95)
-    assert made.sd == pytest.approx(0.0070711, rel=1e-4)
-    assert made.interval == pytest.approx((0.95 - 2.7764 * 0.0031623, 0.95 + 2.7764 * 0.0031623), rel=1e-4)
+    assert made.figures == ["5", "95.00%", "0.71", "94.12 to 95.88", "94.00 to 96.00"]
 
 
-def test_one_seed_has_no_spread() -> None:
-    made = recipe(0.95)
-
-    assert (made.mean, made.sd, made.interval) == (0.95, None, None)
-    assert recipes.figures(made) == ["1", "95.00%", "-", "-", "95.00 to 95.00"]
+def test_one_seed_has_no_spread_and_no_interval_leaves_0_to_100() -> None:
+    assert recipe(0.95).figures == ["1", "95.00%", "-", "-", "95.00 to 95.00"]
+    assert recipe(0.0, 1.0).figures[3] == "0.00 to 100.00"
 
 
 def test_a_recipe_is_all_params_but_the_seed_on_one_data_set() -> None:
@@ -77,3 +82,122 @@ def test_the_table_has_the_params_that_differ() -> None:
         ["2", "97.00%", "1.41", "84.29", "to", "100.00", "96.00", "to", "98.00", "0.1"],
         ["1", "90.00%", "-", "-", "90.00", "to", "90.00", "0.01"],
     ]
+
+
+# Shuffled pixels
+
+CNN, SHUFFLED_CNN, MLP, SHUFFLED_MLP = CASES
+ACCURACIES = {
+    CNN: (0.95, 0.94, 0.96),
+    SHUFFLED_CNN: (0.86, 0.84, 0.85),
+    MLP: (0.86, 0.84, 0.85),
+    SHUFFLED_MLP: (0.85, 0.85, 0.85),
+}
+
+
+def of_case(case: Case, *accuracies: float, lr: float = 0.01) -> Recipe:
+    return recipe(*accuracies, model=case.model, permute_pixels=case.permute_pixels, lr=lr)
+
+
+RECIPES = {case: of_case(case, *accuracies) for case, accuracies in ACCURACIES.items()}
+CURRENT = {"model": "simple_cnn", "permute_pixels": False, "lr": 0.01, "seed": 5, "registry": {}}
+
+
+def test_only_results_of_the_current_params_count() -> None:
+    others = [of_case(CNN, 0.99, lr=0.1), of_case(MLP, 0.99, lr=0.1)]
+
+    assert recipes.by_case([*others, *RECIPES.values()], CURRENT) == RECIPES
+
+
+def test_what_is_there_is_not_trained_again() -> None:
+    some = {**RECIPES, CNN: of_case(CNN, 0.9)}
+    del some[SHUFFLED_MLP]
+
+    assert recipes.missing(some, 2) == [
+        ("model=simple_cnn", "permute_pixels=false", "seed=1"),
+        ("model=mlp", "permute_pixels=true", "seed=0"),
+        ("model=mlp", "permute_pixels=true", "seed=1"),
+    ]
+    assert recipes.missing(RECIPES, 3) == []
+
+
+@pytest.mark.parametrize(("status", "is_left_out"), [(0, False), (255, False), (0, True)])
+def test_what_is_missing_is_trained_and_a_failure_is_an_error(
+    status: int, is_left_out: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    known = [one for case, one in RECIPES.items() if case != SHUFFLED_CNN]
+    ran = []
+
+    def dvc(*arguments: str, capture: bool) -> subprocess.CompletedProcess[str]:
+        assert capture
+        ran.append(arguments)
+        known.extend([] if is_left_out else [RECIPES[SHUFFLED_CNN]])
+        return subprocess.CompletedProcess(arguments, status, "", "")
+
+    monkeypatch.setattr(experiments, "dvc", dvc)
+    monkeypatch.setattr(recipes, "load", lambda *_: (known, ["left out: x: no file"]))
+
+    if status or is_left_out:
+        with pytest.raises(InputError, match="model=simple_cnn permute_pixels=true seed=0") as caught:
+            recipes.train_cases(tmp_path, CURRENT, 1, jobs=1)
+        assert ("left out: x" in caught.value.found) == is_left_out
+    else:
+        assert recipes.train_cases(tmp_path, CURRENT, 1, jobs=1) == RECIPES
+    (arguments,) = ran
+    assert {"model=simple_cnn", "permute_pixels=true", "seed=0"} <= set(arguments)
+
+
+def test_costs_are_paired_by_seed() -> None:
+    cost = recipes.costs(RECIPES, 3)["networks"]["simple_cnn"]["cost"]
+
+    assert cost["mean"] == pytest.approx(0.1)
+    half = 4.3027 * 0.01 / 3**0.5  # t(2, 0.975) of a table; the costs are 9, 10 and 11 points
+    assert cost["interval"] == pytest.approx((0.1 - half, 0.1 + half), rel=1e-3)
+
+
+def test_mnist_experiments_trains_all_cases_and_writes_the_costs(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for path in (paths.PIPELINE, paths.PARAMS):
+        shutil.copy(ROOT / path, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    current = config.load(paths.PARAMS).model_dump()
+    trained: list[Result] = []
+
+    def dvc(*arguments: str, capture: bool) -> subprocess.CompletedProcess[str]:
+        assert capture
+        settings = dict(one.split("=") for one in arguments if "=" in one)
+        seed, is_shuffled = int(settings["seed"]), settings["permute_pixels"] == "true"
+        accuracy = 0.9 + 0.01 * seed - 0.1 * (is_shuffled and settings["model"] == "simple_cnn")
+        params = {"model": settings["model"], "permute_pixels": is_shuffled, "lr": current["lr"]}
+        trained.append(result(str(len(trained)), seed, accuracy, **params))
+        return subprocess.CompletedProcess(arguments, 0, "", "")
+
+    monkeypatch.setattr(experiments, "dvc", dvc)
+    monkeypatch.setattr(recipes, "load", lambda *_: recipes.grouped(trained))
+
+    done = CliRunner().invoke(mnist.cli.main, ["experiments", "--seeds", "2", "--jobs", "1"])
+
+    assert (done.exit_code, done.stderr) == (0, "")
+    lines = done.stdout.splitlines()
+    assert lines[7] == "8 of 8 trainings are done"
+    assert [line.split()[-8] for line in lines[9:13]] == ["90.50%", "80.50%", "90.50%", "90.50%"]
+    written = json.loads(recipes.SHUFFLED_PIXELS.read_text())
+    assert lines[-1] == recipes.sentence(written)
+    assert written["networks"]["simple_cnn"]["cost"]["mean"] == pytest.approx(0.1)
+    assert written["networks"]["mlp"] == {
+        "in_place": [0.9, 0.91],
+        "shuffled": [0.9, 0.91],
+        "cost": {"mean": 0, "interval": [0, 0]},
+    }
+    with Image.open(recipes.SHUFFLED_PIXELS_PLOT) as picture:
+        assert picture.size == (760, 420)
+
+
+def test_the_committed_numbers_are_those_of_the_readme() -> None:
+    found = json.loads((ROOT / recipes.SHUFFLED_PIXELS).read_text())
+
+    assert recipes.sentence(found) in " ".join((ROOT / "README.md").read_text().split())
+    cnn, mlp = (found["networks"][name]["cost"] for name in ("simple_cnn", "mlp"))
+    assert cnn["interval"][0] > 0.01
+    assert mlp["interval"][0] < 0 < mlp["interval"][1]

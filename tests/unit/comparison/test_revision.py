@@ -233,15 +233,7 @@ def test_a_pipeline_that_is_none_is_an_error(made: Repository, pipeline: str) ->
         assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("kind", ["folder", "git alone", "inside"])
-def test_the_top_folder_of_a_checkout_is_needed(
-    made: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
-) -> None:
-    folder = made.folder / "code" if kind == "inside" else tmp_path / "other"
-    folder.mkdir(exist_ok=True)
-    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path))
-    monkeypatch.chdir(folder)
-    if kind == "git alone":
-        Repository(folder).git("init", "-q")
-    with pytest.raises(InputError, match=folder.name):
-        Repository(folder).read(WORKSPACE)
+def test_a_checkout_of_dvc_is_needed(made: Repository) -> None:
+    shutil.rmtree(made.folder / ".dvc")
+    with pytest.raises(InputError, match="DVC repository"):
+        made.read(WORKSPACE)

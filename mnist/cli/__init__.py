@@ -17,7 +17,7 @@ from mnist.core.errors import InputError
 # The module of this package that defines each command, in the order of `mnist --help`.
 COMMANDS = {
     "diff": "results",
-    "verify": "verify",
+    "verify": "reproduce",
     "reproduce": "reproduce",
     "promote": "models",
     "rollback": "models",

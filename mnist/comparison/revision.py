@@ -117,9 +117,7 @@ def _read_stages(repo: Repo, snapshot: Snapshot) -> None:
         return
     is_locked = repo.fs.isfile(repo.fs.join(repo.root_dir, str(paths.LOCK)))
     locked = lock.parse(repo.dvcfs.cat_file(str(paths.LOCK)) if is_locked else b"")
-    wrote = {
-        path: digest for entry in locked.values() for path, digest in lock.digests(entry, "outs").items()
-    }
+    wrote = lock.written(locked)
     read = {path for stage in stages for path in stage.deps}
     stale, altered = [], []
     for stage in stages:

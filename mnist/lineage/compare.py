@@ -13,11 +13,11 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from tabulate import tabulate
 
-from mnist.core import config, custody
+from mnist.core import config, custody, files
 
 Answer = Literal["equal", "close", "other bytes", "NO"]
 MISSING = "-"
@@ -69,14 +69,6 @@ EQUAL_WEIGHTS: Tolerances = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Guarantee:
-    """The guarantee of equal bytes on this machine, or its absence, and the reason."""
-
-    is_exact: bool
-    reason: str
-
-
-@dataclass(frozen=True, kw_only=True)
 class Output:
     """An output as it was before, or as it was reproduced.
 
@@ -87,6 +79,11 @@ class Output:
 
     digest: str | None
     file: Path
+
+    @classmethod
+    def of(cls, file: Path) -> Self:
+        """Return a file as an output."""
+        return cls(digest=files.sha256(file) if file.is_file() else None, file=file)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,15 +112,18 @@ class Row:
         return f"{self.answer}, beyond {self.tolerance}" if self.tolerance else self.answer
 
 
-def guarantee(recorded: Mapping[str, str], here: Mapping[str, str]) -> Guarantee:
-    """Return what is guaranteed here of a result that was made on the machine `recorded`, see `MACHINE`."""
-    reasons = [
+def machine_differences(recorded: Mapping[str, str], here: Mapping[str, str]) -> list[str]:
+    """Return the reasons why bytes may differ from those of the machine `recorded`; none: they are equal."""
+    return [
         f"{name} {recorded.get(name) or 'unknown'} there, {here[name]} here"
         for name in MACHINE
         if recorded.get(name) != here[name]
     ]
-    same = f"{', '.join(f'{name} {here[name]}' for name in MACHINE)} both times"
-    return Guarantee(is_exact=not reasons, reason="; ".join(reasons) or same)
+
+
+def tolerances(*, is_equal: bool) -> Tolerances:
+    """Return the tolerances of numbers from equal weights, or from other ones."""
+    return EQUAL_WEIGHTS if is_equal else OTHER_WEIGHTS
 
 
 def compare(name: str, before: Output, after: Output, tolerances: Tolerances | None) -> list[Row]:

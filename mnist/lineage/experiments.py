@@ -150,9 +150,7 @@ def restore(root: Path, revision: Revision, folder: Path, *, kept: Path) -> None
         # As an attribute: Python 3.11.2, which is Debian 12's, has no argument `filter`.
         archive.extraction_filter = getattr(tarfile, "data_filter", None)
         archive.extractall(folder)  # noqa: S202, with that filter; and it is what git packed
-    outs: dict[str, str] = {}
-    for stage in lock.read(folder).values():
-        outs |= lock.digests(stage, "outs")
+    outs = lock.written(lock.read(folder))
     missing = {path: digest for path, digest in outs.items() if not (folder / path).exists()}
     if not missing:
         return

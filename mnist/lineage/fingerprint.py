@@ -24,7 +24,14 @@ TEMPLATE = re.compile(r"\$\{[^}]*\}")
 IGNORED = "__pycache__"  # .dvcignore leaves it out, so that importing a folder does not change it
 
 # What `git apply` reads, whatever the user has configured for their own eyes.
-PLAIN = ("--no-ext-diff", "--no-textconv", "--no-color", "--src-prefix=a/", "--dst-prefix=b/")
+PLAIN = (
+    "--no-ext-diff",
+    "--no-textconv",
+    "--no-color",
+    "--no-relative",
+    "--src-prefix=a/",
+    "--dst-prefix=b/",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,14 +44,14 @@ class Source:
         patch: what was changed since `commit` in what the pipeline depends on, as `git apply` reads it;
             bytes that are not UTF-8 are lone surrogates (`surrogateescape`).
         experiment: name of the DVC experiment; empty in a plain `dvc repro`.
-        rerun: the command that reproduces this result; of URLs in it as much as `paths.shown` shows.
+        rerun: the command that reproduces this result.
     """
 
-    commit: str
-    branch: str
-    patch: str
-    experiment: str
-    rerun: str
+    commit: str = ""
+    branch: str = ""
+    patch: str = ""
+    experiment: str = ""
+    rerun: str = ""
 
     @property
     def name(self) -> str:
@@ -152,7 +159,8 @@ def source() -> Source:
     branch = git.text_or_empty("symbolic-ref", "--short", "-q", "HEAD", folder=paths.checkout())
     experiment = os.environ.get("DVC_EXP_NAME", "")
     if not commit or not git.text_or_empty("rev-parse", "--git-dir", folder=HERE):
-        return Source(commit=commit, branch=branch, patch="", experiment=experiment, rerun=_rerun(commit, ""))
+        rerun = f"git checkout {commit[:12]} && dvc repro" if commit else "dvc repro"
+        return Source(commit=commit, branch=branch, experiment=experiment, rerun=rerun)
     inputs = _inputs(commit)
     with _index_with_new(inputs) as index:
         return _source(commit, branch, experiment, inputs, index=index)
@@ -184,22 +192,22 @@ def _source(
 ) -> Source:
     between = [commit, *filter(None, [revision]), "--", *inputs]
     patch = git.output("diff", "--binary", *PLAIN, *between, folder=HERE, index=index)
-    names = git.output("diff", "--name-only", *between, folder=HERE, index=index).decode(errors="replace")
-    rerun = "git apply dirty.patch && dvc repro" if names else ""
-    if names.splitlines() == [str(paths.PARAMS)]:
-        changes = _params_since(commit, revision)
-        rerun = " ".join(["dvc exp run", *(f"-S {shlex.quote(change)}" for change in changes)])
+    listed = git.output("diff", "--name-only", "--no-relative", *between, folder=HERE, index=index)
+    rerun = "dvc repro"
+    if names := listed.decode(errors="replace").splitlines():
+        params = f"{git.text('rev-parse', '--show-prefix', folder=HERE)}{paths.PARAMS}"
+        # An address may hold a password or a token: it stays in the patch.
+        changes = _params_since(commit, revision) if names == [params] else []
+        is_short = changes and not any("://" in change for change in changes)
+        options = (f"-S {shlex.quote(change)}" for change in changes)
+        rerun = " ".join(["dvc exp run", *options]) if is_short else "git apply dirty.patch && dvc repro"
     return Source(
         commit=commit,
         branch=branch,
         patch=patch.decode(errors="surrogateescape"),
         experiment=experiment,
-        rerun=_rerun(commit, rerun),
+        rerun=f"git checkout {commit[:12]} && {rerun}",
     )
-
-
-def _rerun(commit: str, command: str) -> str:
-    return " && ".join([*([f"git checkout {commit[:12]}"] if commit else []), command or "dvc repro"])
 
 
 def _inputs(commit: str, revision: str = "") -> list[str]:
@@ -269,17 +277,8 @@ def _params_since(commit: str, revision: str) -> list[str]:
         config.flat(config.parse_keys(_read(paths.PARAMS, name), str(paths.PARAMS)))
         for name in (commit, revision)
     )
-    changed = {key: _fit_to_show(value) for key, value in after.items() if before.get(key) != value}
     return [
-        f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in changed.items()
+        f"{key}={value if isinstance(value, str) else json.dumps(value)}"
+        for key, value in after.items()
+        if before.get(key) != value
     ]
-
-
-def _fit_to_show(value: Any) -> Any:
-    """Return a param's value; of a URL that may hold a password or a token, what `paths.shown` shows."""
-    if isinstance(value, list):
-        return [_fit_to_show(one) for one in value]
-    if isinstance(value, dict):
-        return {key: _fit_to_show(one) for key, one in value.items()}
-    may_hold = isinstance(value, str) and "://" in value and any(mark in value for mark in "@?#")
-    return paths.shown(value) if may_hold else value

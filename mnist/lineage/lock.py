@@ -109,6 +109,11 @@ def digests(entry: Mapping[str, Any], kind: Literal["deps", "outs"]) -> dict[str
     return {one["path"]: one["md5"] for one in entry.get(kind, []) if "md5" in one}
 
 
+def written(locked: Mapping[str, Any]) -> dict[str, str]:
+    """Return DVC's digests of the outs of all stages, by path."""
+    return {path: digest for entry in locked.values() for path, digest in digests(entry, "outs").items()}
+
+
 def pipeline(folder: Path) -> list[Stage]:
     """Return the stages of the checkout in `folder`, as DVC reads its `dvc.yaml`: templates filled in.
 
@@ -147,7 +152,7 @@ def _stage(repo: "Repo", stage: "PipelineStage") -> Stage:
         params={dep.def_path: dep.read_params() for dep in params},
         outs={
             out.def_path: Out(
-                kept_in="cache" if out.use_cache else "" if _is_ignored(repo, out.def_path) else "git",
+                kept_in="cache" if out.use_cache else "" if _is_ignored(repo, out.fs_path) else "git",
                 digest=out.get_hash().value if out.exists else None,
             )
             for out in stage.outs
@@ -156,7 +161,9 @@ def _stage(repo: "Repo", stage: "PipelineStage") -> Stage:
 
 
 def _is_ignored(repo: "Repo", path: str) -> bool:
-    return bool(repo.scm.is_ignored(str(Path(repo.scm.root_dir, path))))
+    """Return whether git ignores a path of DVC's; at a revision, the repository is DVC's root folder."""
+    root = repo.scm.root_dir
+    return bool(repo.scm.is_ignored(path if path.startswith(root) else root + path))
 
 
 def stale_reasons(now: Sequence[Stage], locked: Mapping[str, Any]) -> list[str]:
@@ -169,7 +176,7 @@ def stale_reasons(now: Sequence[Stage], locked: Mapping[str, Any]) -> list[str]:
         now: of a clean checkout.
         locked: what `read` returned.
     """
-    wrote = {path: digest for entry in locked.values() for path, digest in digests(entry, "outs").items()}
+    wrote = written(locked)
     found: dict[str, list[str]] = {}
     for stage in now:
         if stage.name not in locked:

@@ -7,6 +7,7 @@ how it ends may be seen there. It has a DVC cache and an MLflow store of its own
 
 import contextlib
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -23,8 +24,14 @@ from mnist.core.config import DATASET
 from mnist.core.errors import InputError
 from mnist.lineage import git
 
-# Of the environment, what would lead the code out of its folder, or make it do something else.
-FOREIGN = ("DVC", "GIT_", "MLFLOW_", "MNIST_")
+# The variables that the code may see: where programs, libraries and certificates are, the language, the
+# terminal, proxies, settings of numeric libraries. Others hold tokens, or lead the code out of its folder.
+PASSED = re.compile(
+    r"PATH|HOME|USER|LOGNAME|SHELL|LANG|LANGUAGE|LC_\w+|TZ|TERM|COLUMNS|NO_COLOR|VIRTUAL_ENV|CONDA_PREFIX"
+    r"|LD_LIBRARY_PATH|DYLD_\w+|SSL_CERT_FILE|SSL_CERT_DIR|REQUESTS_CA_BUNDLE|CURL_CA_BUNDLE"
+    r"|(?i:(https?|all|no)_proxy)"
+    r"|(PYTHON|CUDA|CUBLAS_|NVIDIA_|NCCL_|OMP_|KMP_|MKL_|OPENBLAS_|ATEN_|ONEDNN_|DNNL_|MALLOC_)\w*"
+)
 TIMEOUT_SECONDS = 45  # for the stages to end after an interrupt
 
 
@@ -33,25 +40,38 @@ class Sandbox:
     """A temporary folder.
 
     Attributes:
-        folder: for the checkout and what its stages need.
-        checkout: in it.
+        folder: for the repository and what its stages need.
+        repository: in it.
+        checkout: the folder of `dvc.yaml`: the repository, or where that lies in the user's.
     """
 
     folder: Path
+    repository: Path
     checkout: Path
 
 
 @contextlib.contextmanager
-def temporary(purpose: str) -> Iterator[Sandbox]:
-    """Yield an empty sandbox that is removed at the end, however that comes.
+def temporary(commit: str, purpose: str) -> Iterator[Sandbox]:
+    """Yield a sandbox with a commit of the user's repository; it is removed at the end, however that comes.
 
     A terminal that is closed counts as an interrupt, unless `nohup` ignores it.
+
+    Raises:
+        InputError: the commit is not here.
     """
+    home = paths.checkout()
+    full_hash = git.commit_here(commit, folder=home)
+    if not full_hash:
+        found = "no such commit in this repository"
+        raise InputError(f"commit {commit}", found=found, expected="it: run `git fetch`")
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
         signal.signal(signal.SIGHUP, signal.default_int_handler)
     folder = Path(tempfile.mkdtemp(prefix=f"mnist-{purpose}-")).resolve()
+    repository = folder / "checkout"
     try:
-        yield Sandbox(folder=folder, checkout=folder / "checkout")
+        _check_out(full_hash, home, repository)
+        inside = git.text("rev-parse", "--show-prefix", folder=home)
+        yield Sandbox(folder=folder, repository=repository, checkout=repository / inside)
     finally:
         _remove(folder)
 
@@ -67,25 +87,16 @@ def _remove(folder: Path) -> None:
         print(f"not removed: {folder}", file=sys.stderr)
 
 
-def check_out(sandbox: Sandbox, commit: str) -> None:
-    """Check out a commit of the user's repository.
-
-    Raises:
-        InputError: the commit is not here.
-    """
-    home, checkout = paths.checkout(), sandbox.checkout
-    if not git.commit_here(commit, folder=home):
-        found = "no such commit in this repository"
-        raise InputError(f"commit {commit}", found=found, expected="it: run `git fetch`")
+def _check_out(commit: str, home: Path, repository: Path) -> None:
     # No templates and no hooks: they are the user's, for the user's repositories.
-    git.text("init", "--quiet", "--template=", str(checkout), folder=home)
+    git.text("init", "--quiet", "--template=", str(repository), folder=home)
     objects = (home / git.text("rev-parse", "--git-path", "objects", folder=home)).resolve()
-    (checkout / ".git/objects/info").mkdir(exist_ok=True)
-    (checkout / ".git/objects/info/alternates").write_text(f"{objects}\n", encoding="utf-8")
+    (repository / ".git/objects/info").mkdir(exist_ok=True)
+    (repository / ".git/objects/info/alternates").write_text(f"{objects}\n", encoding="utf-8")
     shallow = home / git.text("rev-parse", "--git-path", "shallow", folder=home)
     if shallow.is_file():
-        shutil.copyfile(shallow, checkout / ".git/shallow")
-    git.text("-c", "core.hooksPath=/dev/null", "checkout", "--quiet", "--detach", commit, folder=checkout)
+        shutil.copyfile(shallow, repository / ".git/shallow")
+    git.text("-c", "core.hooksPath=/dev/null", "checkout", "--quiet", "--detach", commit, folder=repository)
 
 
 def run(
@@ -111,16 +122,27 @@ def run(
     try:
         status = process.wait()
     except KeyboardInterrupt:
-        with contextlib.suppress(ProcessLookupError, subprocess.TimeoutExpired):
-            os.killpg(process.pid, signal.SIGINT)
-            process.wait(TIMEOUT_SECONDS)
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        _end(process)
         raise
     if status != 0:
         found = f"exit status {status}, see above"
         raise InputError("`dvc repro` in a temporary checkout", found=found, expected="the stages to succeed")
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End DVC and what it has started."""
+    import psutil  # type: ignore[import-untyped]
+
+    with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError, subprocess.TimeoutExpired):
+        # Not SIGINT: a stage that still imports would print a traceback. DVC ends when its stage has.
+        for stage in psutil.Process(process.pid).children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                stage.terminate()
+        os.kill(process.pid, signal.SIGINT)
+        process.wait(TIMEOUT_SECONDS)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 def prepare(sandbox: Sandbox, cache: Path) -> Mapping[str, str]:
@@ -134,7 +156,7 @@ def prepare(sandbox: Sandbox, cache: Path) -> Mapping[str, str]:
         encoding="utf-8",
     )
     (sandbox.folder / "tmp").mkdir(exist_ok=True)
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(FOREIGN)}
+    environment = {name: value for name, value in os.environ.items() if PASSED.fullmatch(name)}
     environment |= {
         "TMPDIR": str(sandbox.folder / "tmp"),  # torch leaves things there
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),

@@ -12,12 +12,14 @@ from mlflow.exceptions import MlflowException
 
 from mnist.core import paths
 from mnist.core.errors import InputError
-from mnist.tracking.client import Store
+from mnist.tracking.client import EXPERIMENTS, WEIGHTS, Store
 
 PATCH = Path("dirty.patch")
 METRICS = (paths.TRAINING_METRICS, paths.TEST_METRICS)
 KEPT = (PATCH, paths.PARAMS, paths.WEIGHTS, *METRICS)
-COMMIT, TAGS = "mlflow.source.git.commit", ("weights_sha256", "fingerprint", "dataset_sha256")
+COMMIT = "mlflow.source.git.commit"
+TAGS = (WEIGHTS, "fingerprint", "dataset_sha256", COMMIT)
+VERSION = re.compile(r"models:/([^/@]+)(?:@([^/@]+)|/([0-9]+))")
 NUM_LISTED = 8  # names in a message
 
 
@@ -28,93 +30,87 @@ class Candidate:
     run: Run
     version: ModelVersion | None = None
 
+    def __str__(self) -> str:
+        return f"run {self.run.info.run_id}" + (f", {self.uri}" if self.version else "")
+
     @property
     def uri(self) -> str:
         """Return the URI of the version; empty without one."""
         return f"models:/{self.version.name}/{self.version.version}" if self.version else ""
 
-    def __str__(self) -> str:
-        info = self.run.info
-        return ", ".join(filter(None, [f"run {info.run_name} ({info.run_id})", self.uri]))
-
 
 def find(store: Store, model: str) -> Candidate:
-    """Return the finished run that `model` names.
+    """Return the finished run that a version, the name of an experiment, or the start of a run id names.
 
     Raises:
-        InputError: there is none, or there are several.
+        InputError: there is none, or there are several, or it does not record its source, data and weights.
     """
+    version = None
+    if parsed := VERSION.fullmatch(model):
+        version = _version(store, *parsed.groups())
+        runs = _finished(store, f"attributes.run_id = '{version.run_id}'") if version else []
+        if version and not runs:  # another run of the same weights will do
+            runs = _finished(store, f"tags.`{WEIGHTS}` = '{version.tags.get(WEIGHTS, '')}'")[:1]
+    else:
+        some = re.sub(r"\W", "_", model)  # in LIKE, `_` is any character
+        runs = _finished(store, f"tags.`{EXPERIMENTS}` LIKE '%{some}%'")
+        runs = [run for run in runs if model in _experiments(run)][:1]
+        if not runs:
+            runs = _finished(store, f"attributes.run_id LIKE '{some}%'")
+            runs = [run for run in runs if run.info.run_id.startswith(model)]
+    if len(runs) != 1:
+        registered = store.client.search_registered_models()
+        aliases = (f"models:/{one.name}@{alias}" for one in registered for alias in one.aliases)
+        names = dict.fromkeys(name for run in _finished(store) for name in _experiments(run))
+        raise InputError(
+            f"{model} in MLflow at {paths.shown(store.uri)}",
+            found="several runs whose id begins so"
+            if runs
+            else "no such version, experiment or finished run",
+            expected=f"a version ({_listed(aliases)}), an experiment ({_listed(names)}) or a run id; "
+            "`mnist sync` restores runs",
+        )
+    candidate = Candidate(run=runs[0], version=version)
+    if missing := [name for name in TAGS if not runs[0].data.tags.get(name)]:
+        expected = "a run of this pipeline, made in a git checkout"
+        raise InputError(str(candidate), found=f"no tag {', '.join(missing)}", expected=expected)
+    return candidate
+
+
+def _version(store: Store, name: str, alias: str | None, number: str) -> ModelVersion | None:
+    client = store.client
     try:
-        if parsed := re.fullmatch(r"models:/([^/@]+)(?:@([^/@]+)|/([0-9]+))", model):
-            name, alias, number = parsed.groups()
-            client = store.client
-            found = (
-                client.get_model_version_by_alias(name, alias)
-                if alias
-                else client.get_model_version(name, number)
-            )
-            runs = [run for run in _finished(store) if run.info.run_id == found.run_id]
-            # Another run of the same weights will do where the version's own is gone.
-            weights = f"tags.`weights_sha256` = '{found.tags.get('weights_sha256', '')}'"
-            runs = runs or list(_finished(store, weights))
-            if not runs:
-                expected = "a run that records its source: `mnist sync` restores it"
-                raise InputError(model, found=f"that its run {found.run_id} is gone", expected=expected)
-            return Candidate(run=runs[0], version=found)
+        return (
+            client.get_model_version_by_alias(name, alias)
+            if alias
+            else client.get_model_version(name, number)
+        )
     except MlflowException as error:
         if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
             raise
-    runs = [run for run in _finished(store) if model in _experiments(run)]
-    runs = runs[:1] or [run for run in _finished(store) if model and run.info.run_id.startswith(model)]
-    if len(runs) == 1:
-        return Candidate(run=runs[0])
-    where = f"{model or 'MODEL'} in MLflow at {paths.shown(store.uri)}"
-    if runs:
-        ids = _listed(run.info.run_id for run in runs)
-        raise InputError(where, found=f"{len(runs)} runs whose id begins so", expected=f"more of it: {ids}")
-    names = _listed(dict.fromkeys(name for run in _finished(store) for name in _experiments(run)))
-    models = store.client.search_registered_models()
-    aliases = _listed(f"models:/{one.name}@{alias}" for one in models for alias in one.aliases)
-    expected = f"a model version ({aliases}), a run id, or an experiment ({names})"
-    raise InputError(where, found="no such version, experiment or finished run", expected=expected)
+        return None
 
 
-def _finished(store: Store, wanted: str = "") -> Iterator[Run]:
-    """Yield the finished runs, the newest first."""
+def _finished(store: Store, wanted: str = "") -> list[Run]:
+    """Return the newest finished runs that a filter finds."""
     query = " and ".join(filter(None, ["attributes.status = 'FINISHED'", wanted]))
-    token = None
-    while True:
-        page = store.client.search_runs(
-            [store.experiment_id], query, order_by=["start_time DESC"], page_token=token
-        )
-        yield from page
-        token = page.token
-        if not token:
-            return
+    return list(store.client.search_runs([store.experiment_id], query, order_by=["start_time DESC"]))
 
 
 def _experiments(run: Run) -> list[str]:
-    return str(run.data.tags.get("dvc.experiments", "")).split()
+    return str(run.data.tags.get(EXPERIMENTS, "")).split()
 
 
 def _listed(names: Iterable[str]) -> str:
-    every = list(names)
-    more = f" and {len(every) - NUM_LISTED} more" if len(every) > NUM_LISTED else ""
-    return (", ".join(every[:NUM_LISTED]) or "none yet") + more
+    return ", ".join(list(names)[:NUM_LISTED]) or "none yet"
 
 
 def download(store: Store, candidate: Candidate, folder: Path) -> None:
-    """Download the files of a run that a reproduction needs.
+    """Download the files of a run that a reproduction needs, as far as it has them.
 
     Raises:
-        InputError: it does not record its source, data and weights, or the files cannot be read.
+        InputError: they cannot be read.
     """
-    missing = [name for name in (*TAGS, COMMIT) if not candidate.run.data.tags.get(name)]
-    if missing:
-        found = f"no tag {', '.join(missing)}"
-        raise InputError(
-            str(candidate), found=found, expected="a run of this pipeline, made in a git checkout"
-        )
     run_id = candidate.run.info.run_id
     with _readable(f"files of {candidate}"):
         for parent in {path.parent for path in KEPT}:
@@ -135,9 +131,7 @@ def tensors(store: Store, candidate: Candidate, folder: Path) -> dict[str, bytes
     mlflow.set_tracking_uri(store.uri)
     mlflow.set_registry_uri(store.uri)
     with _readable(candidate.uri):
-        model = mlflow.pytorch.load_model(
-            candidate.uri, dst_path=str(folder)
-        )  # a copy: MLflow adds a file to it
+        model = mlflow.pytorch.load_model(candidate.uri, dst_path=str(folder))
         return {name: tensor.numpy().tobytes() for name, tensor in model.state_dict().items()}
 
 

@@ -1,6 +1,7 @@
 """The sandbox: a checkout of its own, and the environment of what runs there."""
 
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -28,18 +29,23 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     hook.parent.mkdir(exist_ok=True)
     hook.write_text(f"#!/bin/sh\ntouch {tmp_path}/hooked\n")
     hook.chmod(0o755)
-    for name in [name for name in os.environ if name.startswith(sandbox.FOREIGN)]:
-        monkeypatch.delenv(name)
+    for name in ("DVC_ROOT", "MNIST_MIRROR"):
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.chdir(folder)
     return folder
+
+
+def empty(folder: Path) -> Sandbox:
+    checkout = folder / "checkout"
+    checkout.mkdir(parents=True)
+    return Sandbox(folder=folder, repository=checkout, checkout=checkout)
 
 
 def test_a_commit_is_checked_out_without_a_trace(home: Path, tmp_path: Path) -> None:
     first = git.text("rev-parse", "HEAD", folder=home)
     (home / "params.yaml").write_text("changed: since\n")
     refs = git.text("for-each-ref", folder=home), git.text("worktree", "list", folder=home)
-    with sandbox.temporary("test") as aside:
-        sandbox.check_out(aside, first)
+    with sandbox.temporary(first, "test") as aside:
         assert (aside.checkout / "params.yaml").read_text().startswith("dataset: kmnist")
         assert git.text("rev-parse", "HEAD", folder=aside.checkout) == first
         assert git.text_or_empty("symbolic-ref", "-q", "HEAD", folder=aside.checkout) == ""
@@ -53,25 +59,36 @@ def test_a_shallow_clone_will_do(home: Path, tmp_path: Path, monkeypatch: pytest
     git.text(*NAMED, "commit", "-q", "--allow-empty", "-m", "two", folder=home)
     git.text("clone", "-q", "--depth=1", home.as_uri(), str(tmp_path / "shallow"), folder=home)
     monkeypatch.chdir(tmp_path / "shallow")
-    with sandbox.temporary("test") as aside:
-        sandbox.check_out(aside, git.text("rev-parse", "HEAD", folder=home))
+    with sandbox.temporary(git.text("rev-parse", "HEAD", folder=home), "test") as aside:
         assert git.text("rev-list", "--count", "HEAD", folder=aside.checkout) == "1"
 
 
 @pytest.mark.usefixtures("home")
 def test_a_commit_that_is_not_here_is_an_error() -> None:
-    with (
-        sandbox.temporary("test") as aside,
-        pytest.raises(InputError, match=r"^commit f{40}: found no such commit"),
-    ):
-        sandbox.check_out(aside, "f" * 40)
+    found = pytest.raises(InputError, match=r"^commit f{40}: found no such commit")
+    with found, sandbox.temporary("f" * 40, "test"):
+        pass
 
 
+def test_the_checkout_may_be_a_subfolder_of_the_repository(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (home / "deep/sub").mkdir(parents=True)
+    (home / "deep/sub/dvc.yaml").write_text("stages: {}")
+    git.text("add", ".", folder=home)
+    git.text(*NAMED, "commit", "-qm", "two", folder=home)
+    monkeypatch.chdir(home / "deep/sub")
+    with sandbox.temporary("HEAD", "test") as aside:
+        assert (aside.repository / "params.yaml").is_file()
+        assert (aside.checkout / "dvc.yaml").is_file()
+
+
+@pytest.mark.usefixtures("home")
 def test_it_is_removed_whatever_ends_it() -> None:
     made = []
 
     def interrupt() -> None:
-        with sandbox.temporary("test") as aside:
+        with sandbox.temporary("HEAD", "test") as aside:
             made.append(aside.folder)
             (aside.folder / "file").write_text("x")
             raise KeyboardInterrupt
@@ -81,17 +98,17 @@ def test_it_is_removed_whatever_ends_it() -> None:
     assert not made[0].exists()
 
 
+@pytest.mark.usefixtures("home")
 def test_what_a_process_still_writes_is_removed_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    removed = []
+    removed, rmtree = [], shutil.rmtree
 
-    def rmtree(folder: Path, *, ignore_errors: bool) -> None:
-        assert ignore_errors
+    def fail_twice(folder: Path, *, ignore_errors: bool) -> None:
         removed.append(folder)
         if len(removed) == 3:
-            folder.rmdir()
+            rmtree(folder, ignore_errors=ignore_errors)
 
-    with sandbox.temporary("test") as aside:
-        monkeypatch.setattr("shutil.rmtree", rmtree)
+    with sandbox.temporary("HEAD", "test") as aside:
+        monkeypatch.setattr("shutil.rmtree", fail_twice)
     assert not aside.folder.exists()
     assert removed == 3 * [aside.folder]
 
@@ -99,24 +116,40 @@ def test_what_a_process_still_writes_is_removed_too(monkeypatch: pytest.MonkeyPa
 def test_the_environment_is_that_of_the_sandbox(
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("DVC_ROOT", "GIT_DIR", "MLFLOW_TRACKING_URI", "MNIST_MIRROR"):
+    for name in ("MLFLOW_TRACKING_URI", "MNIST_MIRROR"):
         monkeypatch.setenv(name, "https://elsewhere.example/")
-    monkeypatch.delenv("DVC_ROOT")
     (home / ".cache/mnist").mkdir(parents=True)
     (home / ".cache/mnist/archive").write_text("images")
-    aside = Sandbox(folder=tmp_path / "aside", checkout=tmp_path / "aside/checkout")
-    aside.checkout.mkdir(parents=True)
+    aside = empty(tmp_path / "aside")
 
     first = sandbox.prepare(aside, tmp_path / "cache")
 
     assert first["MLFLOW_TRACKING_URI"] == f"sqlite:///{tmp_path}/aside/mlflow.db"
     assert first["MNIST_MIRROR"] == "https://elsewhere.example/"
-    assert "GIT_DIR" not in first
     assert first["PATH"].split(os.pathsep)[0] == str(Path(sys.executable).parent)
     assert Path(first["TMPDIR"]).is_relative_to(aside.folder)
     assert f"dir = {tmp_path}/cache" in (aside.checkout / ".dvc/config.local").read_text()
     assert (aside.checkout / ".cache/mnist/archive").read_text() == "images"
     assert sandbox.prepare(aside, tmp_path / "cache") == first  # again
+
+
+@pytest.mark.parametrize(
+    ("name", "is_passed"),
+    [
+        *(
+            (name, True)
+            for name in ("HOME", "LC_ALL", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "PYTHONHASHSEED")
+        ),
+        *((name, True) for name in ("https_proxy", "HTTP_PROXY", "no_proxy", "VIRTUAL_ENV", "SSL_CERT_FILE")),
+        *((name, False) for name in ("GIT_DIR", "DVC_EXP_NAME", "MNIST_LIVE", "MLFLOW_TRACKING_TOKEN")),
+        *((name, False) for name in ("AWS_SECRET_ACCESS_KEY", "GITHUB_TOKEN", "MY_PATH", "SSH_AUTH_SOCK")),
+    ],
+)
+def test_only_listed_variables_of_the_user_are_passed(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, *, is_passed: bool
+) -> None:
+    monkeypatch.setenv(name, "/value")
+    assert ("/value" in sandbox.prepare(empty(tmp_path / "aside"), home).values()) == is_passed
 
 
 def test_the_first_mirror_is_found_beside_the_main_checkout(
@@ -136,7 +169,6 @@ def test_the_first_mirror_is_found_beside_the_main_checkout(
 
 @pytest.mark.usefixtures("home")
 def test_stages_that_fail_are_an_error(tmp_path: Path) -> None:
-    aside = Sandbox(folder=tmp_path / "aside", checkout=tmp_path / "aside/checkout")
-    aside.checkout.mkdir(parents=True)
+    aside = empty(tmp_path / "aside")
     with pytest.raises(InputError, match=r"^`dvc repro` in a temporary checkout: found exit status "):
         sandbox.run(aside, ["train"])

@@ -32,6 +32,22 @@ def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
+def test_a_subfolder_of_a_repository_is_a_checkout(trained: Clone, invoke: Invoke) -> None:
+    (trained.folder / ".git").rename(trained.folder.parent / ".git")
+    trained.commit("In a subfolder")
+    edit(trained, "params.yaml", "epochs: 4", "epochs: 1")
+    trained.dvc("repro")
+    done = invoke(trained, "reproduce", trained.runs()[0].info.run_id)
+    assert done.exit_code == 0, done.output
+    assert "patch       changes clone/params.yaml" in done.stdout
+    assert set(answers(done.stdout).values()) == {"equal"}
+
+    trained.commit("What the pipeline made")
+    done = invoke(trained, "verify")
+    assert done.exit_code == 0, done.output
+    assert set(answers(done.stdout).values()) == {"equal"}
+
+
 def state(clone: Clone) -> dict[str, object]:
     """Return all that a run in a sandbox must leave as it is."""
     questions = (
@@ -128,7 +144,8 @@ def test_uncommitted_edits_are_reproduced(trained: Clone, temporary: Path, invok
 
     assert done.exit_code == 0, done.output
     assert run.info.run_id in done.stdout
-    assert "its dirty.patch" in done.stdout
+    assert "patch       changes mnist/training/shift.py" in done.stdout
+    assert "param       epochs: 4 -> 2" in done.stdout
     assert set(answers(done.stdout).values()) == {"equal"}
     assert state(trained) == before
     assert list(temporary.iterdir()) == []
@@ -158,6 +175,7 @@ def test_an_experiment_is_reproduced_by_name(trained: Clone, invoke: Invoke) -> 
         (f"models:/{NAME}/9", f"models:/{NAME}@challenger"),
         ("models:/nothing@champion", f"models:/{NAME}@challenger"),
         ("it's", "no such version, experiment or finished run"),
+        ("%", "no such version, experiment or finished run"),
     ],
 )
 def test_what_is_not_there_is_an_error_that_lists_what_is(
@@ -166,6 +184,22 @@ def test_what_is_not_there_is_an_error_that_lists_what_is(
     done = invoke(trained_module, "reproduce", *filter(None, [model]))
     assert done.exit_code == 2
     assert words in done.stderr
+
+
+def test_code_of_a_store_that_is_not_the_checkouts_own_is_shown_and_not_run(
+    trained: Clone, temporary: Path, invoke: Invoke
+) -> None:
+    edit(trained, "dvc.yaml", "cmd: python -m stages.train", "cmd: 'touch ran; python -m stages.train'")
+    edit(trained, "params.yaml", "epochs: 4", "epochs: 1")
+    trained.dvc("repro")
+    (trained.folder / "ran").unlink()
+    run_id = trained.runs()[0].info.run_id
+    (trained.folder / trained.store).rename(trained.folder / "other.db")
+    done = invoke(trained, "reproduce", run_id, MLFLOW_TRACKING_URI="sqlite:///other.db")
+    assert done.exit_code == 2
+    assert "--trust" in done.stderr
+    assert 'command     of train: "touch ran; python -m stages.train"' in done.stdout
+    assert list(temporary.iterdir()) == []
 
 
 @pytest.mark.parametrize(
@@ -198,4 +232,5 @@ def test_an_interrupt_leaves_nothing_behind(trained: Clone, tmp_path: Path) -> N
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=DEADLINE_SECONDS)
     assert process.returncode == 130, stderr
+    assert "Traceback" not in stderr
     assert list(temporary.iterdir()) == []

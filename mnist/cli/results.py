@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from mnist.core import config, files, paths
+from mnist.core import config, custody, files, paths
 
 
 @click.command()
@@ -167,6 +167,7 @@ def report() -> None:
     from mnist.lineage import lock
 
     lock.check(Path())
+    custody.check("register")
     # The file's time is that of the result, or that of its copy.
     time_ms = int(paths.WEIGHTS.stat().st_mtime * 1000)
     result = results.load(config.load(paths.PARAMS).registry, challenger=False, time_ms=time_ms)

@@ -35,20 +35,18 @@ def sync() -> None:
       MLFLOW_TRACKING_URI=http://host:5000 mnist sync   # fill a new server
     """
     from mnist.lineage import experiments
-    from mnist.tracking import client, log
+    from mnist.tracking import client, runs
 
     store = client.connect()
     past = experiments.every(paths.checkout())
     # The newest first: where the same weights were evaluated twice, by other code, that one counts.
-    seen, num_left = set(), 0
-    if here := _workspace(past):
-        seen.add(_identity(here))
-        num_left += not _ensure(store, "workspace", here, Path())
+    seen: set[str] = set()
+    num_left = int(not _sync_workspace(store, past, seen))
     with tempfile.TemporaryDirectory() as kept:
         for revision in past:
-            num_left += not _ensure_revision(store, revision, seen, Path(kept))
+            num_left += not _sync_revision(store, revision, seen, Path(kept))
     with client.answering(store.uri):
-        log.close_abandoned(store)
+        runs.close_abandoned(store)
     kinds = Counter(revision.kind for revision in past)
     looked = f"looked at {kinds['experiment']} experiments, {kinds['branch']} branches and the workspace"
     outcome = f"{num_left} left out" if num_left else "MLflow has all results that are here"
@@ -56,8 +54,8 @@ def sync() -> None:
     sys.exit(1 if num_left else 0)
 
 
-def _workspace(past: "Sequence[Revision]") -> Result | None:
-    """Return the result that lies in the workspace, where it is what `dvc.lock` states.
+def _sync_workspace(store: "Store", past: "Sequence[Revision]", seen: set[str]) -> bool:
+    """Log the result that lies in the workspace, where it is what `dvc.lock` states; False if that fails.
 
     Where an experiment was applied, and not committed since, the run gets its name: `mnist best` prints it.
     """
@@ -71,54 +69,34 @@ def _workspace(past: "Sequence[Revision]") -> Result | None:
         is_applied = bool(same) and all(revision.kind == "experiment" for revision in same)
         made_ms = int(paths.WEIGHTS.stat().st_mtime * 1000)
         source = same[0].source if is_applied else None
-        return results.load(_registration(Path()), challenger=True, source=source, time_ms=made_ms)
+        result = results.load(_registration(Path()), challenger=True, source=source, time_ms=made_ms)
     except InputError as error:
         # Edited since, or never run: `dvc repro` makes a result of it, and logs it.
         print(f"sync: the workspace left out: {error}")
-        return None
+        return True
+    return _sync(store, "workspace", result, Path(), seen)
 
 
-def _identity(result: Result) -> tuple[str, str, str]:
-    origin = result.origin
-    return origin.dataset_sha256, json.dumps(origin.params, sort_keys=True), result.weights_sha256
+def _sync_revision(store: "Store", revision: "Revision", seen: set[str], kept: Path) -> bool:
+    """Log the result of an experiment or a branch; False where an experiment has one that cannot be logged.
 
-
-def _ensure_revision(
-    store: "Store", revision: "Revision", seen: set[tuple[str, str, str]], kept: Path
-) -> bool:
-    """Log the result of a revision; False where an experiment has one that cannot be logged.
-
-    Args:
-        store: that it is logged to.
-        revision: an experiment or a branch.
-        seen: results of newer revisions.
-        kept: a folder for files that revisions share.
+    `seen` are the results of newer revisions, `kept` is a folder for files that revisions share.
     """
     from mnist.lineage import experiments, lock
-    from mnist.tracking import runs
 
-    name = f"{revision.kind} {revision.name}"
+    name, time_ms = f"{revision.kind} {revision.name}", revision.time_ms
     with tempfile.TemporaryDirectory(dir=kept) as temporary:
         folder = Path(temporary)
         try:
             experiments.restore(paths.checkout(), revision, folder, kept=kept)
             lock.check(folder)
-            result = results.load(
-                _registration(folder),
-                challenger=False,
-                folder=folder,
-                source=revision.source,
-                time_ms=revision.time_ms,
-            )
+            where, source = _registration(folder), revision.source
+            result = results.load(where, challenger=False, folder=folder, source=source, time_ms=time_ms)
         except InputError as error:
             # A branch need not hold a result of its own code: people commit before they run.
             print(f"sync: {name} left out: {error}")
             return revision.kind == "branch"
-        if _identity(result) in seen:
-            runs.note_origin(store, result)
-            return True
-        seen.add(_identity(result))
-        return _ensure(store, name, result, folder)
+        return _sync(store, name, result, folder, seen)
 
 
 def _registration(folder: Path) -> Registration:
@@ -127,11 +105,15 @@ def _registration(folder: Path) -> Registration:
     return config.check(config.Registry, registry, f"{paths.PARAMS}: registry")
 
 
-def _ensure(store: "Store", name: str, result: Result, folder: Path) -> bool:
-    """Log a result whose files lie in `folder`, unless MLflow has it; False where that fails."""
+def _sync(store: "Store", name: str, result: Result, folder: Path, seen: set[str]) -> bool:
+    """Log a result whose files lie in `folder`, unless it is `seen` or MLflow has it; False if that fails."""
     from mnist.tracking import runs
 
-    if runs.is_complete(store, result):
+    origin = result.origin
+    identity = json.dumps([origin.dataset_sha256, origin.params, result.weights_sha256], sort_keys=True)
+    is_seen = identity in seen
+    seen.add(identity)
+    if runs.note_origin(store, result) or is_seen:
         return True
     try:
         rendered = pages.render(result, folder=folder)

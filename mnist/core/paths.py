@@ -82,7 +82,12 @@ def store_uri() -> str:
     """Return MLflow's tracking URI; a relative SQLite path is relative to `root()`."""
     uri = os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
     file = uri.removeprefix("sqlite:///")
-    return uri if file == uri or not file else f"sqlite:///{root() / file}"
+    return uri if file == uri or not file or file.startswith("/") else f"{sqlite_uri(root())}/{file}"
+
+
+def sqlite_uri(path: Path) -> str:
+    """Return a path as the URI of an SQLite database; SQLAlchemy reads `%2F` in a URI as a slash."""
+    return f"sqlite:///{str(path).replace('%', '%25').replace('?', '%3F')}"
 
 
 def shown(uri: str) -> str:
@@ -91,7 +96,7 @@ def shown(uri: str) -> str:
     Any other text is left out as a whole, since a password with an odd character could be in any part.
     """
     if uri.startswith("sqlite:///"):
-        return uri.partition("?")[0].replace(f"sqlite:///{root()}/", "sqlite:///")
+        return uri.partition("?")[0].replace(f"{sqlite_uri(root())}/", "sqlite:///")
     parts = re.fullmatch(
         r"(?P<scheme>[a-z][a-z0-9+.-]*://)(?:[^@/?#]*@)?"
         r"(?P<place>(?:[\w.-]*|\[[0-9a-f:.]+\])(?::[0-9]+)?(?:/[\w./%-]*)?)(?:[?#][^@]*)?",

@@ -1,10 +1,11 @@
-"""The MLflow store: opened, made where there is none, and its errors in one line."""
+"""The MLflow store: opened, made where there is none; its locks, and its errors in one line."""
 
 import contextlib
 import logging
 import os
 import re
 import sqlite3
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import unquote
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from mnist.core import paths
 from mnist.core.errors import InputError, ServiceUnavailableError
@@ -38,10 +39,11 @@ from requests import RequestException
 from sqlalchemy.exc import OperationalError, SQLAlchemyError, TimeoutError as PoolTimeoutError
 
 EXPERIMENT = "mnist"  # unless MLFLOW_EXPERIMENT_NAME is set, as in MLflow itself
-WEIGHTS, EXPERIMENTS = "weights_sha256", "dvc.experiments"  # tags of a run
-EVALUATED = "evaluation_sha256"  # of what `evaluate` wrote
+SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql")
 HIDDEN = "(not shown)"  # from `paths.shown`, for a URI that may hold a secret anywhere
+NOTICE_SECONDS = 10.0  # after which a wait for a lock is reported
 MAX_REASON = 300  # characters of an error that is not known
+STATUS = re.compile(r"too many (\d+) error responses|error code (\d+)")  # of HTTP, in MLflow's messages
 # Where MLflow keeps absolute paths of a local store's files.
 LOCATIONS = {
     "experiments": "artifact_location",
@@ -60,11 +62,26 @@ class Store:
     uri: str
 
 
-def lock(name: Literal["store", "runs", "registry"]) -> FileLock:
-    """Return the lock for what must exist once, or what others read and write too; it may be taken twice."""
-    folder = paths.root() / ".cache"
-    folder.mkdir(exist_ok=True)
-    return FileLock(folder / f"mlflow-{name}.lock", is_singleton=True)
+@contextmanager
+def lock(name: Literal["store", "runs", "registry"]) -> Iterator[None]:
+    """Hold a lock of this checkout and its worktrees, which the same process may take twice.
+
+    It is for what must exist once, and for what is read and then written. A long wait is reported on stderr.
+    """
+    file = paths.root() / ".cache" / f"mlflow-{name}.lock"
+    file.parent.mkdir(exist_ok=True)
+    held = FileLock(file, is_singleton=True)
+    try:
+        held.acquire(timeout=NOTICE_SECONDS)
+    except Timeout:
+        holder = file.read_text() or "unknown"
+        print(f"waiting for process {holder}, which holds the lock {file}", file=sys.stderr, flush=True)
+        held.acquire()
+    try:
+        file.write_text(str(os.getpid()))
+        yield
+    finally:
+        held.release()
 
 
 def connect() -> Store:
@@ -78,19 +95,22 @@ def connect() -> Store:
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     uri = paths.store_uri()
-    name = os.environ.get("MLFLOW_EXPERIMENT_NAME", EXPERIMENT)
+    where, expected = "MLFLOW_TRACKING_URI", f"a URI that begins with one of {', '.join(SCHEMES)}"
+    if not re.match(rf"({'|'.join(SCHEMES)})(\+\w+)?:/", uri):
+        raise InputError(where, found=paths.shown(uri), expected=expected)
+    name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or EXPERIMENT
     # Four processes on a new SQLite file at once break it for good. A server looks after itself.
     alone = lock("store") if uri.startswith("sqlite:") else contextlib.nullcontext()
     with answering(uri), alone:
         try:
-            if re.match(r"(postgresql|mysql|mssql)\b", uri):
-                sqlalchemy.create_engine(uri).connect().close()  # MLflow would try for an hour
             _make_sqlite(uri)
+            if not uri.startswith("http"):  # MLflow would try for minutes
+                sqlalchemy.create_engine(uri, poolclass=sqlalchemy.NullPool).connect().close()
             client = MlflowClient(tracking_uri=uri, registry_uri=uri)
             experiment = client.get_experiment_by_name(name) or _new_experiment(client, name, uri)
         except (ImportError, ValueError) as error:  # no driver for the database; no URL
-            found = f"{type(error).__name__}{'' if paths.shown(uri) == HIDDEN else f': {error}'}"
-            raise InputError("MLFLOW_TRACKING_URI", found=found, expected="the URI of a store") from None
+            found = str(error) if isinstance(error, ImportError) else paths.shown(uri)
+            raise InputError(where, found=found, expected=expected) from None
         assert experiment
         _follow_checkout(uri, experiment)
     if experiment.lifecycle_stage == "deleted":
@@ -100,32 +120,24 @@ def connect() -> Store:
 
 
 def _make_sqlite(uri: str) -> None:
-    """Make the SQLite file of a new store whole or not at all, though MLflow makes it in 140 commits.
+    """Make the SQLite file of a new store whole or not at all.
 
-    They need not wait for the disk, since nothing counts before the file is in its place: 0.2 s
-    less, and 3 s where others keep the disk busy.
+    MLflow makes it in 140 commits; where it is killed between two of them, the file is broken for good.
     """
-    file = Path(uri.removeprefix("sqlite:///"))
-    is_file = uri.startswith("sqlite:///") and "?" not in uri
-    if not is_file or file.exists() or not os.access(file.parent, os.W_OK):
+    file = _sqlite_file(uri)
+    if not uri.startswith("sqlite:///") or file.exists() or not os.access(file.parent, os.W_OK):
         return  # MLflow opens it, or reports why it cannot
+    with tempfile.TemporaryDirectory(prefix=f".{file.name}.", dir=file.parent) as folder:
+        part = Path(folder) / file.name
+        MlflowClient(tracking_uri=paths.sqlite_uri(part))
+        # Not `replace`: another checkout that shares the store, with a lock of its own, may have made
+        # it meanwhile and put runs into it. On a file system without links MLflow makes it itself.
+        with contextlib.suppress(OSError):
+            os.link(part, file)
 
-    def hurry(connection: sqlite3.Connection, _record: object) -> None:
-        connection.execute("PRAGMA synchronous = OFF")
 
-    sqlalchemy.event.listen(sqlalchemy.Engine, "connect", hurry)
-    try:
-        with tempfile.TemporaryDirectory(prefix=f".{file.name}.", dir=file.parent) as folder:
-            part = Path(folder) / file.name
-            MlflowClient(tracking_uri=f"sqlite:///{part}")
-            with part.open("rb") as stream:
-                os.fsync(stream.fileno())
-            # Not `replace`: another checkout that shares the store, with a lock of its own, may have made
-            # it meanwhile and put runs into it. On a file system without links MLflow makes it itself.
-            with contextlib.suppress(OSError):
-                os.link(part, file)
-    finally:
-        sqlalchemy.event.remove(sqlalchemy.Engine, "connect", hurry)
+def _sqlite_file(uri: str) -> Path:
+    return Path(unquote(uri.removeprefix("sqlite:///").partition("?")[0]))
 
 
 def _new_experiment(client: MlflowClient, name: str, uri: str) -> Experiment | None:
@@ -145,16 +157,25 @@ def _artifacts() -> Path:
 
 
 def _follow_checkout(uri: str, experiment: Experiment) -> None:
-    """Correct the absolute paths in the store of a checkout that was moved or copied with its files."""
-    old, new = str(experiment.artifact_location), _artifacts().as_uri()
-    is_ours = uri == f"sqlite:///{paths.root() / 'mlflow.db'}" and old.endswith(f"/{_artifacts().name}")
-    if not is_ours or old == new or not _artifacts().is_dir():
+    """Correct the store of a checkout that was moved or copied with its files."""
+    database, location = paths.root() / "mlflow.db", str(experiment.artifact_location)
+    old = Path(unquote(location.removeprefix("file://")))
+    if uri == paths.sqlite_uri(database) and old.name == _artifacts().name and _artifacts().is_dir():
+        move(database, old=old.parent, new=paths.root())
+
+
+def move(database: Path, *, old: Path, new: Path) -> None:
+    """Rewrite the absolute paths in a local store, from one checkout to another."""
+    if old == new:
         return
-    with contextlib.closing(sqlite3.connect(uri.removeprefix("sqlite:///"))) as connection, connection:
+    with contextlib.closing(sqlite3.connect(database)) as connection, connection:
         for table, column in LOCATIONS.items():
-            for pair in ((old, new), (unquote(old.removeprefix("file://")), str(_artifacts()))):
-                change = f"UPDATE {table} SET {column} = replace({column}, ?, ?)"  # noqa: S608 -- our names
-                connection.execute(change, pair)
+            for head, new_head in ((f"{old.as_uri()}/", f"{new.as_uri()}/"), (f"{old}/", f"{new}/")):
+                connection.execute(
+                    f"UPDATE {table} SET {column} = ? || substr({column}, ?)"  # noqa: S608 -- our own names
+                    f" WHERE substr({column}, 1, ?) = ?",
+                    (new_head, len(head) + 1, len(head), head),
+                )
 
 
 @contextmanager
@@ -168,45 +189,44 @@ def answering(uri: str) -> Iterator[None]:
     try:
         yield
     except (MlflowException, SQLAlchemyError, sqlite3.Error, RequestException) as error:
-        shown = paths.shown(uri)
+        cause, shown = _cause(error), paths.shown(uri)
         # The message holds the URI, perhaps; where that is not to be shown, neither is this.
-        reason = type(error).__name__ if shown == HIDDEN else _reason(error)
-        if _is_away(error):
+        reason = type(error).__name__ if shown == HIDDEN else _reason(cause)
+        if _may_succeed_later(cause):
             raise ServiceUnavailableError(f"MLflow at {shown}", reason) from None
         raise InputError(f"MLflow at {shown}", found=reason, expected="a store that takes this") from None
 
 
-def _is_away(error: Exception) -> bool:
+def _cause(error: BaseException) -> BaseException:
+    """Return the error of the database or of the connection that MLflow has wrapped."""
+    for cause in (getattr(error, "orig", None), error.__cause__, error.__context__):
+        if isinstance(cause, SQLAlchemyError | sqlite3.Error | RequestException):
+            return _cause(cause)
+    return error
+
+
+def _may_succeed_later(error: BaseException) -> bool:
     """Return whether the same request may succeed later."""
-    if isinstance(error, RestException):
-        return _may_change(error.get_http_status_code())
-    if isinstance(error, MlflowException):
-        # Its code is "internal error" for whatever has no other: only the text has the cause.
-        cause = re.search(r"failed with (?:exception|error code (\d+))", str(error))
-        if cause and cause[1]:
-            return _may_change(int(cause[1]))
-        is_lost = cause is not None and not re.search(
-            r"(?i)invalid ?(url|schema)|no connection adapters", str(error)
-        )
-        return is_lost or error.error_code == "TEMPORARILY_UNAVAILABLE"
+    status = error.get_http_status_code() if isinstance(error, RestException) else 0
+    if code := STATUS.search(str(error)):
+        status = int(code[1] or code[2])
+    if status:
+        busy = (HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS)
+        return status in busy or status >= HTTPStatus.INTERNAL_SERVER_ERROR
+    if isinstance(error, sqlite3.Error):
+        return "locked" in str(error)
     if isinstance(error, RequestException):
-        return error.response is None or _may_change(error.response.status_code)
-    return isinstance(error, OperationalError | sqlite3.OperationalError | PoolTimeoutError)
+        return not isinstance(error, ValueError)  # a URL that is none
+    return isinstance(error, OperationalError | PoolTimeoutError)
 
 
-def _may_change(status: int) -> bool:
-    """Return whether this answer may be another one later: too slow, too many, or a fault of the server."""
-    busy = (HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS)
-    return status in busy or status >= HTTPStatus.INTERNAL_SERVER_ERROR
-
-
-def _reason(error: Exception) -> str:
+def _reason(error: BaseException) -> str:
     text = re.sub(r"://[^/@\s]*@", "://", " ".join(str(error).split()))
     if "Connection refused" in text:
         return "connection refused"
     if "timed out" in text:
         return f"no answer within {os.environ['MLFLOW_HTTP_REQUEST_TIMEOUT']} s"
-    if status := re.search(r"too many (\d+) error responses|error code (\d+)", text):
-        return f"answer {status[1] or status[2]}"
+    if code := STATUS.search(text):
+        return f"answer {code[1] or code[2]}"
     text = text.rpartition("(Caused by ")[2]  # of a chain of wrappers, as for a certificate that fails
     return text if len(text) <= MAX_REASON else f"{text[:MAX_REASON]} ..."

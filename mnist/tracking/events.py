@@ -1,25 +1,32 @@
 """Live logging in `train`: events for another process, which logs them to MLflow.
 
-Each event is a line of JSON on the stdin of that process. `train` never waits for it: if the pipe is full or
-the process is gone, the event is dropped, and `register` logs it later. This module does not import mlflow.
+Each event is a line of JSON on the stdin of that process (`mnist.tracking.live`). `train` never waits for it:
+a point is dropped if the pipe fills, and `register` logs it later. This module does not import mlflow.
 """
 
 import contextlib
+import fcntl
 import json
 import os
 import subprocess
 import sys
+import termios
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
-from mnist.core import paths
 from mnist.lineage.fingerprint import Training
 from mnist.lineage.result import TrainingInfo, now_ms, user, versions
 from mnist.training.history import Epoch, Window
+
+# Tags of a run: the digests of its data, weights and evaluation; its code; what led to it.
+DATASET, WEIGHTS, EVALUATED = "dataset_sha256", "weights_sha256", "evaluation_sha256"
+FINGERPRINT, COMMIT = "fingerprint", "mlflow.source.git.commit"
+EXPERIMENTS, COMMITS = "dvc.experiments", "git.commits"
+
+MAX_WAITING = 1 << 15  # bytes of points in the pipe, which holds twice as many: the end always finds room
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,15 +72,15 @@ def start(training: Training, facts: Mapping[str, str], time_ms: int) -> Start:
     """Return the start of a training; `facts` are further tags of its run."""
     source = training.source
     tags = {
-        "fingerprint": training.fingerprint,
-        "dataset_sha256": training.dataset_sha256,
-        "dvc.experiments": source.experiment,
+        FINGERPRINT: training.fingerprint,
+        DATASET: training.dataset_sha256,
+        EXPERIMENTS: source.experiment,
         "dvc.baseline": source.commit if source.experiment else "",
         "rerun": source.rerun,
         "mlflow.user": user(),
         "mlflow.source.type": "PROJECT",
         "mlflow.source.name": "dvc.yaml:train",
-        "mlflow.source.git.commit": source.commit,
+        COMMIT: source.commit,
         "mlflow.source.git.branch": source.branch,
         **facts,
     }
@@ -104,12 +111,13 @@ class Recorder:
 
     Args:
         begin: of the training.
-        pipe: file descriptor of the process's stdin; None without a process.
+        pipe: file descriptor of the process's stdin, which does not block.
     """
 
-    def __init__(self, begin: Start, pipe: int | None) -> None:
+    def __init__(self, begin: Start, pipe: int) -> None:
         self._begin, self._pipe = begin, pipe
         self._result: dict[str, Any] = {}
+        self.send(begin)
 
     def log(self, event: Window | Epoch) -> None:
         """Send the metrics of a window or an epoch."""
@@ -125,26 +133,15 @@ class Recorder:
     def end(self, status: str) -> None:
         """Send the end, and close the pipe."""
         self.send(End(time_ms=now_ms(), status=status, **self._result))
-        self._close()
+        os.close(self._pipe)
 
     def send(self, event: Event) -> None:
-        """Write a line, or drop it."""
-        if self._pipe is None:
-            return
+        """Write an event, or drop it: a point if too many wait, any event if the process is gone."""
         line = json.dumps({"kind": type(event).__name__, **asdict(event)}).encode() + b"\n"
-        try:
-            if os.write(self._pipe, line) < len(line):  # half a line: the next one would be none either
-                self._close()
-        except BlockingIOError:
-            pass  # full: the process cannot keep up
-        except OSError:
-            self._close()  # it is gone
-
-    def _close(self) -> None:
-        if self._pipe is not None:
-            with contextlib.suppress(OSError):
-                os.close(self._pipe)
-            self._pipe = None
+        with contextlib.suppress(OSError):
+            num_waiting = int.from_bytes(fcntl.ioctl(self._pipe, termios.FIONREAD, bytes(4)), sys.byteorder)
+            if num_waiting < MAX_WAITING or not isinstance(event, Point):
+                os.write(self._pipe, line)
 
 
 @contextmanager
@@ -152,7 +149,6 @@ def recorded(training: Training, *, device: str) -> Iterator[Recorder]:
     """Log a training while it runs; it ends as FINISHED, FAILED or, for an interrupt, KILLED."""
     begin = start(training, {"device": device, **versions()}, now_ms())
     recorder = Recorder(begin, _logging_process())
-    recorder.send(begin)
     status = "FAILED"
     try:
         yield recorder
@@ -164,23 +160,17 @@ def recorded(training: Training, *, device: str) -> Iterator[Recorder]:
         recorder.end(status)
 
 
-def _logging_process() -> int | None:
-    """Start the process, and return its stdin; None where the system has no room for another one."""
+def _logging_process() -> int:
+    """Start the process, and return its stdin; where it cannot start, that drops what is sent."""
     reader, writer = os.pipe()  # no child inherits the writing end, so it closes with this process
     os.set_blocking(writer, False)
-    try:
+    with contextlib.suppress(OSError):  # the system has no room for another process
         process = subprocess.Popen(
             [sys.executable, "-m", "mnist.tracking.live"],
-            cwd=Path(__file__).parents[2],
-            env={**os.environ, "DVC_ROOT": str(paths.checkout())},
             stdin=reader,
             stderr=subprocess.DEVNULL,
             start_new_session=True,  # an interrupt is for the training: it ends, and sends its end
         )
-    except OSError:
-        os.close(writer)
-        return None
-    finally:
-        os.close(reader)
-    threading.Thread(target=process.wait, daemon=True).start()  # so that it does not stay a zombie
+        threading.Thread(target=process.wait, daemon=True).start()  # so that it does not stay a zombie
+    os.close(reader)
     return writer

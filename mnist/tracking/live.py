@@ -6,14 +6,13 @@ as KILLED if stdin closes without one. If MLflow does not answer, it prints one 
 
 import os
 import select
-import socket
 import sys
 import time
 
-from mnist.core import process
+from mnist.core import paths, process
 from mnist.core.errors import InputError
 from mnist.lineage.result import now_ms
-from mnist.tracking import client, events, log  # client first: it sets variables that MLflow reads
+from mnist.tracking import client, events, runs  # client first: it sets variables that MLflow reads
 from mnist.tracking.client import Store
 from mnist.tracking.events import End, Event, Point, Start
 
@@ -35,17 +34,25 @@ def follow(stdin: int) -> None:
             is_over = not data
             *lines, rest = (rest + data).split(b"\n")
             logger.events += [events.parse(line) for line in lines]
-        if is_over:
-            logger.expect_end()
+        if is_over and logger.events and not isinstance(logger.events[-1], End):
+            logger.events.append(End(time_ms=now_ms(), status="KILLED"))  # it was killed, and sent none
         if time.monotonic() < next_try and not is_over:
             continue
         try:
             logger.log()
         except InputError as error:
             next_try = time.monotonic() + RETRY_SECONDS
-            if not is_reported:
+            # After the training it would be a line of another stage, and `register` reports it.
+            if not is_reported and not _is_closed(stdin):
                 is_reported = True
                 complain(f"{error}; `register` logs what is missing, or `mnist sync`")
+
+
+def _is_closed(stdin: int) -> bool:
+    """Return whether the other end is closed, though not all may have been read."""
+    poll = select.poll()
+    poll.register(stdin, 0)
+    return any(flags & select.POLLHUP for _, flags in poll.poll(0))
 
 
 def complain(message: str) -> None:
@@ -68,11 +75,6 @@ class Logger:
         self._num_logged = 0
         self._machine: SystemMetricsMonitor | None = None
 
-    def expect_end(self) -> None:
-        """Add the end of a training that was killed and sent none."""
-        if self.events and not any(isinstance(event, End) for event in self.events):
-            self.events.append(End(time_ms=now_ms(), status="KILLED"))
-
     def log(self) -> None:
         """Log what is new.
 
@@ -88,15 +90,14 @@ class Logger:
         self._store = self._store or client.connect()
         with client.answering(self._store.uri):
             if not self._run_id:
-                tags = {log.LOGGED_BY: f"{socket.gethostname()}:{os.getpid()}"}
-                run_id = log.begin(self._store, begin, tags)  # the same one, where the next two fail
-                log.describe(self._store, run_id, begin)
-                log.inputs(self._store, run_id, begin, "train")
+                # The same run, where the next line fails.
+                run_id = runs.begin(self._store, begin, {runs.LOGGED_BY: runs.this_process()})
+                runs.describe(self._store, run_id, begin)
                 self._run_id, self._machine = run_id, watched(self._store, run_id)
-            log.points(self._store, self._run_id, [event for event in fresh if isinstance(event, Point)])
-            for event in fresh:
-                if isinstance(event, End):
-                    self._end(self._store, begin, event)
+            points = [event for event in fresh if isinstance(event, Point)]
+            runs.log_metrics(self._store, self._run_id, runs.metrics_of(points))
+            if isinstance(fresh[-1], End):
+                self._end(self._store, begin, fresh[-1])
         self._num_logged = len(self.events)
 
     def _end(self, store: Store, begin: Start, end: End) -> None:
@@ -104,17 +105,15 @@ class Logger:
         if self._machine:
             self._machine.finish()
         with client.lock("runs"):
-            known = end.weights_sha256 and log.find(
-                store, begin.tags["dataset_sha256"], begin.params, end.weights_sha256
-            )
+            known = end.weights_sha256 and runs.find(store, begin, end.weights_sha256)
             if known and known.info.run_id != self._run_id:
-                log.note(store, known, begin.tags)
+                runs.add_origin(store, known, begin.tags)
                 store.client.delete_run(self._run_id)
                 return
             values = Point(time_ms=end.time_ms, step=0, values=end.values or {})
-            log.points(store, self._run_id, [values])
+            runs.log_metrics(store, self._run_id, runs.metrics_of([values]))
             if end.weights_sha256:
-                store.client.set_tag(self._run_id, client.WEIGHTS, end.weights_sha256)
+                store.client.set_tag(self._run_id, events.WEIGHTS, end.weights_sha256)
             store.client.set_terminated(self._run_id, end.status, end_time=end.time_ms)
 
 
@@ -128,6 +127,7 @@ def watched(store: Store, run_id: str) -> SystemMetricsMonitor | None:
 
 
 if __name__ == "__main__":
+    os.chdir(paths.checkout())  # DVC removes the tree of an experiment, perhaps before this process ends
     try:
         follow(sys.stdin.fileno())
     except Exception as error:  # noqa: BLE001 -- a fault of ours: it must cost the training a line at most

@@ -28,7 +28,7 @@ from mnist.data import store as data
 from mnist.evaluation import pages
 from mnist.evaluation.predictions import read_table
 from mnist.lineage.result import Result
-from mnist.tracking import client, promotion
+from mnist.tracking import client, events, promotion
 from mnist.tracking.client import Store
 from mnist.training import model
 from mnist.training.model import Classifier
@@ -68,7 +68,7 @@ def description(classes: Sequence[str]) -> str:
 
 def find(store: Store, name: str, weights_sha256: str) -> ModelVersion | None:
     """Return the version of these weights, if they have one."""
-    wanted = f"name = '{name}' and tags.`{client.WEIGHTS}` = '{weights_sha256}'"
+    wanted = f"name = '{name}' and tags.`{events.WEIGHTS}` = '{weights_sha256}'"
     versions = store.client.search_model_versions(wanted, max_results=1)
     return versions[0] if versions else None
 
@@ -104,7 +104,7 @@ def ensure(
         if version is None or not has_files(store, version):
             uri = _log(store, run, classifier, existing)
             _check(uri, classifier)
-            tags = {"test_accuracy": f"{accuracy:.4f}", client.WEIGHTS: weights_sha256}
+            tags = {"test_accuracy": f"{accuracy:.4f}", events.WEIGHTS: weights_sha256}
             version = existing or _register(store, uri, name, classifier.classes, tags)
         return _attach(store, version, card), existing is None
 

@@ -1,37 +1,40 @@
 """MLflow runs: one for each result, found by its data, params and weights, and completed from its files."""
 
+import json
+import socket
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from mlflow.entities import Run, RunTag, ViewType
+import psutil  # type: ignore[import-untyped]
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag
 from mlflow.entities.model_registry import ModelVersion
 
 from mnist.core import files, paths
 from mnist.core.errors import ServiceUnavailableError
 from mnist.evaluation.pages import Pages
+from mnist.lineage import fingerprint
 from mnist.lineage.result import Result, training_info
-from mnist.tracking import client, events, log
-from mnist.tracking.client import EVALUATED, WEIGHTS, Store
-from mnist.tracking.events import Point, Start
+from mnist.tracking import client, events
+from mnist.tracking.client import Store
+from mnist.tracking.events import COMMIT, COMMITS, DATASET, EVALUATED, EXPERIMENTS, WEIGHTS, Point, Start
 from mnist.training import history
 from mnist.training.history import Epoch, Window
 
 PATCH, CARD = "dirty.patch", "model-card.md"  # among the files of a run
+LOGGED_BY = "logged_by"  # tag: host, id and start of the process that logs a run while its training runs
+DESCRIPTION = "mlflow.note.content"  # tag
+MAX_BATCH = 1000  # metrics that MLflow takes in one request
 LIVE_SECONDS = 120  # that the process which logs a training may still need after the evaluation
+CLOCK_SECONDS = 5  # by which the start of one process may seem to move when the clock is set
 
 
 @dataclass(frozen=True, kw_only=True)
 class Logged:
-    """The run and the model version of a result.
-
-    Attributes:
-        run: its run.
-        version: of its model; None below the floor.
-        is_new: whether the version was made just now.
-    """
+    """The run of a result and its model version, which may be new; None below the floor."""
 
     run: Run
     version: ModelVersion | None
@@ -43,19 +46,14 @@ def ensure(
     result: Result,
     pages: Pages,
     *,
-    artifacts: Sequence[Path] = paths.ARTIFACTS,
+    artifacts: Sequence[Path],
     folder: Path = Path(),
     checked: bool = True,
 ) -> Logged:
     """Find the run of a result or make it, and log whatever is missing, its model too; may be repeated.
 
-    Args:
-        store: where runs and models are.
-        result: whose files lie in `folder`.
-        pages: that describe it.
-        artifacts: the files that its run keeps.
-        folder: the root of a checkout.
-        checked: whether the weights are known to be of this code's network; otherwise they are scored.
+    The files of the result lie in `folder`; its run keeps `artifacts` of them. Weights that are not `checked`
+    may be those of another code's network, and are scored before their model is registered.
 
     Raises:
         ServiceUnavailableError: MLflow does not answer.
@@ -67,8 +65,7 @@ def ensure(
             run = _of_result(store, result)
             _complete(store, run, result, folder)
             _log_files(store, run, result, pages, artifacts=artifacts, folder=folder)
-            _finish(store, run, result)
-            log.close_abandoned(store)
+            close_abandoned(store)
         version, is_new = None, False
         if result.is_good:
             from mnist.tracking import registry  # torch: 2 s
@@ -91,15 +88,16 @@ def ensure(
     return Logged(run=run, version=version, is_new=is_new)
 
 
-def is_complete(store: Store, result: Result) -> bool:
-    """Return whether the store has all that `ensure` would log."""
+def note_origin(store: Store, result: Result) -> bool:
+    """Add the origin of a result to its run; return whether the store has all that `ensure` would log."""
     with client.answering(store.uri):
-        run = _found(store, result)
-        if run is None or run.info.status != "FINISHED":
+        start = _start(result)
+        run = find(store, start, result.weights_sha256)
+        if run is None:
             return False
-        if run.data.tags.get(EVALUATED) != result.evaluation_sha256 or not _has_report(store, run):
+        add_origin(store, run, start.tags)
+        if run.info.status != "FINISHED" or not _has_files(store, run, result):
             return False
-        log.note(store, run, _start(result).tags)
         if not result.is_good:
             return True
         from mnist.tracking import registry
@@ -108,18 +106,117 @@ def is_complete(store: Store, result: Result) -> bool:
         return version is not None and registry.is_whole(store, version)
 
 
-def _found(store: Store, result: Result, view: int = ViewType.ACTIVE_ONLY) -> Run | None:
-    origin = result.origin
-    return log.find(store, origin.dataset_sha256, origin.params, result.weights_sha256, view)
+def find(store: Store, start: Start, weights_sha256: str) -> Run | None:
+    """Return the run of a result: the finished and first one, where a machine broke off in the middle."""
+    wanted = f"tags.`{WEIGHTS}` = '{weights_sha256}' and tags.{DATASET} = '{start.tags[DATASET]}'"
+    runs = store.client.search_runs([store.experiment_id], wanted)
+    found = [run for run in runs if _has(run, start.params)]
+    found.sort(key=lambda run: (run.info.status != "FINISHED", run.info.start_time))
+    return found[0] if found else None
 
 
-def _of_result(store: Store, result: Result) -> Run:
-    """Find the run of a result, or bring it back from MLflow's bin, or take its training's, or make it."""
-    run = _found(store, result) or _live(store, result)
-    if run is None and (run := _found(store, result, ViewType.DELETED_ONLY)):
-        store.client.restore_run(run.info.run_id)
-    run_id = run.info.run_id if run else log.begin(store, _start(result), {WEIGHTS: result.weights_sha256})
-    return store.client.get_run(run_id)
+def _started(store: Store, start: Start) -> list[Run]:
+    """Return the runs that were begun at this time with these data and params."""
+    wanted = f"attributes.start_time = {start.time_ms} and tags.{DATASET} = '{start.tags[DATASET]}'"
+    runs = store.client.search_runs([store.experiment_id], wanted)
+    return [run for run in runs if _has(run, start.params)]
+
+
+def _has(run: Run, params: Mapping[str, Any]) -> bool:
+    """Return whether a run has these params; one that was begun a moment ago has none of them yet."""
+    return all(run.data.params.get(key, str(value)) == str(value) for key, value in params.items())
+
+
+def begin(store: Store, start: Start, tags: Mapping[str, str]) -> str:
+    """Return the id of the run that begins so, with these tags, too; it is made where it is not there."""
+    all_tags = {**start.tags, **tags}
+    for run in _started(store, start):  # the answer to an earlier try may have been lost
+        if all_tags.items() <= run.data.tags.items():
+            return str(run.info.run_id)
+    run = store.client.create_run(store.experiment_id, start.time_ms, all_tags, start.name)
+    return str(run.info.run_id)
+
+
+def describe(store: Store, run_id: str, start: Start) -> None:
+    """Log the params of a run, its data set, and then the description of its page."""
+    datasets = []
+    for split, context in (("train", "training"), ("test", "testing")):
+        # MLflow shows a digest of at most 36 characters, and one context for one name and digest.
+        name, digest = f"{fingerprint.dataset_of(start.params)}-{split}", start.tags[DATASET][:36]
+        source = json.dumps({"uri": str(paths.DATASET)})
+        dataset = Dataset(name=name, digest=digest, source_type="local", source=source)
+        datasets.append(DatasetInput(dataset, [InputTag("mlflow.data.context", context)]))
+    store.client.log_inputs(run_id, datasets)
+    text = f"```sh\n{start.tags['rerun']}  # run it again\n"
+    text += f"mnist reproduce {run_id}  # prove that it gives the same weights\n```\n"
+    params = [Param(key, str(value)) for key, value in start.params.items()]
+    store.client.log_batch(run_id, params=params, tags=[RunTag(DESCRIPTION, text)])
+
+
+def metrics_of(points: Iterable[Point]) -> list[Metric]:
+    """Return points of curves as MLflow's."""
+    return [Metric(key, value, one.time_ms, one.step) for one in points for key, value in one.values.items()]
+
+
+def log_metrics(store: Store, run_id: str, metrics: Sequence[Metric]) -> None:
+    """Add points to the curves of a run; MLflow keeps equal ones once."""
+    for first in range(0, len(metrics), MAX_BATCH):
+        store.client.log_batch(run_id, metrics=metrics[first : first + MAX_BATCH])
+
+
+def add_origin(store: Store, run: Run, tags: Mapping[str, str]) -> None:
+    """Add the experiment and the commit of a start's tags to those that led to this run."""
+    for name, added in ((EXPERIMENTS, tags.get(EXPERIMENTS)), (COMMITS, tags.get(COMMIT))):
+        known = run.data.tags.get(name, "").split()
+        if added and added not in known:
+            store.client.set_tag(run.info.run_id, name, " ".join([*known, added]))
+
+
+def this_process() -> str:
+    """Return the value of the tag `LOGGED_BY` for this process: its host, its id and its start."""
+    process = psutil.Process()
+    return f"{socket.gethostname()}:{process.pid}:{process.create_time():.0f}"
+
+
+def _is_logged(run: Run) -> bool:
+    """Return whether a process of this machine still logs this run."""
+    host, _, process = run.data.tags.get(LOGGED_BY, "").partition(":")
+    if run.info.status != "RUNNING" or host != socket.gethostname():
+        return False
+    number, _, start = process.partition(":")
+    try:
+        found = psutil.Process(int(number))  # perhaps a later process that got the same number
+        is_same = abs(found.create_time() - float(start)) < CLOCK_SECONDS
+        return bool(is_same and found.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+
+
+def close_abandoned(store: Store) -> None:
+    """End the runs of this machine as KILLED whose logging process is gone."""
+    wanted = f"attributes.status = 'RUNNING' and tags.{LOGGED_BY} LIKE '{socket.gethostname()}:%'"
+    for run in store.client.search_runs([store.experiment_id], wanted):
+        if not _is_logged(run):
+            store.client.set_terminated(run.info.run_id, "KILLED")
+
+
+def _live(store: Store, result: Result) -> Run | None:
+    """Return the run that was begun while these weights were trained on this machine, and never finished."""
+    if training_info(result.weights_sha256):
+        for run in _started(store, _start(result)):
+            if run.info.status != "FINISHED" and WEIGHTS not in run.data.tags:
+                return run
+    return None
+
+
+def _await_live(store: Store, result: Result) -> None:
+    """Wait until the process that logged this training has ended its run, or is gone."""
+    deadline = time.monotonic() + LIVE_SECONDS
+    while (run := _live(store, result)) and _is_logged(run):
+        if time.monotonic() > deadline:
+            where = f"MLflow at {paths.shown(store.uri)}"
+            raise ServiceUnavailableError(where, f"run {run.info.run_name} is still being logged")
+        time.sleep(0.2)
 
 
 def _start(result: Result) -> Start:
@@ -129,81 +226,63 @@ def _start(result: Result) -> Start:
     return events.start(result.origin, facts, info.time_ms if info else result.time_ms)
 
 
-def note_origin(store: Store, result: Result) -> None:
-    """Add the experiment and the commit of a result to those of its run, where there is one."""
-    with client.answering(store.uri):
-        if run := _found(store, result):
-            log.note(store, run, _start(result).tags)
-
-
-def _live(store: Store, result: Result) -> Run | None:
-    """Return the run that was begun while these weights were trained on this machine, and never finished."""
-    if training_info(result.weights_sha256):
-        for run in log.started(store, _start(result)):
-            if run.info.status != "FINISHED" and WEIGHTS not in run.data.tags:
-                return run
-    return None
-
-
-def _await_live(store: Store, result: Result) -> None:
-    """Wait until the process that logged this training has ended its run, or is gone."""
-    deadline = time.monotonic() + LIVE_SECONDS
-    while (run := _live(store, result)) and log.is_logged(run):
-        if time.monotonic() > deadline:
-            where = f"MLflow at {paths.shown(store.uri)}"
-            raise ServiceUnavailableError(where, f"run {run.info.run_name} is still being logged")
-        time.sleep(0.2)
+def _of_result(store: Store, result: Result) -> Run:
+    """Find the run of a result, or take its training's, or make it."""
+    start, weights = _start(result), result.weights_sha256
+    run = find(store, start, weights) or _live(store, result)
+    return store.client.get_run(run.info.run_id if run else begin(store, start, {WEIGHTS: weights}))
 
 
 def _complete(store: Store, run: Run, result: Result, folder: Path) -> None:
-    """Log the tags, params, points and data sets that a run does not have."""
+    """Log the params, tags and metrics that a run does not have, and end it."""
     start, run_id = _start(result), run.info.run_id
-    if log.DESCRIPTION not in run.data.tags:
-        log.describe(store, run_id, start)
-    log.inputs(store, run_id, start, "train", "test")
-    log.note(store, run, start.tags)
+    if DESCRIPTION not in run.data.tags:
+        describe(store, run_id, start)
+    add_origin(store, run, start.tags)
     tags = {**start.tags, WEIGHTS: result.weights_sha256, "test_sha256": result.test_sha256}
     missing = [RunTag(key, value) for key, value in tags.items() if key not in run.data.tags]
     store.client.log_batch(run_id, tags=missing)
-    log.points(store, run_id, _missing_points(store, run, result, folder))
+    log_metrics(store, run_id, _missing_metrics(store, run, result, folder))
+    if run.info.status != "FINISHED":
+        end_time = max(result.time_ms, run.info.start_time)
+        store.client.set_terminated(run_id, "FINISHED", end_time=end_time)
 
 
-def _missing_points(store: Store, run: Run, result: Result, folder: Path) -> list[Point]:
-    """Return the points of the files that a run does not have: of curves, by their steps."""
-    info, time_ms = training_info(result.weights_sha256), result.time_ms
-    rows: list[Window | Epoch] = [
-        *history.read(folder / paths.STEPS, Window),
-        *history.read(folder / paths.HISTORY, Epoch),
-    ]
-    points = [events.point(row, time_ms) for row in rows]
-    if info:
-        points.append(Point(time_ms=time_ms, step=0, values={"training_seconds": info.seconds}))
+def _missing_metrics(store: Store, run: Run, result: Result, folder: Path) -> list[Metric]:
+    """Return the points of the files that a run does not have, by their steps, and the scores."""
+    rows: list[Window | Epoch]
+    rows = [*history.read(folder / paths.STEPS, Window), *history.read(folder / paths.HISTORY, Epoch)]
+    points = [events.point(row, result.time_ms) for row in rows]
+    if info := training_info(result.weights_sha256):
+        points.append(Point(time_ms=result.time_ms, step=0, values={"training_seconds": info.seconds}))
+    wanted = metrics_of(points)
     known = {
-        (key, metric.step)
-        for key in {key for point in points for key in point.values} & run.data.metrics.keys()
+        (metric.key, metric.step)
+        for key in {metric.key for metric in wanted} & run.data.metrics.keys()
         for metric in store.client.get_metric_history(run.info.run_id, key)
     }
     scores = {name: value for name, value in result.metrics.items() if run.data.metrics.get(name) != value}
-    missing = [
-        Point(
-            time_ms=time_ms,
-            step=point.step,
-            values={key: value for key, value in point.values.items() if (key, point.step) not in known},
-        )
-        for point in points
-    ]
-    return [*missing, Point(time_ms=time_ms, step=0, values=scores)]
+    missing = [metric for metric in wanted if (metric.key, metric.step) not in known]
+    return [*missing, *metrics_of([Point(time_ms=result.time_ms, step=0, values=scores)])]
+
+
+def _has_files(store: Store, run: Run, result: Result) -> bool:
+    """Return whether a run has the files of this evaluation: the folder of artifacts may be lost, too."""
+    if run.data.tags.get(EVALUATED) != result.evaluation_sha256:
+        return False
+    listed = store.client.list_artifacts(run.info.run_id, str(paths.REPORT.parent))
+    return str(paths.REPORT) in {file.path for file in listed}
 
 
 def _log_files(
     store: Store, run: Run, result: Result, pages: Pages, *, artifacts: Sequence[Path], folder: Path
 ) -> None:
-    """Log the files of a result, its pages, and what was not committed.
+    """Log the files of a result, its pages, and what was not committed; and then the tag `EVALUATED`.
 
     One result may come from several commits and experiments: a run that has the files of this evaluation
     keeps them, so that its report is about the commit and the patch of its tags.
     """
-    if run.data.tags.get(EVALUATED) == result.evaluation_sha256 and _has_report(store, run):
+    if _has_files(store, run, result):
         return
     with tempfile.TemporaryDirectory() as temporary:
         kept = Path(temporary)
@@ -215,20 +294,7 @@ def _log_files(
         files.write_text(kept / paths.REPORT, pages.report)
         files.write_text(kept / CARD, pages.card)
         patch = result.origin.source.patch
-        if patch and run.data.tags.get("fingerprint") == result.origin.fingerprint:
+        if patch and run.data.tags.get(events.FINGERPRINT) == result.origin.fingerprint:
             (kept / PATCH).write_bytes(patch.encode(errors="surrogateescape"))
         store.client.log_artifacts(run.info.run_id, str(kept))
-
-
-def _finish(store: Store, run: Run, result: Result) -> None:
-    """End a run that is not finished; its tag `EVALUATED` comes last: a run with it has all the rest."""
-    if run.info.status != "FINISHED":
-        end_time = max(result.time_ms, run.info.start_time)
-        store.client.set_terminated(run.info.run_id, "FINISHED", end_time=end_time)
     store.client.set_tag(run.info.run_id, EVALUATED, result.evaluation_sha256)
-
-
-def _has_report(store: Store, run: Run) -> bool:
-    """Return whether the files of a run are there: the folder of artifacts may be lost, and the store not."""
-    folder = str(paths.REPORT.parent)
-    return str(paths.REPORT) in {file.path for file in store.client.list_artifacts(run.info.run_id, folder)}

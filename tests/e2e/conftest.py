@@ -3,7 +3,6 @@
 import dataclasses
 import os
 import shutil
-import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,17 +10,10 @@ import pytest
 from click.testing import CliRunner, Result
 
 import mnist.cli
+from mnist.tracking import client
 from tests import checkout
 from tests.checkout import Clone
 from tests.conftest import MadeOnce, SmallData
-
-# Where MLflow keeps absolute paths: a store that was copied must name its own folder.
-ABSOLUTE = {
-    "experiments": "artifact_location",
-    "runs": "artifact_uri",
-    "logged_models": "artifact_location",
-    "model_versions": "storage_location",
-}
 
 
 @pytest.fixture(scope="session")
@@ -56,20 +48,8 @@ def copy(template: Clone, folder: Path) -> Clone:
     """Copy a clone into `folder` / "clone"; its store is moved with it."""
     made = Clone(folder=folder / "clone", environment=checkout.environment(folder), store=template.store)
     shutil.copytree(template.folder, made.folder, symlinks=True)
-    move_store(made.folder / made.store, old=template.folder, new=made.folder)
+    client.move(made.folder / made.store, old=template.folder, new=made.folder)
     return made
-
-
-def move_store(database: Path, *, old: Path, new: Path) -> None:
-    """Rewrite the absolute paths in a store of MLflow."""
-    connection = sqlite3.connect(database)
-    with connection:
-        for table, column in ABSOLUTE.items():
-            connection.execute(
-                f"UPDATE {table} SET {column} = replace({column}, ?, ?)",  # noqa: S608 -- our own names
-                (str(old), str(new)),
-            )
-    connection.close()
 
 
 def without_store(clone: Clone) -> Clone:

@@ -18,7 +18,7 @@ from mnist.core import files
 from mnist.core.paths import ARTIFACTS, REPORT, WEIGHTS
 from mnist.data import store
 from mnist.evaluation.predictions import read_table
-from mnist.tracking import log
+from mnist.tracking import runs
 from tests import checkout
 from tests.checkout import NAME, Clone
 from tests.e2e.conftest import Invoke, without_store
@@ -183,9 +183,10 @@ def test_a_result_that_mlflow_missed_is_not_registered_with_the_code_of_today(
     trained.environment["MLFLOW_TRACKING_URI"] = NOWHERE
     output = trained.run("dvc", "exp", "run", "-n", "missed", "-S", "lr=0.016").stdout
     del trained.environment["MLFLOW_TRACKING_URI"]
-    lines = [line for line in output.splitlines() if "MLflow" in line]
-    assert len(lines) == 2  # of train and of register
-    assert all(NOWHERE in line and "connection refused" in line for line in lines)
+    before, register = output.split("> python -m stages.register")
+    assert "MLflow" not in before.partition("> python -m stages.evaluate")[2]
+    (line,) = (line for line in register.splitlines() if "MLflow" in line)
+    assert f"MLflow at {NOWHERE} does not answer (connection refused)" in line
     text = trained.read("mnist/training/model.py")
     assert "relu" in text
     (trained.folder / "mnist/training/model.py").write_text(text.replace("relu", "sigmoid"))
@@ -202,7 +203,7 @@ def test_a_result_that_mlflow_missed_is_not_registered_with_the_code_of_today(
 def test_sync_ends_the_run_of_a_logging_process_that_is_gone(trained: Clone, invoke: Invoke) -> None:
     gone = subprocess.Popen(["true"])
     gone.wait()
-    tags = {log.LOGGED_BY: f"{socket.gethostname()}:{gone.pid}"}
+    tags = {runs.LOGGED_BY: f"{socket.gethostname()}:{gone.pid}:0"}
     run = trained.client.create_run("1", tags=tags)
     assert invoke(trained, "sync").exit_code == 0
     assert trained.client.get_run(run.info.run_id).info.status == "KILLED"

@@ -1,33 +1,34 @@
-"""The store: where it is, made once and whole, and what becomes of its errors."""
+"""The store: where it is, made once and whole; its locks, and what becomes of its errors."""
 
-import contextlib
 import shutil
 import sqlite3
 import subprocess
 import sys
-import threading
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
-import sqlalchemy
 from mlflow.tracking import MlflowClient
 
 from mnist.core import paths
 from mnist.core.errors import InputError, ServiceUnavailableError
 from mnist.tracking import client
+from tests import servers
+from tests.servers import Fault
 
 pytestmark = pytest.mark.usefixtures("store_folder")
 
 ROOT = Path(__file__).parents[3]
 
 
-def test_the_store_lies_beside_the_main_checkout_with_absolute_artifacts(store_folder: Path) -> None:
+def test_the_store_lies_beside_the_main_checkout_with_absolute_artifacts(
+    store_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     store = client.connect()
     assert (store_folder / "mlflow.db").is_file()
-    location = store.client.get_experiment(store.experiment_id).artifact_location
-    assert location == (store_folder / "mlartifacts").as_uri()
+    experiment = store.client.get_experiment(store.experiment_id)
+    assert experiment.name == "mnist"
+    assert experiment.artifact_location == (store_folder / "mlartifacts").as_uri()
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "")
     assert client.connect().experiment_id == store.experiment_id
 
 
@@ -81,67 +82,43 @@ def test_a_store_that_another_checkout_made_meanwhile_stays(
     assert client.connect().client.get_experiment_by_name("theirs") is not None
 
 
-def test_a_store_in_use_waits_for_the_disk() -> None:
-    """Only its making does without."""
-    client.connect()
-    engine = sqlalchemy.create_engine(paths.store_uri(), poolclass=sqlalchemy.NullPool)
-    with engine.connect() as connection:
-        assert connection.execute(sqlalchemy.text("PRAGMA synchronous")).scalar() == 2  # FULL
-
-
-def test_a_store_that_cannot_be_used_is_one_line(store_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (store_folder / "mlflow.db").write_text("this is no database, whatever its name says, but a text")
-    with pytest.raises(InputError, match=r"^MLflow at sqlite:///mlflow\.db: found ") as caught:
+@pytest.mark.parametrize("kind", ["a text", "a folder"])
+def test_a_file_that_is_no_store_is_a_mistake(kind: str, store_folder: Path) -> None:
+    file = store_folder / "mlflow.db"
+    file.unlink()
+    if kind == "a folder":
+        file.mkdir()
+    else:
+        file.write_text("this is no database, whatever its name says, but a text")
+    with pytest.raises(InputError) as caught:
         client.connect()
+    assert type(caught.value) is InputError
+    assert caught.value.where == "MLflow at sqlite:///mlflow.db"
+    assert "database" in caught.value.found
     assert "\n" not in str(caught.value)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "nonsense://host")
-    with pytest.raises(InputError, match=r"^MLflow at nonsense://host: found ") as caught:
-        client.connect()
-    assert "\n" not in str(caught.value)
-
-
-@contextlib.contextmanager
-def server(status: int) -> Iterator[str]:
-    """Answer every request with this status, or never, for 0; yields the URL."""
-    done = threading.Event()
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            if status:
-                self.send_error(status)
-            else:
-                done.wait(60)
-
-        def log_message(self, *_: object) -> None:
-            """Print nothing."""
-
-    with HTTPServer(("127.0.0.1", 0), Handler) as listener:
-        threading.Thread(target=listener.serve_forever, args=(0.05,), daemon=True).start()
-        yield f"http://127.0.0.1:{listener.server_port}"
-        done.set()
-        listener.shutdown()
 
 
 @pytest.mark.parametrize(
-    ("status", "kind", "reason"),
+    ("fault", "kind", "reason"),
     [
         (500, ServiceUnavailableError, "answer 500"),
         (429, ServiceUnavailableError, "answer 429"),
-        (0, ServiceUnavailableError, "no answer within 1 s"),
+        ("hang", ServiceUnavailableError, "no answer within 1 s"),
+        ("refuse", ServiceUnavailableError, "connection refused"),
         (401, InputError, "answer 401"),
     ],
 )
 def test_a_server_that_cannot_now_is_away_and_one_that_refuses_is_a_mistake(
-    status: int, kind: type[InputError], reason: str, monkeypatch: pytest.MonkeyPatch
+    fault: Fault, kind: type[InputError], reason: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    with server(status) as url:
-        monkeypatch.setenv("MLFLOW_TRACKING_URI", url)
-        with pytest.raises(InputError, match=reason) as caught:
+    with servers.faulty_proxy("http://127.0.0.1:9", fault) as proxy:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", proxy.url.replace("//", "//me:SECRET@"))
+        with pytest.raises(InputError) as caught:
             client.connect()
     assert type(caught.value) is kind
-    assert url in str(caught.value)
+    assert (caught.value.where, caught.value.found) == (f"MLflow at {proxy.url}", reason)
 
 
 def test_a_file_that_others_write_is_away() -> None:
@@ -149,31 +126,27 @@ def test_a_file_that_others_write_is_away() -> None:
         raise sqlite3.OperationalError("database is locked")
 
 
-def test_a_server_that_is_down_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@127.0.0.1:9")
-    with pytest.raises(ServiceUnavailableError) as caught:
-        client.connect()
-    assert str(caught.value) == "MLflow at http://127.0.0.1:9 does not answer (connection refused)"
-
-
 @pytest.mark.parametrize(
-    ("uri", "line"),
+    ("uri", "where", "found"),
     [
-        ("http://me:pa/SECRET@host", r"^MLflow at \(not shown\): found InvalidUrlException, expected"),
-        ("nonsense://me:pa/SECRET@host", r"^MLflow at \(not shown\): found "),
-        ("http://a:b@[bad/", r"expected the URI of a store|expected a store that takes this"),
-        ("mssql+nodriver://host/db", r"expected the URI of a store|expected a store that takes this"),
+        ("foo://me:SECRET@host", "MLFLOW_TRACKING_URI", "foo://host"),
+        ("runs/SECRET", "MLFLOW_TRACKING_URI", "(not shown)"),
+        ("http://me:pa/SECRET@host", "MLflow at (not shown)", "InvalidUrlException"),
+        ("http://a:SECRET@[bad/", "MLFLOW_TRACKING_URI", "(not shown)"),
+        ("mssql+nodriver://me:SECRET@host/db", "MLflow at mssql+nodriver://host/db", "nodriver"),
     ],
 )
 def test_a_uri_that_is_none_is_a_mistake_and_shows_no_secret(
-    uri: str, line: str, monkeypatch: pytest.MonkeyPatch
+    uri: str, where: str, found: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-    with pytest.raises(InputError, match=line) as caught:
+    with pytest.raises(InputError) as caught:
         client.connect()
-    assert not isinstance(caught.value, ServiceUnavailableError)
+    assert type(caught.value) is InputError
+    assert caught.value.where == where
+    assert found in caught.value.found
     assert "SECRET" not in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 def test_a_deleted_experiment_is_not_written_to() -> None:
@@ -183,14 +156,15 @@ def test_a_deleted_experiment_is_not_written_to() -> None:
         client.connect()
 
 
+@pytest.mark.parametrize("below", ["a copy", "a%2Fcopy", "again{}"])
 def test_a_checkout_that_was_copied_has_its_own_artifacts(
-    store_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    below: str, store_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = client.connect()
     run_id = first.client.create_run(first.experiment_id).info.run_id
     first.client.log_text(run_id, "first", "note.txt")
-    copied = tmp_path / "a copy"
-    copied.mkdir()
+    copied = store_folder / below.format(store_folder)
+    copied.mkdir(parents=True)
     shutil.copyfile(store_folder / "mlflow.db", copied / "mlflow.db")
     shutil.copytree(store_folder / "mlartifacts", copied / "mlartifacts")
     monkeypatch.setenv("DVC_ROOT", str(copied))
@@ -201,3 +175,29 @@ def test_a_checkout_that_was_copied_has_its_own_artifacts(
     second.client.log_text(other, "second", "note.txt")
     assert (copied / "mlartifacts" / other / "artifacts/note.txt").read_text() == "second"
     assert not (store_folder / "mlartifacts" / other).exists()
+
+
+def test_a_wait_for_a_lock_names_its_file_and_its_holder(
+    store_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = """
+import sys, time
+from mnist.tracking import client
+with client.lock("runs"):
+    print("held", flush=True)
+    sys.stdin.readline()
+    time.sleep(1)
+"""
+    monkeypatch.setattr(client, "NOTICE_SECONDS", 0.1)
+    command = [sys.executable, "-c", code]
+    with subprocess.Popen(command, cwd=ROOT, stdin=-1, stdout=-1, text=True) as holder:
+        assert holder.stdout
+        assert holder.stdin
+        assert holder.stdout.readline() == "held\n"
+        holder.stdin.write("\n")
+        holder.stdin.flush()
+        with client.lock("runs"), client.lock("runs"):
+            pass
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"process {holder.pid}," in line
+    assert str(store_folder / ".cache/mlflow-runs.lock") in line

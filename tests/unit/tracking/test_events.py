@@ -6,15 +6,17 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
+import psutil  # type: ignore[import-untyped]
 import pytest
 from mlflow.entities import Run
 
 from mnist.core.errors import ServiceUnavailableError
 from mnist.lineage import result
-from mnist.tracking import client, events, live, log
-from mnist.tracking.events import End, Point, Start
+from mnist.tracking import client, events, live, runs
+from mnist.tracking.events import End, Point, Recorder, Start
 from tests.unit.tracking.conftest import EPOCH, TRAINING, WINDOW
 
 pytestmark = pytest.mark.usefixtures("store_folder")
@@ -37,7 +39,7 @@ with events.recorded(TRAINING, device="CPU") as record:
 """
 
 
-def runs(status: str) -> list[Run]:
+def await_runs(status: str) -> list[Run]:
     """Wait for the runs of the store to have this status, as a logging process ends some time later."""
     store, deadline = client.connect(), time.monotonic() + 120
     while True:
@@ -48,13 +50,19 @@ def runs(status: str) -> list[Run]:
         time.sleep(0.1)
 
 
-def test_a_training_is_logged_while_it_runs() -> None:
+def test_a_training_is_logged_while_it_runs(
+    store_folder: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.chdir(tmp_path_factory.mktemp("tree"))  # as of `dvc exp run --temp`
     with events.recorded(TRAINING, device="CPU") as record:
         record.log(WINDOW)
         record.log(EPOCH)
-        (running,) = runs("RUNNING")
+        (running,) = await_runs("RUNNING")
+        _, number, _ = running.data.tags[runs.LOGGED_BY].split(":")
+        assert psutil.Process(int(number)).cwd() == str(store_folder)
         record.finish("w" * 64, seconds=1.5)
-    (run,) = runs("FINISHED")
+    (run,) = await_runs("FINISHED")
     assert run.info.run_id == running.info.run_id
     assert run.data.params == {"lr": "0.01", "permute_pixels": "False"}
     assert run.data.tags["weights_sha256"] == "w" * 64
@@ -67,28 +75,53 @@ def test_a_training_is_logged_while_it_runs() -> None:
     assert (info.time_ms, info.seconds, info.facts["device"]) == (run.info.start_time, 1.5, "CPU")
 
 
+@pytest.fixture
+def pipe(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
+    """The reading end of the pipe to a logging process that does not read."""
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    monkeypatch.setattr(events, "_logging_process", lambda: writer)
+    yield reader
+    os.close(reader)
+
+
 @pytest.mark.parametrize(
     ("error", "status"),
     [(ValueError(), "FAILED"), (KeyboardInterrupt(), "KILLED")],
     ids=["fault", "interrupt"],
 )
-def test_a_training_that_breaks_off_ends_its_run(
-    error: BaseException, status: str, monkeypatch: pytest.MonkeyPatch
+def test_a_training_that_breaks_off_ends_its_run_also_where_the_pipe_is_full(
+    error: BaseException, status: str, pipe: int
 ) -> None:
-    reader, writer = os.pipe()
-    monkeypatch.setattr(events, "_logging_process", lambda: writer)
-
     def broken() -> None:
-        with events.recorded(TRAINING, device="CPU"):
+        with events.recorded(TRAINING, device="CPU") as record:
+            for _ in range(2000):  # far more than a pipe holds
+                record.log(WINDOW)
             raise error
 
     with pytest.raises(type(error)):
         broken()
-    with os.fdopen(reader, "rb") as stream:
-        begin, end = map(events.parse, stream)  # and the pipe is closed
+    begin, *points, end = map(events.parse, os.read(pipe, 1 << 20).splitlines())
+    assert os.read(pipe, 1) == b""  # it is closed
     assert isinstance(begin, Start)
+    assert 0 < len(points) < 2000
+    assert all(isinstance(point, Point) for point in points)
     assert isinstance(end, End)
     assert (end.status, end.weights_sha256) == (status, "")
+
+
+def test_a_pipe_that_was_read_takes_points_again() -> None:
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    recorder = Recorder(START, writer)
+    for _ in range(2000):
+        recorder.log(WINDOW)
+    os.read(reader, 1 << 20)
+    recorder.log(WINDOW)
+    assert json.loads(os.read(reader, 1 << 20))["kind"] == "Point"
+    os.close(reader)
+    recorder.log(WINDOW)  # the process is gone
+    recorder.end("FINISHED")
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGHUP], ids=["kill", "hang-up"])
@@ -100,26 +133,8 @@ def test_a_training_that_is_gone_without_a_word_leaves_a_killed_run(number: sign
     assert training.stdout.readline() == "logged\n"
     training.send_signal(number)
     training.communicate(timeout=120)
-    (run,) = runs("KILLED")
+    (run,) = await_runs("KILLED")
     assert run.data.metrics["train_loss"] == 0.9
-
-
-def test_a_full_pipe_and_a_process_that_is_gone_drop_events_and_never_wait() -> None:
-    reader, writer = os.pipe()
-    os.set_blocking(writer, False)
-    recorder = events.Recorder(START, writer)
-    for _ in range(2000):  # far more than a pipe holds
-        recorder.log(WINDOW)
-    lines = os.read(reader, 1 << 20).splitlines()
-    assert 0 < len(lines) < 2000
-    assert all(json.loads(line)["kind"] == "Point" for line in lines)
-    recorder.log(WINDOW)  # there is room again
-    assert isinstance(events.parse(os.read(reader, 1 << 20)), Point)
-    os.close(reader)
-    recorder.log(WINDOW)
-    recorder.end("FINISHED")
-    with pytest.raises(OSError, match="Bad file descriptor"):
-        os.fstat(writer)
 
 
 def test_a_system_without_room_for_a_process_costs_the_training_nothing(
@@ -135,10 +150,10 @@ def test_a_system_without_room_for_a_process_costs_the_training_nothing(
     assert result.training_info("w" * 64) is not None
 
 
-def follow(*logged: events.Event) -> None:
-    """Let this process read a training's events."""
+def follow(begin: Start, *logged: events.Event) -> None:
+    """Let this process read the events of a training that is over."""
     reader, writer = os.pipe()
-    recorder = events.Recorder(START, writer)
+    recorder = Recorder(begin, writer)
     for event in logged:
         recorder.send(event)
     os.close(writer)
@@ -146,14 +161,27 @@ def follow(*logged: events.Event) -> None:
     os.close(reader)
 
 
-def test_a_store_that_does_not_answer_costs_a_line(
+def test_a_store_that_does_not_answer_costs_a_line_while_the_training_runs(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for uri in (NOWHERE, "nonsense://host"):
-        monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-        follow(START, events.point(WINDOW, 1), End(time_ms=2, status="FINISHED", weights_sha256="w" * 64))
-        (line,) = capsys.readouterr().out.splitlines()
-        assert line.startswith(f"train: MLflow at {uri}")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", NOWHERE)
+    monkeypatch.setattr(live, "RETRY_SECONDS", 0)
+    reader, writer = os.pipe()
+    recorder, times = Recorder(START, writer), []
+
+    def answers_later(*_: object) -> None:
+        times.append(1)
+        if len(times) == 2:
+            recorder.end("FAILED")
+        raise ServiceUnavailableError(f"MLflow at {NOWHERE}", "connection refused")
+
+    monkeypatch.setattr(client, "connect", answers_later)
+    live.follow(reader)
+    os.close(reader)
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith(f"train: MLflow at {NOWHERE}")
+    follow(START, End(time_ms=2, status="FAILED"))  # `register` reports it
+    assert capsys.readouterr().out == ""
 
 
 def test_params_that_could_not_be_logged_are_logged_the_next_time(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -163,28 +191,27 @@ def test_params_that_could_not_be_logged_are_logged_the_next_time(monkeypatch: p
     logger = live.Logger()
     logger.events.append(START)
     with monkeypatch.context() as patch:
-        patch.setattr(log, "describe", fails)
+        patch.setattr(runs, "describe", fails)
         with pytest.raises(ServiceUnavailableError):
             logger.log()
     logger.events.append(End(time_ms=2, status="FAILED"))
     logger.log()
-    (run,) = runs("FAILED")
+    (run,) = await_runs("FAILED")
     assert run.data.params == {"lr": "0.01", "permute_pixels": "False"}
 
 
 def test_the_same_training_again_leaves_one_run_with_both_names() -> None:
     end = End(time_ms=1_700_000_009_000, status="FINISHED", weights_sha256="w" * 64)
     follow(START, events.point(WINDOW, 1), end)
-    (first,) = runs("FINISHED")
-    again = Start(
-        time_ms=START.time_ms + 1, name="x", params=START.params, tags={**START.tags, client.EXPERIMENTS: "x"}
-    )
+    (first,) = await_runs("FINISHED")
+    tags = {**START.tags, events.EXPERIMENTS: "x"}
+    again = Start(time_ms=START.time_ms + 1, name="x", params=START.params, tags=tags)
     other = Start(time_ms=START.time_ms + 2, name="y", params={**START.params, "lr": 0.1}, tags=START.tags)
     follow(again, events.point(WINDOW, 1), end)
     follow(other, events.point(WINDOW, 1), end)
-    found = {run.info.run_id: run for run in runs("FINISHED")}
+    found = {run.info.run_id: run for run in await_runs("FINISHED")}
     assert len(found) == 2
-    assert found[first.info.run_id].data.tags[client.EXPERIMENTS] == "x"
+    assert found[first.info.run_id].data.tags[events.EXPERIMENTS] == "x"
 
 
 def test_what_the_machine_does_is_logged_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,9 +2,7 @@
 
 import dataclasses
 import itertools
-import os
 import shutil
-import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,16 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mlflow.entities import Run, ViewType
+from mlflow.entities import Metric, Run
 
 from mnist.core import paths
 from mnist.core.config import Registration
 from mnist.core.errors import InputError, ServiceUnavailableError
 from mnist.evaluation.pages import Pages
 from mnist.lineage.result import Result, TrainingInfo
-from mnist.tracking import client, events, log, runs
+from mnist.tracking import client, events, runs
 from mnist.tracking.client import Store
-from mnist.tracking.events import Point
 from tests.made_result import SOURCE, Made
 
 ARTIFACTS = (paths.TEST_METRICS, paths.STEPS)
@@ -58,8 +55,8 @@ def ensure(store: Store, made: Made, result: Result, report: str = "a report") -
     return runs.ensure(store, result, pages, artifacts=ARTIFACTS, folder=made.folder).run
 
 
-def all_runs(store: Store, view: int = ViewType.ACTIVE_ONLY) -> list[Run]:
-    return list(store.client.search_runs([store.experiment_id], run_view_type=view))
+def all_runs(store: Store) -> list[Run]:
+    return list(store.client.search_runs([store.experiment_id]))
 
 
 def curve(store: Store, run: Run, name: str) -> list[tuple[int, float]]:
@@ -87,12 +84,12 @@ def assert_complete(store: Store, result: Result) -> Run:
     assert names == {("mnist-train", "d" * 36), ("mnist-test", "d" * 36)}
     for name in (*ARTIFACTS, paths.REPORT, runs.CARD):
         assert Path(store.client.download_artifacts(run.info.run_id, str(name))).is_file()
-    assert runs.is_complete(store, result)
+    assert runs.note_origin(store, result)
     return run
 
 
 def test_a_run_is_made_from_the_files_once(store: Store, made: Made, result: Result) -> None:
-    assert not runs.is_complete(store, result)
+    assert not runs.note_origin(store, result)
     first = ensure(store, made, result)
     assert assert_complete(store, result).info.run_id == first.info.run_id
     assert first.data.tags["rebuilt"] == "from files"
@@ -109,11 +106,11 @@ def test_what_a_live_run_is_missing_is_logged(store: Store, made: Made, result: 
     if part == "params":
         live = store.client.create_run(store.experiment_id, start.time_ms, dict(start.tags)).info.run_id
     else:
-        live = log.begin(store, start, {})
+        live = runs.begin(store, start, {})
     if part == "nothing":
         store.client.set_terminated(live, "KILLED")
     else:
-        log.points(store, live, [Point(time_ms=5, step=50, values={"train_loss": 2.0})])
+        runs.log_metrics(store, live, [Metric("train_loss", 2.0, 5, 50)])
     assert ensure(store, made, result).info.run_id == live
     run = assert_complete(store, result)
     assert run.data.metrics["training_seconds"] == 2.5
@@ -151,11 +148,11 @@ def test_what_was_killed_at_any_moment_is_completed(
             break
         except KeyboardInterrupt:
             ensure(store, made, one)
-        (run,) = [run for run in all_runs(store) if run.data.tags[client.WEIGHTS] == one.weights_sha256]
+        (run,) = [run for run in all_runs(store) if run.data.tags[events.WEIGHTS] == one.weights_sha256]
         assert run.info.status == "FINISHED"
         assert curve(store, run, "train_loss") == CURVE
         assert run.data.params["lr"] == "0.01"
-        assert runs.is_complete(store, one)
+        assert runs.note_origin(store, one)
     assert num_calls > 10
 
 
@@ -181,8 +178,8 @@ def test_every_experiment_and_commit_that_led_to_a_run_is_noted_once(store: Stor
     runs.note_origin(store, of(made, experiment="third"))
     (run,) = all_runs(store)
     assert run.info.run_name == "runny-jibe"
-    assert run.data.tags[client.EXPERIMENTS] == "runny-jibe prone-fard third"
-    assert run.data.tags[log.COMMITS].split() == ["a" * 40, "b" * 40, "c" * 40]
+    assert run.data.tags[events.EXPERIMENTS] == "runny-jibe prone-fard third"
+    assert run.data.tags[events.COMMITS].split() == ["a" * 40, "b" * 40, "c" * 40]
     assert run.data.tags["mlflow.source.git.commit"] == "a" * 40
 
 
@@ -203,33 +200,28 @@ def test_another_evaluation_of_the_same_weights_replaces_files_and_scores(
     (run,) = all_runs(store)
     assert report(store, run) == "another report"
     assert run.data.metrics["test_accuracy"] == 0.25
-    assert run.data.tags[client.EVALUATED] == "0" * 64
+    assert run.data.tags[events.EVALUATED] == "0" * 64
 
 
-def test_a_deleted_run_and_lost_files_come_back(
+def test_files_that_were_lost_come_back_and_a_run_that_was_deleted_is_made_anew(
     store: Store, made: Made, result: Result, store_folder: Path
 ) -> None:
     run = ensure(store, made, result)
-    store.client.delete_run(run.info.run_id)
     shutil.rmtree(store_folder / "mlartifacts")
-    assert not runs.is_complete(store, result)
+    assert not runs.note_origin(store, result)
     assert ensure(store, made, result).info.run_id == run.info.run_id
+    assert_complete(store, result)
+    store.client.delete_run(run.info.run_id)
+    assert ensure(store, made, result).info.run_id != run.info.run_id
     assert_complete(store, result)
 
 
 def test_a_file_that_is_missing_is_named(store: Store, made: Made, result: Result) -> None:
+    pages = Pages(summary=made.summary(), report="", card="")
     (made.folder / paths.TEST_METRICS).unlink()
-    with pytest.raises(InputError, match=str(paths.TEST_METRICS)):
-        ensure_without_summary(store, made, result)
-
-
-def ensure_without_summary(store: Store, made: Made, result: Result) -> None:
-    pages = Pages(summary=None, report="", card="")  # type: ignore[arg-type]
-    runs.ensure(store, result, pages, artifacts=ARTIFACTS, folder=made.folder)
-
-
-def logged_by(process: int, host: str = "") -> dict[str, str]:
-    return {log.LOGGED_BY: f"{host or socket.gethostname()}:{process}"}
+    with pytest.raises(InputError) as caught:
+        runs.ensure(store, result, pages, artifacts=ARTIFACTS, folder=made.folder)
+    assert caught.value.where == str(paths.TEST_METRICS)
 
 
 def test_a_run_that_is_still_being_logged_is_waited_for(
@@ -237,7 +229,7 @@ def test_a_run_that_is_still_being_logged_is_waited_for(
 ) -> None:
     start = events.start(result.origin, {}, 1_600_000_000_000)
     TrainingInfo(time_ms=start.time_ms, seconds=2.5, facts={}).write(result.weights_sha256)
-    live = log.begin(store, start, logged_by(os.getpid()))
+    live = runs.begin(store, start, {runs.LOGGED_BY: runs.this_process()})
     monkeypatch.setattr(runs, "LIVE_SECONDS", 0)
     with pytest.raises(ServiceUnavailableError):
         ensure(store, made, result)
@@ -249,17 +241,20 @@ def test_a_run_that_is_still_being_logged_is_waited_for(
 def test_runs_whose_processes_are_gone_end_as_killed(store: Store, made: Made, result: Result) -> None:
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
+    host, number, start = runs.this_process().split(":")
     expected = {}
-    for number, (tags, status) in enumerate(
+    for time_ms, (logged_by, status) in enumerate(
         [
-            (logged_by(gone.pid), "KILLED"),
-            (logged_by(os.getpid()), "RUNNING"),
-            (logged_by(gone.pid, "elsewhere"), "RUNNING"),
-            ({}, "RUNNING"),
-        ]
+            (f"{host}:{number}:{start}", "RUNNING"),
+            (f"{host}:{gone.pid}:{start}", "KILLED"),
+            (f"{host}:{number}:{int(start) - 60}", "KILLED"),  # its number is another process's now
+            (f"elsewhere:{gone.pid}:{start}", "RUNNING"),
+            ("", "RUNNING"),
+        ],
+        start=1,
     ):
-        start = events.start(result.origin, {}, number + 1)
-        expected[log.begin(store, start, tags)] = status
+        begin = events.start(result.origin, {}, time_ms)
+        expected[runs.begin(store, begin, {runs.LOGGED_BY: logged_by} if logged_by else {})] = status
     ensure(store, made, result)
     found = {run.info.run_id: run.info.status for run in all_runs(store)}
     assert {run_id: found[run_id] for run_id in expected} == expected

@@ -145,17 +145,17 @@ def reproduce(model: str | None, *, trust: bool) -> None:
     os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "false"  # our models have none
     from mnist.lineage import compare, sandbox
     from mnist.lineage.result import versions
-    from mnist.tracking import client, record
+    from mnist.tracking import client, events, record
 
     store = client.connect()
     with client.answering(store.uri):
         candidate = record.find(store, model)
     tags = candidate.run.data.tags
-    with sandbox.temporary(tags[record.COMMIT], "reproduce") as aside:
+    with sandbox.temporary(tags[events.COMMIT], "reproduce") as aside:
         recorded = aside.folder / "recorded"
         with client.answering(store.uri):
             record.download(store, candidate, recorded)
-        click.echo(printable([f"{model} is {candidate}", *restore(aside, tags[record.COMMIT], recorded)]))
+        click.echo(printable([f"{model} is {candidate}", *restore(aside, tags[events.COMMIT], recorded)]))
         confirm(store.uri, trust=trust)
         with client.answering(store.uri):
             tensors = record.tensors(store, candidate, recorded)

@@ -12,13 +12,13 @@ from mlflow.exceptions import MlflowException
 
 from mnist.core import paths
 from mnist.core.errors import InputError
-from mnist.tracking.client import EXPERIMENTS, WEIGHTS, Store
+from mnist.tracking.client import Store
+from mnist.tracking.events import COMMIT, DATASET, EXPERIMENTS, FINGERPRINT, WEIGHTS
 
 PATCH = Path("dirty.patch")
 METRICS = (paths.TRAINING_METRICS, paths.TEST_METRICS)
 KEPT = (PATCH, paths.PARAMS, paths.WEIGHTS, *METRICS)
-COMMIT = "mlflow.source.git.commit"
-TAGS = (WEIGHTS, "fingerprint", "dataset_sha256", COMMIT)
+TAGS = (WEIGHTS, FINGERPRINT, DATASET, COMMIT)
 VERSION = re.compile(r"models:/([^/@]+)(?:@([^/@]+)|/([0-9]+))")
 NUM_LISTED = 8  # names in a message
 

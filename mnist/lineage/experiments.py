@@ -48,7 +48,7 @@ class Revision:
     @property
     def source(self) -> Source:
         """Return the source that a stage would record in a checkout of this experiment or branch."""
-        return fingerprint.source_of(self.commit, baseline=self.baseline, **{self.kind: self.name})
+        return fingerprint.source_of(self.baseline, revision=self.commit, **{self.kind: self.name})
 
 
 def every(root: Path) -> list[Revision]:
@@ -61,17 +61,15 @@ def every(root: Path) -> list[Revision]:
     refs = git.text("for-each-ref", "--sort=-committerdate", fields, BRANCH_REF, "refs/exps/", folder=root)
     found = []
     for commit, seconds, ref in (line.split(" ", 2) for line in refs.splitlines()):
+        time_ms = 1000 * int(seconds)
         if experiment := EXPERIMENT_REF.fullmatch(ref):
-            first, rest, name = experiment.groups()
-            kind: Literal["experiment", "branch"] = "experiment"
-            baseline = first + rest
+            name, base = experiment[3], experiment[1] + experiment[2]
+            one = Revision(kind="experiment", name=name, commit=commit, baseline=base, time_ms=time_ms)
+            found.append(one)
         elif ref.startswith(BRANCH_REF):
-            kind, name, baseline = "branch", ref.removeprefix(BRANCH_REF), commit
-        else:
-            continue
-        found.append(
-            Revision(kind=kind, name=name, commit=commit, baseline=baseline, time_ms=1000 * int(seconds))
-        )
+            name = ref.removeprefix(BRANCH_REF)
+            one = Revision(kind="branch", name=name, commit=commit, baseline=commit, time_ms=time_ms)
+            found.append(one)
     return found
 
 
@@ -106,13 +104,10 @@ def queue(root: Path, commits: Container[str] | None) -> list[str]:
     """
     with _repository(root) as repo:
         celery = repo.experiments.celery_queue
+        broken = (one.entry for one in celery.iter_failed())
         running, queued, failed = (
             [entry for entry in entries if commits is None or entry.baseline_rev in commits]
-            for entries in (
-                celery.iter_active(),
-                celery.iter_queued(),
-                (one.entry for one in celery.iter_failed()),
-            )
+            for entries in (celery.iter_active(), celery.iter_queued(), broken)
         )
     finished = {one.name for one in every(root)}
     names = sorted({entry.name or entry.stash_rev[:7] for entry in failed} - finished)

@@ -8,7 +8,7 @@ import shlex
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,14 +24,14 @@ TEMPLATE = re.compile(r"\$\{[^}]*\}")
 IGNORED = "__pycache__"  # .dvcignore leaves it out, so that importing a folder does not change it
 
 # What `git apply` reads, whatever the user has configured for their own eyes.
-PLAIN = (
+PLAIN = [
     "--no-ext-diff",
     "--no-textconv",
     "--no-color",
     "--no-relative",
     "--src-prefix=a/",
     "--dst-prefix=b/",
-)
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,11 +92,11 @@ def of_training(folder: Path = Path(), *, where: Source | None = None) -> Traini
     """
     match config.read_keys(folder, paths.PIPELINE):
         case {"stages": {"train": {"cmd": command, "deps": [*names], "params": [*keys]}}} if all(
-            isinstance(name, str) for name in names
+            isinstance(one, str) for one in [*names, *keys]
         ):
             params = _listed(keys, config.flat(config.read_keys(folder, paths.PARAMS)))
         case _:
-            expected = "stage train with cmd, deps and params"
+            expected = f"stage train with cmd, deps, and params of {paths.PARAMS}"
             raise InputError(str(paths.PIPELINE), found="no such stage", expected=expected)
     deps = {name: _digest(folder / name) for name in names}
     # DVC takes 1 and 1.0 for equal, and does not run a stage again for it.
@@ -119,21 +119,14 @@ def dataset_of(params: Mapping[str, Any]) -> str:
     return str(params.get("dataset", "mnist"))
 
 
-def _listed(keys: Iterable[Any], values: Mapping[str, Any]) -> dict[str, Any]:
+def _listed(keys: Iterable[str], values: Mapping[str, Any]) -> dict[str, Any]:
     """Return the params that a stage lists, by dotted keys; a section stands for all that is in it."""
     params: dict[str, Any] = {}
-    missing = []
     for key in keys:
-        if isinstance(key, dict):
-            found, expected = f"params of another file: {', '.join(map(str, key))}", f"keys of {paths.PARAMS}"
-            raise InputError(f"{paths.PIPELINE}, stage train", found=found, expected=expected)
         of_key = {name: values[name] for name in values if name == key or name.startswith(f"{key}.")}
-        params |= of_key
         if not of_key:
-            missing.append(key)
-    if missing:
-        found = f"no {', '.join(map(str, missing))}"
-        raise InputError(str(paths.PARAMS), found=found, expected="the keys that train lists")
+            raise InputError(str(paths.PARAMS), found=f"no {key}", expected="the keys that train lists")
+        params |= of_key
     return params
 
 
@@ -161,38 +154,26 @@ def source() -> Source:
     if not commit or not git.text_or_empty("rev-parse", "--git-dir", folder=HERE):
         rerun = f"git checkout {commit[:12]} && dvc repro" if commit else "dvc repro"
         return Source(commit=commit, branch=branch, experiment=experiment, rerun=rerun)
-    inputs = _inputs(commit)
-    with _index_with_new(inputs) as index:
-        return _source(commit, branch, experiment, inputs, index=index)
+    return source_of(commit, branch=branch, experiment=experiment)
 
 
-def source_of(revision: str, *, baseline: str, branch: str = "", experiment: str = "") -> Source:
-    """Return what `source` returned in the checkout whose state `revision` recorded.
+def source_of(commit: str, *, revision: str = "", branch: str = "", experiment: str = "") -> Source:
+    """Describe a checkout that differs from the commit that it was made from.
 
     Args:
-        revision: a commit.
-        baseline: the commit that it was made from.
+        commit: that it was made from.
+        revision: a commit that recorded its state; without it, the checkout in the current folder.
         branch: of the checkout.
         experiment: name of the DVC experiment.
 
     Raises:
-        InputError: git fails to show what is different between them.
+        InputError: git fails to show what is different.
     """
-    return _source(baseline, branch, experiment, _inputs(baseline, revision), revision=revision)
-
-
-def _source(
-    commit: str,
-    branch: str,
-    experiment: str,
-    inputs: list[str],
-    *,
-    revision: str = "",
-    index: Path | None = None,
-) -> Source:
+    inputs = _inputs(commit, revision)
     between = [commit, *filter(None, [revision]), "--", *inputs]
-    patch = git.output("diff", "--binary", *PLAIN, *between, folder=HERE, index=index)
-    listed = git.output("diff", "--name-only", "--no-relative", *between, folder=HERE, index=index)
+    with nullcontext() if revision else _index_with_new(inputs) as index:
+        patch = git.output("diff", "--binary", *PLAIN, *between, folder=HERE, index=index)
+        listed = git.output("diff", "--name-only", "--no-relative", *between, folder=HERE, index=index)
     rerun = "dvc repro"
     if names := listed.decode(errors="replace").splitlines():
         params = f"{git.text('rev-parse', '--show-prefix', folder=HERE)}{paths.PARAMS}"
@@ -210,7 +191,7 @@ def _source(
     )
 
 
-def _inputs(commit: str, revision: str = "") -> list[str]:
+def _inputs(commit: str, revision: str) -> list[str]:
     """Return the pathspecs of all that the pipeline depends on, now and at `commit`, without its outputs.
 
     The rest of a checkout makes no difference to a result, and may hold secrets (`.dvc/config`).

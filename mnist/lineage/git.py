@@ -10,18 +10,10 @@ from mnist.core.errors import InputError
 
 TIMEOUT_SECONDS = 120  # for one command, a fetch too
 HASH = re.compile("[0-9a-f]{40}")
-# What `git rev-parse --local-env-vars` lists for a repository: in a hook and under `git rebase --exec`
-# it leads to the user's.
-LOCAL = (
-    "GIT_ALTERNATE_OBJECT_DIRECTORIES",
-    "GIT_COMMON_DIR",
-    "GIT_DIR",
-    "GIT_INDEX_FILE",
-    "GIT_NAMESPACE",
-    "GIT_OBJECT_DIRECTORY",
-    "GIT_PREFIX",
-    "GIT_SHALLOW_FILE",
-    "GIT_WORK_TREE",
+# In a hook and under `git rebase --exec` these lead to another repository: `git rev-parse --local-env-vars`.
+LOCAL = re.compile(
+    "GIT_(ALTERNATE_OBJECT_DIRECTORIES|COMMON_DIR|DIR|INDEX_FILE|NAMESPACE|OBJECT_DIRECTORY|PREFIX"
+    "|SHALLOW_FILE|WORK_TREE)"
 )
 MAX_SHOWN = 200  # characters of a name
 UNKNOWN = "no such commit, branch, tag or experiment here"
@@ -41,7 +33,7 @@ def run(
     Raises:
         InputError: it does not end in time.
     """
-    environment = {name: value for name, value in os.environ.items() if name not in LOCAL}
+    environment = {name: value for name, value in os.environ.items() if not LOCAL.fullmatch(name)}
     environment["GIT_TERMINAL_PROMPT"] = "0"  # a password is not asked for
     if index:
         environment["GIT_INDEX_FILE"] = str(index)
@@ -124,67 +116,45 @@ def resolve(name: str, *, folder: Path) -> str:
 
 def commit_here(name: str, *, folder: Path) -> str:
     """Return the full hash of a commit that is in this repository; empty where there is no such one."""
-    commit = text_or_empty(
-        "rev-parse", "--verify", "--quiet", "--end-of-options", f"{name}^{{commit}}", folder=folder
-    )
-    if HASH.fullmatch(commit) or not _is_name(name, folder):
-        return commit if HASH.fullmatch(commit) else ""
+    options = ["--verify", "--quiet", "--end-of-options"]
+    commit = text_or_empty("rev-parse", *options, f"{name}^{{commit}}", folder=folder)
+    if HASH.fullmatch(commit):
+        return commit
+    if not _is_name(name, folder):
+        return ""
     # Experiments of DVC: refs/exps/<start of the baseline>/<the rest of it>/<name>; the newest of that name.
-    found = text_or_empty(
-        "for-each-ref",
-        "--sort=-committerdate",
-        "--format=%(objectname)",
-        f"refs/exps/??/*/{name}",
-        folder=folder,
-    )
-    return found.partition("\n")[0]
+    options = ["--sort=-committerdate", "--format=%(objectname)"]
+    return text_or_empty("for-each-ref", *options, f"refs/exps/??/*/{name}", folder=folder).partition("\n")[0]
 
 
 def num_missing(commit: str, other: str, *, folder: Path) -> int | None:
     """Count the commits of `commit` that are not in `other`; None in a shallow clone, which does not know."""
-    if _is_shallow(folder):
+    if text_or_empty("rev-parse", "--is-shallow-repository", folder=folder) != "false":
         return None
     counted = text_or_empty("rev-list", "--count", commit, f"^{other or 'HEAD'}", folder=folder)
     return int(counted) if counted else None
 
 
 def _fetch(name: str, folder: Path) -> str:
+    """Fetch a commit from `origin`, where a tag goes before a branch of the same name."""
     wanted = name.removeprefix("origin/")
     # What is no name could be a refspec, which writes into a ref.
     if not _is_name(wanted, folder):
         raise _unknown(name, UNKNOWN)
-    ref, commit = (wanted, wanted) if HASH.fullmatch(wanted) else _at_origin(name, wanted, folder)
-    # A fetch with depth 1 of what is here would cut off the history behind it.
-    if not commit_here(commit, folder=folder):
-        depth = ["--depth=1"] if _is_shallow(folder) else []  # a clone that has all history is to keep it
-        # Into no ref: a branch of that name may be another one here.
-        into_none = ["--no-tags", "--refmap=", "--no-write-fetch-head"]
-        done = run("fetch", "--quiet", *into_none, *depth, "origin", ref, folder=folder)
-        if done.returncode != 0 or not commit_here(commit, folder=folder):
-            reason = _reason(done) if done.returncode != 0 else "it is no commit"
-            raise _unknown(name, f"{UNKNOWN}; `git fetch origin {wanted}`: {reason}")
+    # Into no ref but FETCH_HEAD: a branch of that name may be another one here.
+    into_none = ["--quiet", "--no-tags", "--refmap="]
+    is_shallow = text_or_empty("rev-parse", "--is-shallow-repository", folder=folder) == "true"
+    depth = ["--depth=1"] if is_shallow else []  # a clone that has all history is to keep it
+    done = run("fetch", *into_none, *depth, "origin", wanted, folder=folder)
+    commit = commit_here("FETCH_HEAD", folder=folder) if done.returncode == 0 else ""
+    if not commit:
+        reason = _reason(done) if done.returncode != 0 else "it is no commit"
+        raise _unknown(name, f"{UNKNOWN}; `git fetch origin {wanted}`: {reason}")
     return commit
-
-
-def _at_origin(name: str, wanted: str, folder: Path) -> tuple[str, str]:
-    """Return the ref that `origin` has of this name, and its commit; of a tag, the one that it points to."""
-    refs = [f"refs/tags/{wanted}", f"refs/heads/{wanted}"]  # git takes the tag first, too
-    done = run("ls-remote", "origin", *refs, f"{refs[0]}^{{}}", folder=folder)
-    lines = done.stdout.decode(errors="replace").splitlines()
-    found = {ref: commit for commit, _, ref in (line.partition("\t") for line in lines)}
-    for ref in refs:
-        if ref in found:
-            return ref, found.get(f"{ref}^{{}}", found[ref])
-    reason = _reason(done) if done.returncode != 0 else "no such branch or tag"
-    raise _unknown(name, f"{UNKNOWN}; `git ls-remote origin {wanted}`: {reason}")
 
 
 def _is_name(name: str, folder: Path) -> bool:
     return run("check-ref-format", f"refs/heads/{name}", folder=folder).returncode == 0
-
-
-def _is_shallow(folder: Path) -> bool:
-    return text_or_empty("rev-parse", "--is-shallow-repository", folder=folder) == "true"
 
 
 def _reason(done: subprocess.CompletedProcess[bytes]) -> str:

@@ -5,7 +5,7 @@ files and folders alike, without a run.
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -197,23 +197,22 @@ def check(folder: Path) -> None:
     Raises:
         InputError: it has no results, or something has changed since.
     """
-    locked = read(folder)
+    locked, now = read(folder), {stage.name: stage for stage in pipeline(folder)}
     for name in MAKERS:
-        if name not in locked:
-            raise _stale(f"no stage {name}")
-    now = {stage.name: stage for stage in pipeline(folder)}
-    for name in MAKERS:
-        if name not in now:
-            raise _stale(f"no stage {name} in {paths.PIPELINE}")
-        for change in [*changes(now[name], locked[name]), *changed_outs(now[name], locked[name])]:
-            raise _stale(f"stage {name}: {change}")
-        for path, out in now[name].outs.items():
-            if out.digest is None:
-                raise _stale(f"{path} is not there")
+        for reason in _stale(name, locked.get(name), now.get(name)):
+            expected = "a result of what is there: `dvc repro`"
+            raise InputError(str(paths.LOCK), found=reason, expected=expected)
 
 
-def _stale(found: str) -> InputError:
-    return InputError(str(paths.LOCK), found=found, expected="a result of what is there: `dvc repro`")
+def _stale(name: str, entry: Mapping[str, Any] | None, now: Stage | None) -> Iterator[str]:
+    if entry is None:
+        yield f"no stage {name}"
+    elif now is None:
+        yield f"no stage {name} in {paths.PIPELINE}"
+    else:
+        for change in [*changes(now, entry), *changed_outs(now, entry)]:
+            yield f"stage {name}: {change}"
+        yield from (f"{path} is not there" for path, out in now.outs.items() if out.digest is None)
 
 
 def changes(
@@ -228,45 +227,50 @@ def changes(
     """
     if entry.get("cmd") != stage.cmd:
         yield Change("cmd", f"is `{_command(stage.cmd)}`, was `{_command(entry.get('cmd'))}`")
-    ran_with = digests(entry, "deps")
-    deps = {**stage.deps, **{path: digest for path, digest in (wrote or {}).items() if path in stage.deps}}
-    for path in dict.fromkeys([*deps, *ran_with]):
-        if path not in ran_with:
-            yield Change(path, "is a new dep")
-        elif path not in deps:
-            yield Change(path, "is no dep any more")
-        elif deps[path] is None:
-            yield Change(path, "is not there")
-        elif deps[path] != ran_with[path]:
-            yield Change(path, "changed since")
-    yield from _changed_params(stage.params, entry.get("params", {}))
-
-
-def _changed_params(params: Mapping[str, Mapping[str, Any]], ran_with: Mapping[str, Any]) -> Iterator[Change]:
-    for file in dict.fromkeys([*params, *ran_with]):
-        now, was = config.flat(params.get(file, {})), config.flat(ran_with.get(file, {}))
-        prefix = "" if file == str(paths.PARAMS) else f"{file}:"
-        for key in dict.fromkeys([*now, *was]):
-            if key not in was:
-                yield Change(f"{prefix}{key}", "is a new param")
-            elif key not in now:
-                yield Change(f"{prefix}{key}", "is no param any more")
-            elif now[key] != was[key]:
-                yield Change(f"{prefix}{key}", f"is {now[key]}, was {was[key]}")
+    deps = {path: (wrote or {}).get(path, digest) for path, digest in stage.deps.items()}
+    yield from _changes("dep", deps, digests(entry, "deps"), _changed_dep)
+    yield from _changes("param", _flat(stage.params), _flat(entry.get("params", {})), _changed_param)
 
 
 def changed_outs(stage: Stage, entry: Mapping[str, Any]) -> Iterator[Change]:
     """Yield the differences of a stage's outs, if they are there, from those of its last run."""
-    wrote = digests(entry, "outs")
-    for path in dict.fromkeys([*stage.outs, *wrote]):
-        if path not in wrote:
-            yield Change(path, "is a new out")
-        elif path not in stage.outs:
-            yield Change(path, "is no out any more")
-        elif stage.outs[path].digest is None and stage.outs[path].kept_in == "git":
-            yield Change(path, "is not in git")
-        elif stage.outs[path].digest not in (None, wrote[path]):
-            yield Change(path, "is not what it wrote")
+    yield from _changes("out", stage.outs, digests(entry, "outs"), _changed_out)
+
+
+def _changes(
+    kind: str, now: Mapping[str, Any], was: Mapping[str, Any], changed: Callable[[Any, Any], str]
+) -> Iterator[Change]:
+    """Yield what was added and removed, and what has changed, with the reason that `changed` returns."""
+    for what in dict.fromkeys([*now, *was]):
+        if what not in was:
+            yield Change(what, f"is a new {kind}")
+        elif what not in now:
+            yield Change(what, f"is no {kind} any more")
+        elif reason := changed(now[what], was[what]):
+            yield Change(what, reason)
+
+
+def _changed_dep(now: str | None, was: str) -> str:
+    return "is not there" if now is None else "changed since" if now != was else ""
+
+
+def _changed_param(now: Any, was: Any) -> str:
+    return f"is {now}, was {was}" if now != was else ""
+
+
+def _changed_out(now: Out, was: str) -> str:
+    if now.digest is None:
+        return "is not in git" if now.kept_in == "git" else ""
+    return "is not what it wrote" if now.digest != was else ""
+
+
+def _flat(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the params of several files by dotted keys; those of `params.yaml` have no file in front."""
+    return {
+        key if file == str(paths.PARAMS) else f"{file}:{key}": value
+        for file, values in params.items()
+        for key, value in config.flat(values).items()
+    }
 
 
 def _command(cmd: Any) -> str:

@@ -79,12 +79,12 @@ def temporary(commit: str, purpose: str) -> Iterator[Sandbox]:
 def _remove(folder: Path) -> None:
     """Remove a folder; the logging process of `train` may still write there for a moment."""
     deadline = time.monotonic() + TIMEOUT_SECONDS
-    shutil.rmtree(folder, ignore_errors=True)
-    while folder.exists() and time.monotonic() < deadline:
-        time.sleep(0.1)
+    while folder.exists():
         shutil.rmtree(folder, ignore_errors=True)
-    if folder.exists():
-        print(f"not removed: {folder}", file=sys.stderr)
+        if time.monotonic() > deadline:
+            print(f"not removed: {folder}", file=sys.stderr)
+            return
+        time.sleep(0.1)
 
 
 def _check_out(commit: str, home: Path, repository: Path) -> None:
@@ -173,13 +173,10 @@ def first_mirror(checkout: Path) -> str | None:
 
     Both may be relative to the main checkout, beside which a sandbox does not lie.
     """
+    values = config.flat(config.read_keys(checkout, paths.PARAMS))
+    names = [name.replace(DATASET, str(values.get("dataset"))) for name in values.get("data.mirrors") or []]
     own = os.environ.get(paths.MIRROR_VARIABLE, "")
     if "://" in own:
         return own
-    values = config.flat(config.read_keys(checkout, paths.PARAMS))
-    names = [name.replace(DATASET, str(values.get("dataset"))) for name in values.get("data.mirrors") or []]
-    for name in [own, *names]:
-        folder = paths.root() / Path(name).expanduser()
-        if name and "://" not in name and folder.is_dir():
-            return str(folder.resolve())
-    return None
+    folders = [paths.root() / Path(name).expanduser() for name in (own, *names) if name and "://" not in name]
+    return next((str(folder.resolve()) for folder in folders if folder.is_dir()), None)

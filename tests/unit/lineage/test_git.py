@@ -131,5 +131,5 @@ def test_a_shallow_clone_stays_shallow_and_does_not_count(origin: Path) -> None:
 def test_an_origin_that_does_not_answer_is_named(origin: Path) -> None:
     here = clone(origin)
     git.text("remote", "set-url", "origin", (origin.parent / "gone").as_uri(), folder=here)
-    with pytest.raises(InputError, match=r"`git ls-remote origin new`: fatal: "):
+    with pytest.raises(InputError, match=r"`git fetch origin new`: fatal: "):
         git.resolve("new", folder=here)

@@ -9,7 +9,6 @@ from mnist.core import files, paths, process
 from mnist.core.config import DatasetParams
 from mnist.core.errors import InputError
 from mnist.data import catalog, store as data, validation
-from mnist.data.page import validation_page
 
 
 class Params(DatasetParams):
@@ -35,15 +34,10 @@ def run(
     train, test = data.load(dataset, split="train"), data.load(dataset, split="test")
     from mnist.data import expectations
 
-    found = expectations.validate(
-        train,
-        test,
-        description=described,
-        bounds=bounds,
-        dataset_sha256=files.sha256(dataset),
-    )
+    sha256 = files.sha256(dataset)
+    found = expectations.validate(train, test, description=described, bounds=bounds, dataset_sha256=sha256)
     validation.write(verdict, found)
-    files.write_text(page, validation_page(found, train, test, description=described, bounds=bounds))
+    files.write_text(page, validation.page(found, train, test, description=described, bounds=bounds))
 
     num_expectations = len(found.expectations)
     if found.failed:

@@ -1,13 +1,20 @@
-"""The verdict of `validate`, `metrics/validation.json`, and its check in the stages that use the data."""
+"""The verdict of `validate`: `metrics/validation.json` for the stages after it, and a page for people."""
 
+import base64
+import io
+import itertools
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
+import numpy as np
 from pydantic import Field
 
 from mnist.core import config, files
 from mnist.core.errors import InputError
-from mnist.data.store import SplitName
+from mnist.data.catalog import Validation
+from mnist.data.store import Bytes, Description, Images, SplitName
+
+TEMPLATE = Path(__file__).parent / "templates/validation_page.html.jinja"
 
 Number = Annotated[int, Field(ge=0)]
 
@@ -101,3 +108,83 @@ def require_valid(path: Path, dataset: Path) -> None:
         found = f"a verdict on other data ({verdict.dataset_sha256[:12]})"
         expected = f"one on {dataset} ({digest[:12]}): run `dvc repro validate`"
         raise InputError(str(path), found=found, expected=expected)
+
+
+# ---- the page
+
+
+def page(
+    verdict: Verdict, train: Images, test: Images, *, description: Description, bounds: Validation
+) -> str:
+    """Render `data/validation.html`: the verdict on these images, for people.
+
+    Great Expectations renders its results too, but its page loads styles and scripts from the network and
+    has times and ids. This one has neither, and shows the images that failed.
+    """
+    splits: dict[SplitName, Images] = {"train": train, "test": test}
+    widest = max(bounds.class_share.max * 1.25, 0.01)
+    return render(
+        TEMPLATE,
+        verdict=verdict,
+        bounds=bounds,
+        dataset=description.name,
+        title=description.title,
+        classes=_classes(verdict, splits, description, widest=widest),
+        widest=widest,
+        picture=lambda place: picture(splits[place.split].images_NHW[place.index]),
+        label=lambda place: description.class_of(int(splits[place.split].labels_N[place.index])),
+    )
+
+
+def _classes(
+    verdict: Verdict, splits: dict[SplitName, Images], description: Description, *, widest: float
+) -> list[dict[str, object]]:
+    """Return a row for each class: its number of images in each split, and the first of them."""
+    known = range(len(description.classes))
+    seen = (np.unique(images.labels_N).tolist() for images in splits.values())
+    rows: list[dict[str, object]] = []
+    for label in sorted({*known, *itertools.chain(*seen)}):
+        name = description.class_of(label)
+        cells: list[dict[str, object]] = []
+        for split, images in splits.items():
+            count = verdict.class_counts[split].get(name, 0)
+            share = count / max(len(images), 1)
+            first = np.flatnonzero(images.labels_N == label)[:1]
+            cells.append(
+                {
+                    "split": split,
+                    "count": count,
+                    "share": share,
+                    "width": min(share / widest, 1),
+                    "picture": picture(images.images_NHW[first[0]]) if count else None,
+                }
+            )
+        rows.append({"name": name, "cells": cells})
+    return rows
+
+
+def render(template: Path, **values: Any) -> str:
+    """Fill in a template, escaped for HTML; a name without a value raises."""
+    import jinja2  # here: most stages read the verdict alone
+
+    environment = jinja2.Environment(
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.from_string(template.read_text(encoding="utf-8")).render(values)
+
+
+def picture(image_HW: Bytes) -> str:
+    """Return an image, uint8 (H, W), as the data URI of a PNG."""
+    from PIL import Image
+
+    stream = io.BytesIO()
+    Image.fromarray(image_HW).save(stream, format="png", optimize=True)
+    return data_uri(stream.getvalue())
+
+
+def data_uri(png: bytes) -> str:
+    """Return a PNG as a data URI."""
+    return "data:image/png;base64," + base64.b64encode(png).decode("ascii")

@@ -11,6 +11,7 @@ Shape suffixes: M of the test images.
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,7 +20,7 @@ from markupsafe import Markup, escape
 from numpy.typing import NDArray
 
 from mnist.core import files, paths
-from mnist.data import page
+from mnist.data import validation
 from mnist.evaluation import results, scores
 from mnist.evaluation.results import HIGH_CONFIDENCE, Summary
 from mnist.lineage.result import Result, training_info
@@ -118,7 +119,7 @@ def report(summary: Summary, result: Result, *, folder: Path) -> str:
 
 
 def _render(template: str, summary: Summary, result: Result, **values: Any) -> str:
-    return page.render(
+    return validation.render(
         TEMPLATES / template,
         s=summary,
         result=result,
@@ -126,12 +127,35 @@ def _render(template: str, summary: Summary, result: Result, **values: Any) -> s
         source=result.origin.source,
         paths=paths,
         high_confidence=HIGH_CONFIDENCE,
-        as_yaml=page.as_yaml,
-        percent=page.percent,
-        span=page.span,
-        time=page.time,
+        as_yaml=as_yaml,
+        percent=percent,
+        span=span,
+        time=time,
         **values,
     )
+
+
+def as_yaml(value: object) -> str:
+    """Return a param as it is in `params.yaml`."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def percent(share: float | None, decimals: int = 2) -> str:
+    """Return a share in percent; "none" for None."""
+    return "none" if share is None else f"{100 * share:.{decimals}f}\u00a0%"
+
+
+def span(interval: tuple[float, float] | None, decimals: int = 2, *, factor: float = 100) -> str:
+    """Return an interval of shares in percent; of other numbers with a `factor` of 1."""
+    if interval is None:
+        return "none"
+    low, high = (f"{factor * limit:.{decimals}f}" for limit in interval)
+    return f"{low} to {high}\u00a0%" if factor == 100 else f"{low} to {high}"  # noqa: PLR2004 -- percent
+
+
+def time(time_ms: int) -> str:
+    """Return a time, in milliseconds since 1970, as text in UTC."""
+    return f"{datetime.fromtimestamp(time_ms / 1000, UTC):%Y-%m-%d %H:%M} UTC"
 
 
 def _patch(patch: str) -> str | None:
@@ -160,7 +184,7 @@ def _examples(summary: Summary, index_M: NDArray[np.int64]) -> list[dict[str, An
         examples.append(
             {
                 "index": index,
-                "uri": page.picture(summary.test.images_NHW[index]),
+                "uri": validation.picture(summary.test.images_NHW[index]),
                 "label": names[label],
                 "likeliest": [(names[number], float(probs_K[number])) for number in likeliest],
                 "is_right": label == likeliest[0],
@@ -172,7 +196,7 @@ def _examples(summary: Summary, index_M: NDArray[np.int64]) -> list[dict[str, An
 def _embedded(png: Path) -> str:
     """Return a figure as a data URI."""
     try:
-        return page.data_uri(png.read_bytes())
+        return validation.data_uri(png.read_bytes())
     except FileNotFoundError:
         raise files.missing(png) from None
 

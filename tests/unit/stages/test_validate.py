@@ -7,7 +7,6 @@ from ruamel.yaml import YAML
 from mnist.core import paths
 from mnist.core.errors import InputError
 from mnist.data import store, validation
-from mnist.data.page import validation_page
 from mnist.data.store import Images
 from stages import validate
 from tests.conftest import DIGITS, SmallData
@@ -138,7 +137,7 @@ def test_what_the_page_shows_is_escaped(small_data: SmallData) -> None:
     evil = "<script>alert('&')</script>"
     found = verdict(success=False, text=evil)
 
-    html = validation_page(found, small_data.train, small_data.test, description=DIGITS, bounds=BOUNDS)
+    html = validation.page(found, small_data.train, small_data.test, description=DIGITS, bounds=BOUNDS)
 
     assert "<script" not in html
     assert Page(html).text.count(evil) == 8  # its four texts, in what failed and in the table

@@ -6,11 +6,13 @@ inheritance, so that a stage's `Params` is the list of the sections that it depe
 
 import difflib
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic_core import PydanticCustomError
 from ruamel.yaml import YAML, Node
 from ruamel.yaml.constructor import ConstructorError, SafeConstructor
 
@@ -26,6 +28,7 @@ Digest = Annotated[str, Field(pattern="^[0-9a-f]+$")]
 
 DATASET = "{dataset}"  # replaced by the data set's name in a mirror, and in the registered model's name
 DATASET_NAME = r"[A-Za-z0-9][A-Za-z0-9_-]*"  # allowed in MLflow, DVC and file systems
+HIDDEN = "hidden"  # the type of a fault whose value is not shown
 MAX_SHOWN = 200  # characters of a wrong value
 MAX_VALUES = 100_000  # in a YAML file; dvc.lock has 200
 
@@ -94,6 +97,16 @@ class Data(Section):
     """The source of the data set."""
 
     mirrors: list[str]  # ahead of those of the data set's file
+
+    @field_validator("mirrors")
+    @classmethod
+    def _without_secrets(cls, mirrors: list[str]) -> list[str]:
+        """Refuse URLs with a secret: params are in `dvc.lock`, git and MLflow."""
+        if any("://" in mirror and re.search("[@?#]", mirror) for mirror in mirrors):
+            raise PydanticCustomError(
+                HIDDEN, "URLs without a password, query or fragment; one with a secret goes in MNIST_MIRROR"
+            )
+        return mirrors
 
     def mirrors_of(self, dataset: str) -> list[str]:
         """Return the mirrors of this data set."""
@@ -247,6 +260,8 @@ def _as_input_error(error: ValidationError, where: str, known: list[str]) -> Inp
             close = difflib.get_close_matches(key, known, n=1)
             found = "a key that nothing reads"
             expected = f"{close[0]!r}, perhaps" if close else "only known keys"
+        elif fault["type"] == HIDDEN:
+            found = "a URL that may hold a secret"
         faults.append((key, found, expected))
     (key, found, expected), *others = faults
     more = "".join(f"; {key}: found {found}, expected {expected}" for key, found, expected in others)

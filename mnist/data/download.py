@@ -10,12 +10,13 @@ import os
 import re
 import shutil
 import tempfile
+from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from http.client import HTTPException
+from http.client import HTTPException, InvalidURL
 from pathlib import Path
 from urllib.error import HTTPError
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 from urllib.request import Request, urlopen
 
 import numpy as np
@@ -26,6 +27,8 @@ from mnist.data.catalog import Archive, Checksums, DataSet
 from mnist.data.store import IMAGE_SHAPE, Bytes, Images
 
 TIMEOUT_SECONDS = 10.0  # without a byte: TCP repeats a lost request for a connection after 1, 3 and 7 s
+
+WRONG = "wrong checksum"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +71,7 @@ def fetch(known: DataSet, cache: Path, *, ahead: Sequence[str] = ()) -> Fetched:
             try:
                 url = mirror if is_url else (paths.root() / Path(mirror).expanduser()).resolve().as_uri()
                 with files.replacing(path) as part:
-                    _copy(f"{url.rstrip('/')}/{name}", part, known.checksums[name])
+                    _copy(url, name, part, known.checksums[name])
             except InputError:  # a full disk, which no other mirror helps
                 raise
             except (OSError, HTTPException, RuntimeError, ValueError) as error:
@@ -87,15 +90,19 @@ def fetch(known: DataSet, cache: Path, *, ahead: Sequence[str] = ()) -> Fetched:
     return fetched
 
 
-def _copy(url: str, part: Path, sums: Checksums) -> None:
-    parsed = urlsplit(url)
-    if "@" in parsed.netloc or parsed.query or parsed.fragment:  # it would be in messages
-        raise ValueError("a password, query or fragment in a URL is not supported")
-    request = Request(url, headers={"User-Agent": "mnist"})  # noqa: S310 -- a file:// mirror is allowed
+def _copy(url: str, name: str, part: Path, sums: Checksums) -> None:
+    """Fetch one archive; the mirror's URL may have a user with a password, and a query."""
+    mirror = urlsplit(url)
+    user, _, host = mirror.netloc.rpartition("@")
+    place = mirror._replace(netloc=host, path=f"{mirror.path.rstrip('/')}/{name}").geturl()
+    request = Request(place, headers={"User-Agent": "mnist"})  # noqa: S310 -- a file:// mirror is allowed
+    if user:
+        credentials = b64encode(unquote(user).encode()).decode()
+        request.add_unredirected_header("Authorization", f"Basic {credentials}")
     with urlopen(request, timeout=TIMEOUT_SECONDS) as response, part.open("wb") as stream:  # noqa: S310
         shutil.copyfileobj(response, stream)
     if not _is_right(part, sums):
-        raise ValueError("wrong checksum")
+        raise ValueError(WRONG)
 
 
 def _is_right(path: Path, sums: Checksums) -> bool:
@@ -111,6 +118,8 @@ def _reason(error: Exception) -> str:
     cause = getattr(error, "reason", error)  # of a URLError
     if isinstance(cause, TimeoutError):
         return f"no answer within {TIMEOUT_SECONDS:g} s"
+    if isinstance(cause, ValueError | InvalidURL) and str(cause) != WRONG:
+        return "no URL"  # their messages quote it, and it may hold a secret
     return " ".join(str(cause).split()) or type(cause).__name__
 
 

@@ -14,7 +14,7 @@ from dvc.utils.hydra import apply_overrides
 from dvc.utils.serialize import parse_yaml
 
 from mnist.core import config, paths
-from mnist.core.config import Params
+from mnist.core.config import Data, Params
 from mnist.core.errors import InputError
 
 ROOT = Path(__file__).parents[3]
@@ -192,6 +192,17 @@ def test_keys_of_any_yaml_file_are_read(tmp_path: Path) -> None:
 )
 def test_a_param_is_shown_as_it_is_typed(value: object, typed: str) -> None:
     assert config.as_typed(value) == typed
+
+
+@pytest.mark.parametrize(
+    "url", ["https://me:hush@host/mnist", "https://host/mnist?token=hush", "s3://host#hush"]
+)
+def test_a_secret_in_a_mirror_is_refused_and_not_shown(url: str) -> None:
+    with pytest.raises(InputError) as raised:
+        config.check(Data, {"mirrors": ["../shared/mnist#1", url]}, "params.yaml")
+    assert raised.value.where == "params.yaml: mirrors"
+    assert "MNIST_MIRROR" in raised.value.expected
+    assert "hush" not in str(raised.value)
 
 
 def test_a_data_set_has_mirrors_and_a_registered_model_of_its_own() -> None:

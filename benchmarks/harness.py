@@ -1,8 +1,4 @@
-"""The parts that all benchmarks share: fresh clones, measured commands, facts about the machine.
-
-This module imports no heavy library: on Linux the peak memory of a process includes that of the process
-that started it.
-"""
+"""What all benchmarks share: fresh clones, timed commands, rounds, and rows with their limits."""
 
 import gzip
 import os
@@ -14,44 +10,29 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from statistics import median
+from statistics import mean, median, stdev
+from typing import Any, Literal, NamedTuple
 
 from mnist.core import config, paths
 from mnist.core.errors import InputError
 
-STAGES = ("download", "validate", "stats", "train", "evaluate", "register")
+INPUTS = ("download", "validate", "stats")  # the stages that make what `train` reads
+STAGES = (*INPUTS, "train", "evaluate", "register")
 LIBRARIES = ("torch", "dvc", "mlflow")
 NUM_LAST_LINES = 15  # of the output of a command that failed
 TIMEOUT_SECONDS = 10  # from the request to end until a process is killed
 
-Measurements = Mapping[str, Sequence[float]]  # one number a round, by name
-
-
-class FailedError(ValueError):
-    """The failure of a measured command, with the last lines of its output."""
-
-    def __init__(self, command: Sequence[str], problem: str, output: str) -> None:
-        self.last_lines = output.strip().splitlines()[-NUM_LAST_LINES:]
-        super().__init__(f"`{' '.join(command)}` {problem}:\n" + "\n".join(self.last_lines))
-
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """The time, memory and output of a command.
-
-    Attributes:
-        seconds: from its start to its end.
-        peak_bytes: the largest resident set of any of its processes.
-        output: stdout and stderr together.
-    """
+    """The duration of a command, and its stdout and stderr together."""
 
     seconds: float
-    peak_bytes: int
     output: str
 
     @property
@@ -59,11 +40,6 @@ class Outcome:
         """Return the numbers of the output, by name: lines with a name and a number."""
         pairs = re.findall(r"^(\w+) (\d+(?:\.\d+)?)$", self.output, re.MULTILINE)
         return {name: float(number) for name, number in pairs}
-
-    @property
-    def stages(self) -> tuple[str, ...]:
-        """Return the names of the stages that DVC ran."""
-        return tuple(re.findall(r"^Running stage '(.+)':$", self.output, re.MULTILINE))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,11 +50,12 @@ class Checkout:
     environment: Mapping[str, str]
 
     def run(self, *command: str) -> Outcome:
-        """Run and measure a command, without input and without a terminal.
+        """Run and time a command, without input and without a terminal.
 
         Raises:
-            FailedError: its exit status is not 0.
+            InputError: its exit status is not 0; its last lines are on stderr.
         """
+        # A file, not a pipe: the process that logs to MLflow keeps it open after the command's end.
         with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as output:
             start = time.perf_counter()
             process = subprocess.Popen(
@@ -91,34 +68,37 @@ class Checkout:
                 start_new_session=True,  # a group of its own, so that all of it can be ended
             )
             try:
-                _, status, usage = os.wait4(process.pid, 0)
+                process.wait()
             except BaseException:
                 _end(process)
                 raise
             seconds = time.perf_counter() - start
-            process.returncode = os.waitstatus_to_exitcode(status)
             output.seek(0)
-            text = output.read()
+            outcome = Outcome(seconds=seconds, output=output.read())
         if process.returncode:
-            raise FailedError(command, f"ended with status {process.returncode}", text)
-        peak_bytes = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-        return Outcome(seconds=seconds, peak_bytes=peak_bytes, output=text)
+            raise _failure(command, f"exit status {process.returncode}", "0", outcome)
+        return outcome
 
     def dvc(self, *arguments: str, expected: Sequence[str]) -> Outcome:
         """Run DVC, and check that it ran exactly these stages; otherwise its time means nothing.
 
         Raises:
-            FailedError: DVC failed, or ran other stages.
+            InputError: DVC failed, or ran other stages.
         """
         outcome = self.run("dvc", *arguments)
-        if sorted(outcome.stages) != sorted(expected):
-            problem = f"ran {', '.join(outcome.stages) or 'no stage'}, not {', '.join(expected) or 'none'}"
-            raise FailedError(["dvc", *arguments], problem, outcome.output)
+        ran = re.findall(r"^Running stage '(.+)':$", outcome.output, re.MULTILINE)
+        if sorted(ran) != sorted(expected):
+            raise _failure(["dvc", *arguments], f"the stages {ran}", str(list(expected)), outcome)
         return outcome
 
     def python(self, *arguments: str) -> Outcome:
         """Run the Python of this process, as `run` does."""
         return self.run(sys.executable, *arguments)
+
+
+def _failure(command: Sequence[str], found: str, expected: str, outcome: Outcome) -> InputError:
+    log("\n".join(outcome.output.strip().splitlines()[-NUM_LAST_LINES:]))
+    return InputError(f"`{' '.join(command)}`", found=found, expected=expected)
 
 
 def _end(process: "subprocess.Popen[bytes]") -> None:
@@ -148,29 +128,55 @@ class Bench:
     commit: str
 
     @contextmanager
-    def checkout(self) -> Iterator[Checkout]:
-        """Yield a fresh clone, in which nothing has run and of which DVC has cached nothing."""
+    def checkout(self, *, with_inputs: bool = False) -> Iterator[Checkout]:
+        """Yield a fresh clone, in which nothing has run and of which DVC has cached nothing.
+
+        Args:
+            with_inputs: make what `train` reads.
+        """
         with tempfile.TemporaryDirectory(dir=self.data.parent) as name:
             folder, environment = Path(name) / "checkout", dict(self.source.environment)
             self.source.run("git", "clone", "--quiet", ".", str(folder))
             # With the lock file, DVC would skip stages whose outs are in git.
             (folder / "dvc.lock").unlink(missing_ok=True)
             environment["DVC_SITE_CACHE_DIR"] = str(Path(name) / "dvc")
-            yield Checkout(folder=folder, environment=environment)
+            clone = Checkout(folder=folder, environment=environment)
+            if with_inputs:
+                clone.dvc("repro", "stats", expected=INPUTS)
+            yield clone
 
-    def tutorial(self, seed: int = 0, *options: str) -> Outcome:
+    def tutorial(self, *options: str) -> Outcome:
         """Run the tutorial's script."""
-        command = ("-m", "benchmarks.tutorial", "--data", str(self.data), "--seed", str(seed), *options)
-        return self.source.python(*command)
+        return self.source.python("-m", "benchmarks.tutorial", "--data", str(self.data), *options)
 
 
-def child_environment(variables: Mapping[str, str], folder: Path) -> dict[str, str]:
+@contextmanager
+def prepared() -> Iterator[Bench]:
+    """Clone the current checkout, and copy the data set for the pipeline and for the tutorial's script.
+
+    Raises:
+        InputError: no mirror has the data set, or the current folder is not a git checkout.
+    """
+    with tempfile.TemporaryDirectory(prefix="mnist-bench-") as name:
+        folder = Path(name)
+        here = Checkout(folder=Path.cwd(), environment=os.environ)
+        source = Checkout(folder=folder / "source", environment=_environment(folder))
+        here.run("git", "clone", "--quiet", ".", str(source.folder))
+        log(f"measuring commit {source.run('git', 'log', '-1', '--format=%h %s').output.strip()}")
+        if changed := here.run("git", "status", "--porcelain").output.splitlines():
+            log(f"  not measured, since not committed: {len(changed)} files and folders of the checkout")
+        _copy_data(folder)
+        commit = source.run("git", "rev-parse", "--short", "HEAD").output.strip()
+        yield Bench(source=source, data=folder / "torchvision", commit=commit)
+
+
+def _environment(folder: Path) -> dict[str, str]:
     """Return the environment of measured commands: this Python first on PATH, no file outside `folder`."""
     dropped = ("DVC_", "MLFLOW_", "MNIST_", "PYTHONDONTWRITEBYTECODE")
-    kept = {name: value for name, value in variables.items() if not name.startswith(dropped)}
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(dropped)}
     (folder / "tmp").mkdir()
     return kept | {
-        "PATH": os.pathsep.join([str(Path(sys.executable).parent), variables.get("PATH", os.defpath)]),
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
         "TMPDIR": str(folder / "tmp"),
         "MNIST_MIRROR": str(folder / "archives"),
         # The user's settings may name a shared cache, which is not empty.
@@ -181,45 +187,14 @@ def child_environment(variables: Mapping[str, str], folder: Path) -> dict[str, s
     }
 
 
-@contextmanager
-def prepared() -> Iterator[Bench]:
-    """Clone the current checkout, and copy the data set for the pipeline and for the tutorial's script.
-
-    Raises:
-        InputError: no mirror has the data set.
-        FailedError: the current folder is not a git checkout.
-    """
-    with tempfile.TemporaryDirectory(prefix="mnist-bench-") as name:
-        folder = Path(name)
-        here = Checkout(folder=Path.cwd(), environment=os.environ)
-        environment = child_environment(os.environ, folder)
-        here.run("git", "clone", "--quiet", ".", str(folder / "source"))
-        source = Checkout(folder=folder / "source", environment=environment)
-        log(f"measuring commit {source.run('git', 'log', '-1', '--format=%h %s').output.strip()}")
-        if changed := here.run("git", "status", "--porcelain").output.splitlines():
-            log(f"  not measured, since not committed: {len(changed)} files and folders of the checkout")
-        try:
-            here.python("-c", "from benchmarks import harness; harness.fetch()", str(folder))
-        except FailedError as error:
-            reason = " ".join(error.last_lines[-1:])
-            raise InputError("the data set", found=reason, expected="a mirror that has it") from None
-        commit = source.run("git", "rev-parse", "--short", "HEAD").output.strip()
-        yield Bench(source=source, data=folder / "torchvision", commit=commit)
-
-
-def fetch() -> None:
-    """Copy the archives, and unpack them for torchvision, in a process of its own."""
+def _copy_data(folder: Path) -> None:
+    """Copy the archives for the pipeline, and unpack them for torchvision."""
     from mnist.data import catalog, download
 
-    folder = Path(sys.argv[1])
     archives, raw = folder / "archives", folder / "torchvision" / "MNIST" / "raw"
-    try:
-        read = config.load(paths.PARAMS)
-        known = catalog.load(paths.DATASETS, read.dataset)
-        ahead = read.data.mirrors_of(read.dataset)
-        fetched = download.fetch(known, paths.root() / paths.DOWNLOADS, ahead=ahead)
-    except InputError as error:
-        sys.exit(" ".join(str(error).split()))
+    params = config.load(paths.PARAMS)
+    known, ahead = catalog.load(paths.DATASETS, params.dataset), params.data.mirrors_of(params.dataset)
+    fetched = download.fetch(known, paths.root() / paths.DOWNLOADS, ahead=ahead)
     archives.mkdir()
     raw.mkdir(parents=True)
     for name, archive in fetched.archives.items():
@@ -227,9 +202,69 @@ def fetch() -> None:
         (raw / name).with_suffix("").write_bytes(gzip.decompress(archive.read_bytes()))
 
 
+def in_rounds(
+    num_rounds: int, measure: Callable[[int], Mapping[str, float]], *, warm_up: bool = True
+) -> dict[str, list[float]]:
+    """Measure everything once a round, in turns, and return the numbers of each label.
+
+    Args:
+        num_rounds: how often.
+        measure: a function of the round's number, from 1.
+        warm_up: measure a round 0 first, which does not count: it compiles bytecode and fills the system's
+            file cache.
+    """
+    rounds = []
+    for number in range(0 if warm_up else 1, num_rounds + 1):
+        log(f"round {number} of {num_rounds}" if number else "warming up")
+        rounds.append(measure(number))
+        for label, value in rounds[-1].items():
+            log(f"  {label}: {value:,.2f}")
+    return {label: [each[label] for each in rounds[-num_rounds:]] for label in rounds[0]}
+
+
+class Limit(NamedTuple):
+    """The limit of a row, in its unit; in `x` it is one of the ratio to the tutorial's number."""
+
+    word: Literal["at most", "at least"]
+    number: float
+    unit: str = "x"
+
+
+def row(
+    label: str,
+    values: Sequence[float],
+    *,
+    unit: str = "s",
+    tutorial: Sequence[float] = (),
+    limit: Limit | None = None,
+) -> dict[str, Any]:
+    """Return a row of a part's result, as plain values.
+
+    Args:
+        label: of what was measured.
+        values: one of each round; their median and range count, of accuracies in % their mean and deviation.
+        unit: of the values.
+        tutorial: those of the tutorial's script that they are compared with.
+        limit: of the median, or of the ratio.
+    """
+    result: dict[str, Any] = {"label": label, "unit": unit, "num_rounds": len(values)}
+    middle = result["middle"] = mean(values) if unit == "%" else median(values)
+    if unit == "%":
+        result["sd"] = stdev(values) if len(values) > 1 else 0.0
+    else:
+        result |= {"min": min(values), "max": max(values)}
+    if tutorial:
+        result["ratio"] = middle / median(tutorial)
+    if limit:
+        judged = result["ratio"] if limit.unit == "x" else middle
+        result["limit"] = f"{limit.word} {limit.number:g} {limit.unit}"
+        result["holds"] = judged <= limit.number if limit.word == "at most" else judged >= limit.number
+    return result
+
+
 def machine() -> dict[str, str | int | float]:
     """Return facts about this machine and the versions of the libraries."""
-    from mnist.training import devices  # with torch: after all measurements of a part
+    from mnist.training import devices  # with torch
 
     has_affinity = hasattr(os, "sched_getaffinity")  # a batch system may give this process some of the cores
     return {
@@ -239,21 +274,6 @@ def machine() -> dict[str, str | int | float]:
         "python": platform.python_version(),
         **{name: version(name) for name in LIBRARIES},
     }
-
-
-def spread(values: Sequence[float]) -> dict[str, float]:
-    """Return the median, the minimum and the maximum."""
-    return {"median": median(values), "min": min(values), "max": max(values)}
-
-
-def shown(values: Mapping[str, float], unit: str = "s") -> str:
-    """Return two cells of a table: the median, and the range."""
-    return f"{values['median']:.2f} {unit} | {values['min']:.2f} to {values['max']:.2f} {unit}"
-
-
-def verdict(values: Mapping[str, object]) -> str:
-    """Return a cell: `yes` or `NO` for a figure with a limit, empty without one."""
-    return {True: "yes", False: "NO", None: ""}[values.get("holds")]  # type: ignore[index]
 
 
 def log(text: str) -> None:

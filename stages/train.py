@@ -69,8 +69,7 @@ def run(
                 for add in (add_window, add_epoch, record.log):
                     add(event)
                 if isinstance(event, history.Epoch):
-                    scores = {"num_parameters": num_parameters, **history.summary([event])}
-                    files.write_json(training_metrics, scores)
+                    files.write_json(training_metrics, {"num_parameters": num_parameters, **event.scores})
             seconds = time.perf_counter() - start
             model.save(weights, net, params)
             record.finish(files.sha256(weights), seconds)

@@ -86,23 +86,24 @@ class Made:
         events: list[Window | Epoch] = []
         for epoch in range(1, num_epochs + 1):
             step = 100 * epoch
+            last = Epoch(
+                epoch=epoch,
+                step=step,
+                train_loss=1.75 / epoch,
+                train_accuracy=0.75,
+                val_loss=1.4 / epoch,
+                val_accuracy=0.905,
+            )
             events += [
                 Window(epoch=epoch, step=step - 50, num_images=500, loss=2.0 / epoch, accuracy=0.5),
                 Window(epoch=epoch, step=step, num_images=500, loss=1.5 / epoch, accuracy=0.6),
-                Epoch(
-                    epoch=epoch,
-                    step=step,
-                    train_loss=1.75 / epoch,
-                    train_accuracy=0.75,
-                    val_loss=1.4 / epoch,
-                    val_accuracy=0.905,
-                ),
+                last,
             ]
-        history.write(self.folder / paths.STEPS, events, Window)
-        history.write(self.folder / paths.HISTORY, events, Epoch)
-        files.write_json(
-            self.folder / paths.TRAINING_METRICS, {"num_parameters": 6422, **history.summary(events)}
-        )
+        for path, kind in ((paths.STEPS, Window), (paths.HISTORY, Epoch)):
+            with history.appending(self.folder / path, kind) as add:
+                for event in events:
+                    add(event)
+        files.write_json(self.folder / paths.TRAINING_METRICS, {"num_parameters": 6422, **last.scores})
         validation.write(
             self.folder / paths.VALIDATION, verdict(success=not failed, num_test=len(self.labels_N))
         )

@@ -22,7 +22,6 @@ from mnist.training.model import SimpleCNN
 KERNEL = 5  # rows and columns of SimpleCNN's kernels
 MAX_CHANNELS = 28
 LANES = 16  # float32 numbers in an AVX-512 register
-SIDE = 4  # rows and columns that are left of 28 by two convolutions and poolings
 POOL = 2  # rows and columns of its pooling windows
 WINDOW = KERNEL + POOL - 1  # rows and columns of the input that one pooled value sees
 
@@ -50,7 +49,6 @@ class BatchLastCNN(nn.Module):
             isinstance(network, SimpleCNN)
             and network.conv1.out_channels <= MAX_CHANNELS
             and network.conv1.out_channels % LANES != 0
-            and network.fc1.in_features == network.conv2.out_channels * SIDE**2
         )
 
     def forward(self, x_BCHW: Tensor) -> Tensor:

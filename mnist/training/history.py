@@ -56,6 +56,13 @@ class Epoch:
     val_loss: float
     val_accuracy: float
 
+    @property
+    def scores(self) -> dict[str, float]:
+        """Return loss and accuracy to six decimals: what `dvc metrics` shows."""
+        return {
+            name: round(value, 6) for name, value in asdict(self).items() if name not in ("epoch", "step")
+        }
+
 
 Row = TypeVar("Row", Window, Epoch)
 
@@ -64,7 +71,7 @@ BAR = "{desc} {percentage:3.0f}% |{bar}| {rate_fmt}, {remaining} left{postfix}"
 
 
 @contextmanager
-def appending(path: Path, kind: type[Row]) -> Iterator[Callable[[Window | Epoch], None]]:
+def appending(path: Path, kind: type[Window] | type[Epoch]) -> Iterator[Callable[[Window | Epoch], None]]:
     """Begin a table, and yield a function that adds the row of an event of this kind at once.
 
     Floats have six significant digits: the noise of float32 lies below.
@@ -83,13 +90,6 @@ def appending(path: Path, kind: type[Row]) -> Iterator[Callable[[Window | Epoch]
                 stream.flush()
 
         yield add
-
-
-def write(path: Path, events: Iterable[Window | Epoch], kind: type[Row]) -> None:
-    """Write a whole table."""
-    with appending(path, kind) as add:
-        for event in events:
-            add(event)
 
 
 def read(path: Path, kind: type[Row]) -> list[Row]:
@@ -112,12 +112,6 @@ def read(path: Path, kind: type[Row]) -> list[Row]:
     if header != list(columns):  # no row, so no error above
         raise InputError(str(path), found=f"columns {header}", expected=expected)
     return rows
-
-
-def summary(events: Iterable[Window | Epoch]) -> dict[str, float]:
-    """Return loss and accuracy of the last epoch, to six decimals: what `dvc metrics` shows."""
-    last = asdict([event for event in events if isinstance(event, Epoch)][-1])
-    return {name: round(value, 6) for name, value in last.items() if name not in ("epoch", "step")}
 
 
 def shown(events: Iterable[Window | Epoch], *, num_images: int, num_epochs: int) -> Iterator[Window | Epoch]:

@@ -7,7 +7,6 @@ import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Protocol
 
 import torch
 import torch.distributed as dist
@@ -23,24 +22,15 @@ from mnist.training.fast_cnn import BatchLastCNN
 from mnist.training.history import Epoch, Window
 from mnist.training.model import Classifier, log_probabilities
 
+# A step of training on this process's share of a batch. It takes normalized images, float32 (B, 1, 28, 28),
+# labels, int64 (B,), the learning rate, (), and the number of images of the whole batch; it returns the
+# log-probabilities before the step, float32 (B, K).
+Step = Callable[[Tensor, Tensor, Tensor, int], Tensor]
+
 WINDOW = 100  # steps between two reports
 UPLOAD = 100_000  # images that go to a GPU at a time
 GATHERED = 6_400  # images that are gathered and normalized at a time: 20 MB, for whole batches
 WARM_UP = 0.3  # share of the steps in which one_cycle rises, the default of torch's OneCycleLR
-
-
-class Step(Protocol):
-    """One step of training, on this process's share of a batch."""
-
-    def __call__(self, x_BCHW: Tensor, labels_B: Tensor, lr: Tensor, *, num_images: int) -> Tensor:
-        """Take a step, and return the log-probabilities before it, float32 (B, K).
-
-        Args:
-            x_BCHW: normalized images, float32 (B, 1, 28, 28), B from 0.
-            labels_B: int64 (B,).
-            lr: float32 (), on the device.
-            num_images: of the whole batch, over all processes.
-        """
 
 
 def fit(
@@ -89,7 +79,7 @@ def fit(
                 for x_BCHW, labels_B, index_B in zip(
                     x_MCHW.split(sizes), labels_M.split(sizes), batches, strict=True
                 ):
-                    outputs.append(step(x_BCHW, labels_B, lr_S[num_steps], num_images=len(index_B)))
+                    outputs.append(step(x_BCHW, labels_B, lr_S[num_steps], len(index_B)))
                     num_steps += 1
                 labels.append(labels_M)
             scores = totals(torch.cat(outputs), torch.cat(labels))
@@ -113,7 +103,7 @@ def stepper(
     if ctx.size > 1:  # all begin with rank 0's weights; gradients are averaged in place
         network = nn.parallel.DistributedDataParallel(network)
 
-    def step(x_BCHW: Tensor, labels_B: Tensor, lr: Tensor, *, num_images: int) -> Tensor:
+    def step(x_BCHW: Tensor, labels_B: Tensor, lr: Tensor, num_images: int) -> Tensor:
         with _autocast(precision, device):
             log_probs_BK: Tensor = network(x_BCHW)
         loss = objective(log_probs_BK, labels_B, recipe.label_smoothing) / num_images
@@ -126,10 +116,10 @@ def stepper(
 
     whole_step: devices.GraphStep | None = None
 
-    def replay(x_BCHW: Tensor, labels_B: Tensor, lr: Tensor, *, num_images: int) -> Tensor:
+    def replay(x_BCHW: Tensor, labels_B: Tensor, lr: Tensor, num_images: int) -> Tensor:
         nonlocal whole_step
         if num_images < recipe.batch_size:  # the last one of an epoch
-            return step(x_BCHW, labels_B, lr, num_images=num_images)
+            return step(x_BCHW, labels_B, lr, num_images)
         if whole_step is None:
             plain = functools.partial(step, num_images=recipe.batch_size)
             whole_step = devices.capture(plain, optimizer.state(), (x_BCHW, labels_B, lr))
@@ -198,22 +188,17 @@ def shifted(images_NHW: Tensor, shift: int, offsets_2N: Tensor) -> Tensor:
 
 
 def learning_rates(recipe: Recipe, num_steps: int) -> Tensor:
-    """Return the learning rate of each step, float32 (S,)."""
-    return torch.tensor([learning_rate(recipe, step, num_steps) for step in range(num_steps)])
+    """Return the learning rate of each step, float32 (S,).
 
-
-def learning_rate(recipe: Recipe, step: int, num_steps: int) -> float:
-    """Return the learning rate of `step`, from 0: constant, or linearly up to `lr` and down towards 0.
-
-    One cycle: Smith & Topin 2018, https://arxiv.org/abs/1708.07120. The rate is above 0 at every step, and
-    `lr` at the end of the rise.
+    It is constant, or rises linearly to `lr` and falls towards 0: one cycle, Smith & Topin 2018,
+    https://arxiv.org/abs/1708.07120. It is above 0 at every step, and `lr` at the end of the rise.
     """
     if recipe.schedule == "constant":
-        return recipe.lr
+        return torch.full((num_steps,), recipe.lr)
     peak = max(1, round(WARM_UP * num_steps))
-    if step < peak:
-        return recipe.lr * (step + 1) / peak
-    return recipe.lr * (num_steps - step) / (num_steps - peak + 1)
+    rise = [recipe.lr * (step + 1) / peak for step in range(peak)]
+    fall = [recipe.lr * (num_steps - step) / (num_steps - peak + 1) for step in range(peak, num_steps)]
+    return torch.tensor(rise + fall)
 
 
 def _autocast(precision: Precision, device: torch.device) -> AbstractContextManager[object]:

@@ -3,7 +3,6 @@
 Shape suffixes: N or B images, C channels, H rows, W columns, K classes, D pixels of an image.
 """
 
-import math
 from pathlib import Path
 from typing import Annotated
 
@@ -21,6 +20,7 @@ from mnist.core.errors import InputError
 from mnist.data.store import Images
 
 NUM_PIXELS = 28 * 28
+NUM_HIDDEN = 8  # units of an MLP's layers, the course's: as many parameters as the CNN of 6 channels has
 EVALUATION_BATCH = 250  # images; on a CPU, whose caches they fit, twice as fast as 1000
 
 HEADER = "classifier"  # the one key of a weights file's header
@@ -37,19 +37,18 @@ class SimpleCNN(nn.Module):
     """The tutorial's network: two 5x5 convolutions, two linear layers, log-softmax.
 
     Args:
-        input_size: pixels of one image, which is square.
-        n_feature: channels of both convolutions.
-        output_size: number of classes.
+        n_features: channels of both convolutions.
+        num_classes: K.
     """
 
-    def __init__(self, input_size: int, n_feature: int, output_size: int) -> None:
+    def __init__(self, n_features: int, num_classes: int) -> None:
         super().__init__()
-        side = math.isqrt(input_size)
-        pooled_side = ((side - 4) // 2 - 4) // 2
-        self.conv1 = nn.Conv2d(1, n_feature, kernel_size=5)
-        self.conv2 = nn.Conv2d(n_feature, n_feature, kernel_size=5)
-        self.fc1 = nn.Linear(n_feature * pooled_side**2, 50)
-        self.fc2 = nn.Linear(50, output_size)
+        self.conv1 = nn.Conv2d(1, n_features, kernel_size=5)
+        self.conv2 = nn.Conv2d(n_features, n_features, kernel_size=5)
+        self.fc1 = nn.Linear(
+            n_features * 4 * 4, 50
+        )  # of 28 rows, convolutions and poolings leave 24, 12, 8, 4
+        self.fc2 = nn.Linear(50, num_classes)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """Return log-probabilities, float32 (B, K), of normalized images, float32 (B, 1, H, W)."""
@@ -65,16 +64,14 @@ class MLP(nn.Module):
     """The tutorial's fully connected control: two hidden layers, blind to neighbouring pixels.
 
     Args:
-        input_size: pixels of one image.
-        n_hidden: units of both hidden layers.
-        output_size: number of classes.
+        num_classes: K.
     """
 
-    def __init__(self, input_size: int, n_hidden: int, output_size: int) -> None:
+    def __init__(self, num_classes: int) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(input_size, n_hidden)
-        self.fc2 = nn.Linear(n_hidden, n_hidden)
-        self.fc3 = nn.Linear(n_hidden, output_size)
+        self.fc1 = nn.Linear(NUM_PIXELS, NUM_HIDDEN)
+        self.fc2 = nn.Linear(NUM_HIDDEN, NUM_HIDDEN)
+        self.fc3 = nn.Linear(NUM_HIDDEN, num_classes)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """Return log-probabilities, float32 (B, K), of normalized images, float32 (B, 1, H, W)."""
@@ -206,5 +203,5 @@ def load(path: Path, *, classes: tuple[str, ...] | None = None) -> Classifier:
 
 def _network(architecture: Architecture, num_classes: int) -> nn.Module:
     if architecture.model == "mlp":
-        return MLP(NUM_PIXELS, 8, num_classes)  # 8: the course's, for as many parameters as the CNN has
-    return SimpleCNN(NUM_PIXELS, architecture.n_features, num_classes)
+        return MLP(num_classes)
+    return SimpleCNN(architecture.n_features, num_classes)

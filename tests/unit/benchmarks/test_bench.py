@@ -288,7 +288,7 @@ def test_an_interrupt_leaves_nothing(checkout: Path) -> None:
 
 
 def test_the_tutorials_network_is_ours() -> None:
-    theirs, ours = tutorial.SimpleCNN(), model.SimpleCNN(28 * 28, 6, 10)
+    theirs, ours = tutorial.SimpleCNN(), model.SimpleCNN(6, 10)
     ours.load_state_dict(theirs.state_dict())
     x_BCHW = torch.randn(5, 1, 28, 28, generator=torch.Generator().manual_seed(0))
 

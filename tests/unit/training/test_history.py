@@ -2,7 +2,7 @@
 
 import io
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -28,9 +28,15 @@ EVENTS: list[Window | Epoch] = [
 ]
 
 
+def write(path: Path, events: Sequence[Window | Epoch], kind: type[Window] | type[Epoch]) -> None:
+    with history.appending(path, kind) as add:
+        for event in events:
+            add(event)
+
+
 def test_each_kind_has_its_own_table(tmp_path: Path) -> None:
-    history.write(tmp_path / "steps.csv", EVENTS, Window)
-    history.write(tmp_path / "history.csv", EVENTS, Epoch)
+    write(tmp_path / "steps.csv", EVENTS, Window)
+    write(tmp_path / "history.csv", EVENTS, Epoch)
 
     assert (tmp_path / "steps.csv").read_bytes().decode() == (
         "epoch,step,num_images,loss,accuracy\n"
@@ -64,8 +70,8 @@ def test_a_table_that_was_read_is_written_as_it_was(
     folder = tmp_path_factory.mktemp("tables")
     events = [Window(epoch=1, step=step, num_images=64, loss=loss, accuracy=accuracy)]
 
-    history.write(folder / "first.csv", events, Window)
-    history.write(folder / "second.csv", history.read(folder / "first.csv", Window), Window)
+    write(folder / "first.csv", events, Window)
+    write(folder / "second.csv", history.read(folder / "first.csv", Window), Window)
 
     assert (folder / "second.csv").read_bytes() == (folder / "first.csv").read_bytes()
 
@@ -92,8 +98,10 @@ def test_another_file_is_refused_in_one_line(tmp_path: Path, text: str) -> None:
         history.read(tmp_path / "missing.csv", Window)
 
 
-def test_the_summary_is_the_last_epoch() -> None:
-    assert history.summary(EVENTS) == {
+def test_the_scores_of_an_epoch_have_six_decimals() -> None:
+    (last,) = EVENTS[-1:]
+    assert isinstance(last, Epoch)
+    assert last.scores == {
         "train_loss": 0.5,
         "train_accuracy": 0.75,
         "val_loss": 0.333333,

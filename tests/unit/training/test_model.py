@@ -102,9 +102,9 @@ def mlp(w: dict[str, Floats], x_NCHW: Floats) -> Floats:
 @pytest.mark.parametrize(
     ("network", "by_hand", "num_parameters"),
     [
-        (SimpleCNN(784, 6, 10), simple_cnn, 6_422),
-        (SimpleCNN(784, 1, 3), simple_cnn, None),
-        (MLP(784, 8, 10), mlp, 6_442),
+        (SimpleCNN(6, 10), simple_cnn, 6_422),
+        (SimpleCNN(1, 3), simple_cnn, None),
+        (MLP(10), mlp, 6_442),
     ],
     ids=["simple_cnn", "simple_cnn-1-3", "mlp"],
 )

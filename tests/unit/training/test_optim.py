@@ -57,7 +57,7 @@ def flat(model: nn.Module) -> Tensor:
 def test_steps_are_those_of_torch(name: str, momentum: float, theirs: Theirs, tolerance: float) -> None:
     """On random gradients of very different sizes, and bit for bit where the tolerance is 0."""
     of = recipe(optimizer=name, momentum=momentum, beta2=0.95)
-    mine = SimpleCNN(784, 6, 10)
+    mine = SimpleCNN(6, 10)
     reference = copy.deepcopy(mine)
     ours, torchs = optim.make(of, mine), theirs(reference.parameters(), of)
     generator = torch.Generator().manual_seed(0)
@@ -75,7 +75,7 @@ def test_steps_are_those_of_torch(name: str, momentum: float, theirs: Theirs, to
         torchs.step()
 
         torch.testing.assert_close(flat(mine), flat(reference), rtol=tolerance, atol=tolerance)
-    assert not torch.equal(flat(mine), flat(SimpleCNN(784, 6, 10)))
+    assert not torch.equal(flat(mine), flat(SimpleCNN(6, 10)))
 
 
 @pytest.mark.parametrize(
@@ -84,7 +84,7 @@ def test_steps_are_those_of_torch(name: str, momentum: float, theirs: Theirs, to
 def test_backward_reaches_the_flat_gradients_at_every_step(name: str, theirs: Theirs) -> None:
     """Real gradients of a real network: what autograd adds up must be what the step sees."""
     of = recipe(optimizer=name, momentum=0.9, beta2=0.95)
-    mine = MLP(784, 8, 10)
+    mine = MLP(10)
     reference = copy.deepcopy(mine)
     ours, torchs = optim.make(of, mine), theirs(reference.parameters(), of)
     generator = torch.Generator().manual_seed(0)
@@ -99,13 +99,13 @@ def test_backward_reaches_the_flat_gradients_at_every_step(name: str, theirs: Th
         torchs.step()
 
     torch.testing.assert_close(flat(mine), flat(reference), rtol=1e-4, atol=1e-5)
-    before = MLP(784, 8, 10)
+    before = MLP(10)
     assert (flat(before) - flat(mine)).abs().max() > 0.01
 
 
 @pytest.mark.parametrize("name", ["sgd", "nesterov", "adam"])
 def test_taking_over_a_model_changes_no_value(name: str) -> None:
-    model = SimpleCNN(784, 6, 10)
+    model = SimpleCNN(6, 10)
     before = copy.deepcopy(model.state_dict())
 
     optimizer = optim.make(recipe(optimizer=name), model)

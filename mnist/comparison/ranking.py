@@ -1,7 +1,6 @@
 """The results of experiments in git, their order by validation accuracy, and how to apply the best one."""
 
 import hashlib
-import json
 import math
 from collections import Counter
 from collections.abc import Container, Iterable, Mapping, Sequence
@@ -11,7 +10,7 @@ from typing import Any
 
 from tabulate import tabulate
 
-from mnist.core import config, paths
+from mnist.core import config, files, paths
 from mnist.core.config import Split, as_typed
 from mnist.core.errors import InputError
 from mnist.lineage import experiments, lock
@@ -106,10 +105,7 @@ def _read(
 
 
 def _numbers(content: bytes, file: Path, keys: Sequence[str]) -> dict[str, float]:
-    try:
-        values = json.loads(content)
-    except ValueError as error:
-        raise InputError(str(file), found=f"no JSON ({error})", expected="a JSON file") from None
+    values = files.parse_json(content, str(file))
     numbers = {}
     for key in keys:
         value = values.get(key) if isinstance(values, dict) else None

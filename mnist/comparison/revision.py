@@ -5,7 +5,6 @@ with its reason; the other files are still read.
 """
 
 import csv
-import json
 import logging
 import math
 from collections.abc import Iterator, Mapping
@@ -17,7 +16,7 @@ from typing import Any
 from dvc.exceptions import DvcException
 from dvc.repo import Repo
 
-from mnist.core import config, paths
+from mnist.core import config, files, paths
 from mnist.core.errors import InputError
 from mnist.data.validation import Verdict
 from mnist.evaluation.predictions import Predictions, parse_table
@@ -155,7 +154,7 @@ def _read_predictions(repo: Repo, snapshot: Snapshot) -> None:
 def _read_validation(repo: Repo, snapshot: Snapshot) -> None:
     path = paths.VALIDATION.as_posix()
     try:
-        snapshot.validation = config.check(Verdict, json.loads(repo.dvcfs.cat_file(path)), path)
+        snapshot.validation = config.check(Verdict, files.parse_json(repo.dvcfs.cat_file(path), path), path)
     except (OSError, DvcException, ValueError) as error:
         snapshot.problems[path] = _reason(error)
 

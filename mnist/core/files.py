@@ -97,11 +97,21 @@ def read_json(path: Path) -> Any:
         InputError: the file is missing or is not JSON.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return parse_json(path.read_bytes(), str(path))
     except FileNotFoundError:
         raise missing(path) from None
+
+
+def parse_json(content: bytes | str, where: str) -> Any:
+    """Parse JSON.
+
+    Raises:
+        InputError: it is not JSON; `where` names it.
+    """
+    try:
+        return json.loads(content)
     except (ValueError, RecursionError) as error:  # RecursionError: nested too deeply
-        raise InputError(str(path), found=f"no JSON ({error})", expected="a JSON file") from None
+        raise InputError(where, found=f"no JSON ({error})", expected="a JSON file") from None
 
 
 def sha256(path: Path) -> str:

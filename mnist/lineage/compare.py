@@ -150,7 +150,7 @@ def compare(name: str, before: Output, after: Output, tolerances: Tolerances | N
         return whole("other bytes" if tolerances else "NO")
     try:
         one, other = (reader(side.file.read_text(encoding="utf-8")) for side in (before, after))
-    except (ValueError, csv.Error) as error:
+    except (ValueError, RecursionError, csv.Error) as error:
         found = f"no {after.file.suffix[1:].upper()} ({' '.join(str(error).split())})"
         return [Row(what=name, before=found, after=shown[1], answer="NO")]
     # Equal numbers in other bytes: a person wrote them.

@@ -62,7 +62,7 @@ def writing(path: Path) -> Iterator[None]:
     except Exception as error:  # safetensors, for one, raises an error of its own
         for reason in NO_SPACE:
             if reason in str(error):
-                raise InputError(str(path), found=reason.lower(), expected="space to write it") from None
+                raise InputError(str(path), found=reason, expected="space to write it") from None
         raise
 
 

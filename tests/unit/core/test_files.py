@@ -103,7 +103,7 @@ def test_a_full_disk_is_told_with_the_file_which_stays(tmp_path: Path, write: Ca
     with pytest.raises(InputError) as caught, files.replacing(path) as part:
         write(part)
 
-    assert (caught.value.where, caught.value.found) == (str(path), "file too large")
+    assert (caught.value.where, caught.value.found) == (str(path), "File too large")
     assert path.read_text() == "old"
     assert listing(tmp_path) == ["report.json"]
 

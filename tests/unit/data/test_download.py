@@ -309,7 +309,7 @@ def test_a_full_disk_is_no_fault_of_a_mirror(small_data: SmallData, tmp_path: Pa
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (500, limits[1]))  # an error of the system like a full disk
     try:
-        with pytest.raises(InputError, match=r"gz: found file too large"):
+        with pytest.raises(InputError, match=r"gz: found File too large"):
             download.fetch(known(small_data, small_data.mirror), tmp_path / "cache")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)

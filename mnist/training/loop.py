@@ -46,10 +46,9 @@ def fit(
 ) -> Iterator[Window | Epoch]:
     """Train `classifier` in place, and yield its scores each `WINDOW` steps and each epoch.
 
-    Several batches are gathered and normalized at a time: on a CPU from memory, on a
-    GPU from its own memory, which holds all images as uint8. The CPU does not wait for the GPU inside an
-    epoch: its windows come at the end. Every process calls this with the same arguments but the device,
-    and gets the same events.
+    Several batches are gathered and normalized at a time: on a CPU from memory, on a GPU from its own memory,
+    which holds all images as uint8. The CPU does not wait for the GPU inside an epoch: its windows come at
+    the end. Every process calls this with the same arguments but the device, and gets the same events.
 
     Raises:
         InputError: the loss is not finite.

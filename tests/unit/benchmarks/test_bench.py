@@ -212,33 +212,30 @@ def test_dvc_must_run_what_is_measured(here: Checkout) -> None:
 # ---- the whole
 
 
-def commit_checkout(folder: Path, mirrors: list[str], small_data: SmallData) -> None:
-    """A git checkout that is just enough to prepare a bench of it."""
+@pytest.fixture
+def checkout(tmp_path: Path, small_data: SmallData, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A git checkout that is just enough to prepare a bench of it; temporary files go beside it.
+
+    It is the current folder, and has the made data.
+    """
+    for variable in ("DVC_ROOT", "MNIST_MIRROR", "PYTHONPATH"):
+        monkeypatch.delenv(variable, raising=False)
+    folder = tmp_path / "checkout"
+    for made in (folder / "metrics", folder / paths.DATASETS, tmp_path / "tmp"):
+        made.mkdir(parents=True)
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    monkeypatch.chdir(folder)
+    (tmp_path / "mirror").symlink_to(small_data.mirror)
     settings = YAML(typ="safe").load((ROOT / paths.PARAMS).read_text())
-    settings["data"] = {"mirrors": mirrors}
+    settings["data"] = {"mirrors": ["../mirror"]}
     YAML(typ="safe").dump(settings, folder / paths.PARAMS)
-    (folder / paths.DATASETS).mkdir()
     YAML(typ="safe").dump(small_data.section(), folder / paths.DATASETS / "mnist.yaml")
     for package in ("mnist", "benchmarks"):
         shutil.copytree(ROOT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
     identity = ["-c", "user.name=Test", "-c", "user.email=test@localhost"]
     for arguments in (["init", "-q"], ["add", "."], [*identity, "commit", "-qm", "All"]):
         subprocess.run(["git", *arguments], cwd=folder, check=True)
-
-
-@pytest.fixture
-def checkout(tmp_path: Path, small_data: SmallData, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A checkout of the made data, which is the current folder; temporary files go beside it."""
-    for variable in ("DVC_ROOT", "MNIST_MIRROR", "PYTHONPATH"):
-        monkeypatch.delenv(variable, raising=False)
-    folder = tmp_path / "checkout"
-    (folder / "metrics").mkdir(parents=True)
-    (tmp_path / "tmp").mkdir()
-    monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
-    monkeypatch.setattr("tempfile.tempdir", None)
-    monkeypatch.chdir(folder)
-    (tmp_path / "mirror").symlink_to(small_data.mirror)
-    commit_checkout(folder, ["../mirror"], small_data)
     return folder
 
 

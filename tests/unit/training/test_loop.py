@@ -379,16 +379,6 @@ def test_a_gpu_is_given_all_images_as_bytes(monkeypatch: pytest.MonkeyPatch, upl
     assert (y_M.shape, y_M.dtype, y_M.device.type) == ((3,), torch.int64, "meta")
 
 
-def test_where_the_images_lie_does_not_count() -> None:
-    (of_part, *part_events), (of_copy, *copy_events) = (
-        fit(recipe(epochs=2), train=train) for train in (PART, TRAIN)
-    )
-
-    assert part_events == copy_events
-    for ours, theirs in zip(of_part.parameters(), of_copy.parameters(), strict=True):
-        assert torch.equal(ours, theirs)
-
-
 @pytest.mark.parametrize("smoothing", [0.0, 0.3])
 def test_loss_and_accuracy_are_those_of_the_images(smoothing: float) -> None:
     """Of weights that stand still, so that every step scores the same network; smoothing does not show."""

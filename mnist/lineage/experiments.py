@@ -13,13 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from mnist.core import paths
 from mnist.core.errors import InputError
 from mnist.lineage import fingerprint, git, lock
 from mnist.lineage.fingerprint import Source
 
 if TYPE_CHECKING:
-    from dvc.api import DVCFileSystem
     from dvc.repo import Repo
 
 # Of a finished experiment: its baseline commit and its name. DVC keeps its queue under refs/exps, too.
@@ -139,8 +137,6 @@ def restore(root: Path, revision: Revision, folder: Path, *, kept: Path) -> None
     Raises:
         InputError: a file is neither in DVC's cache nor on its remote, or DVC cannot read `dvc.yaml`.
     """
-    from dvc.api import DVCFileSystem
-
     with tarfile.open(fileobj=io.BytesIO(git.output("archive", revision.commit, folder=root))) as archive:
         # As an attribute: Python 3.11.2, which is Debian 12's, has no argument `filter`.
         archive.extraction_filter = getattr(tarfile, "data_filter", None)
@@ -149,36 +145,26 @@ def restore(root: Path, revision: Revision, folder: Path, *, kept: Path) -> None
     missing = {path: digest for path, digest in outs.items() if not (folder / path).exists()}
     if not missing:
         return
-    tracked = DVCFileSystem(str(root), rev=revision.commit)
-    # An out that DVC does not keep, such as that of `register`, is left out: no result needs it.
-    for path in sorted(missing.keys() & _cached(tracked)):
-        copy = kept / missing[path]
-        if not copy.exists():
-            _fetch(tracked, path, copy)
-        (folder / path).parent.mkdir(parents=True, exist_ok=True)
-        if copy.is_dir():
-            shutil.copytree(copy, folder / path, copy_function=os.link)
-        else:
-            os.link(copy, folder / path)
+    with _repository(root) as repo, repo.switch(revision.commit):
+        # An out that DVC does not keep, such as that of `register`, is left out: no result needs it.
+        cached = {out.def_path for out in repo.index.outs if out.use_cache}
+        for path in sorted(missing.keys() & cached):
+            copy = kept / missing[path]
+            if not copy.exists():
+                _fetch(repo, path, copy)
+            (folder / path).parent.mkdir(parents=True, exist_ok=True)
+            if copy.is_dir():
+                shutil.copytree(copy, folder / path, copy_function=os.link)
+            else:
+                os.link(copy, folder / path)
 
 
-def _cached(tracked: "DVCFileSystem") -> set[str]:
-    """Return the paths of the outs that DVC keeps in its cache, by the `dvc.yaml` of that revision."""
-    from dvc.exceptions import DvcException
-
-    try:
-        return {out.def_path for out in tracked.repo.index.outs if out.use_cache}
-    except DvcException as error:
-        found = lock.reason(error)
-        raise InputError(str(paths.PIPELINE), found=found, expected="one that DVC can read") from None
-
-
-def _fetch(tracked: "DVCFileSystem", path: str, copy: Path) -> None:
+def _fetch(repo: "Repo", path: str, copy: Path) -> None:
     """Copy an out, a file or a folder, from DVC's cache or its remote."""
     from dvc.exceptions import DvcException
 
     try:
-        tracked.get(path, str(copy), recursive=True)
+        repo.dvcfs.get(path, str(copy), recursive=True)
     except (FileNotFoundError, DvcException):
         shutil.rmtree(copy) if copy.is_dir() else copy.unlink(missing_ok=True)
         expected = "it there, or on a DVC remote: `dvc exp gc` and `dvc gc` remove it"
@@ -204,4 +190,5 @@ def _repository(folder: Path) -> Iterator["Repo"]:
         with Repo(str(folder)) as repo:
             yield repo
     except DvcException as error:
-        raise InputError(str(folder), found=str(error), expected="a checkout with git and DVC") from None
+        expected = "a checkout with git and a pipeline that DVC can read"
+        raise InputError(str(folder), found=lock.reason(error), expected=expected) from None

@@ -62,17 +62,11 @@ class Result:
 
 
 class TrainingInfo(Section):
-    """Facts about a training that differ from run to run, so that no output holds them.
+    """Facts about a training that differ from run to run, so that no output holds them."""
 
-    Attributes:
-        time_ms: when the training began, since 1970.
-        seconds: its duration.
-        facts: `device`, and versions by name.
-    """
-
-    time_ms: int
+    time_ms: int  # of its start, since 1970
     seconds: float
-    facts: dict[str, str]
+    facts: dict[str, str]  # `device`, and versions by name
 
     def write(self, weights_sha256: str) -> None:
         """Write the facts to a file, for the report and the MLflow run of these weights."""

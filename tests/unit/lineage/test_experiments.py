@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from mnist.core.errors import InputError
-from mnist.lineage import experiments
+from mnist.lineage import experiments, lock
 from tests import checkout
 from tests.conftest import MadeOnce
 
@@ -92,13 +92,27 @@ def test_what_left_the_cache_is_an_error(reproduced: Path, tmp_path: Path) -> No
     assert list((tmp_path / "kept").iterdir()) == []
 
 
-def test_a_pipeline_that_dvc_cannot_read_is_an_error(reproduced: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "text"), [("dvc.yaml", "stages: ["), ("dvc.lock", "{schema: '2.0', stages: {make: }}")]
+)
+def test_a_broken_revision_is_an_error_of_one_line(
+    reproduced: Path, tmp_path: Path, name: str, text: str
+) -> None:
     root = shutil.copytree(reproduced, tmp_path / "copy", symlinks=True)
-    (root / "dvc.yaml").write_text("stages: [")
+    (root / name).write_text(text)
     checkout.Repository(root).commit()
 
-    with pytest.raises(InputError, match=r"^dvc\.yaml: found [^\n]*$"):
+    with pytest.raises(InputError, match=rf"^[^\n]*{name}[^\n]*$"):
         restored(root, tmp_path)
+
+
+def test_the_checkout_may_be_a_subfolder_of_the_repository(reproduced: Path, tmp_path: Path) -> None:
+    root = shutil.copytree(reproduced, tmp_path / "outer/sub", symlinks=True)
+    (root / ".git").rename(root.parent / ".git")
+    checkout.Repository(root.parent).commit()
+
+    assert restored(root, tmp_path) == {"cached", "committed.json", "folder"}
+    assert lock.pipeline(root)[0].outs["nowhere"].kept_in == ""
 
 
 def test_the_cache_is_that_of_the_checkout(reproduced: Path, tmp_path: Path) -> None:

@@ -220,4 +220,4 @@ def experiments(seeds: int, jobs: int) -> None:
     result = recipes.costs(cases, seeds)
     files.write_json(recipes.SHUFFLED_PIXELS, result)
     recipes.draw(recipes.SHUFFLED_PIXELS_PLOT, result)
-    click.echo(f"{recipes.case_table(cases)}\n\n{recipes.sentence(result)}")
+    click.echo(f"{recipes.table(list(cases.values()))}\n\n{recipes.sentence(result)}")

@@ -265,11 +265,8 @@ def _stale(side: Snapshot) -> list[str]:
             f"at {side.name} the metric accuracy is {accuracy}, that of the predictions "
             f"{side.predictions.accuracy:.6g}: one of the files was edited"
         )
-    if side.altered:
-        found.append(f"at {side.name} the pipeline did not write {', '.join(side.altered)}")
     if side.stale:
-        what = f"the results are stale (run dvc repro), since these changed: {', '.join(side.stale)}"
-        found.append(f"at {side.name} {what}")
+        found.append(f"at {side.name} results are stale or edited (run dvc repro): {'; '.join(side.stale)}")
     return found
 
 

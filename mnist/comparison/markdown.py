@@ -14,7 +14,6 @@ from tabulate import tabulate
 
 from mnist.comparison.diff import Comparison, Images, Metric
 from mnist.comparison.revision import Points
-from mnist.evaluation import statistics
 
 MAX_SHOWN = 60  # characters of a name or value
 MAX_REASON = 200  # characters of a message
@@ -119,13 +118,9 @@ def _classes(images: Images) -> list[str]:
         ]
         for one in images.classes
     ]
-    clear = [one for one in images.classes if one.p < statistics.ALPHA]
-    better = [_sentence(one.label) for one in clear if one.fixed > one.broken]
-    worse = [_sentence(one.label) for one in clear if one.fixed < one.broken]
-    beyond = f"Beyond noise: {', '.join(better) or 'none'} better, {', '.join(worse) or 'none'} worse"
     return [
         *_table(["class", "images", "base", "head", "change", "fixed", "broken", "p"], rows, right=7),
-        f"{beyond} (exact McNemar test, p adjusted by Holm's method).",
+        "p is that of the exact McNemar test, adjusted for the number of classes by Holm's method.",
     ]
 
 

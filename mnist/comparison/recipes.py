@@ -208,15 +208,6 @@ def sentence(result: Mapping[str, Any]) -> str:
     return f"Shuffling the pixels costs {' and '.join(parts)}, over {result['num_seeds']} seeds."
 
 
-def case_table(cases: Mapping[Case, Recipe]) -> str:
-    """Return the accuracy by network and pixels."""
-    rows = [
-        [NETWORKS[case.model], "shuffled" if case.permute_pixels else "in place", *cases[case].figures]
-        for case in CASES
-    ]
-    return aligned(rows, ["network", "pixels", *FIGURES], left={0, 1})
-
-
 def draw(path: Path, result: Mapping[str, Any]) -> None:
     """Draw both networks, in place and shuffled: a dot for each seed, a line through the means."""
     from matplotlib.figure import Figure

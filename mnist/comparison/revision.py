@@ -7,11 +7,11 @@ with its reason; the other files are still read.
 import csv
 import logging
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from dvc.exceptions import DvcException
 from dvc.repo import Repo
@@ -23,12 +23,12 @@ from mnist.evaluation.predictions import Predictions, parse_table
 from mnist.lineage import git, lock
 
 WORKSPACE = "workspace"  # DVC's name of the files in the checkout, uncommitted changes included
-MAX_REASON = 200  # characters
 CURVES = {
     "Training loss by step": (paths.STEPS, "step", "loss"),
     "Validation loss by epoch": (paths.HISTORY, "epoch", "val_loss"),
 }
 
+T = TypeVar("T")
 Points = tuple[tuple[float, float], ...]  # (x, y)
 
 
@@ -44,8 +44,7 @@ class Snapshot:
     predictions: Predictions | None = None  # on the test images
     validation: Verdict | None = None
     curves: dict[str, Points] = field(default_factory=dict)  # by title
-    stale: tuple[str, ...] = ()  # code, params and commands that are not those of the last run
-    altered: tuple[str, ...] = ()  # metrics and plots that are not those of the last run
+    stale: tuple[str, ...] = ()  # why the results are not those of the code, params and data beside them
     problems: dict[str, str] = field(default_factory=dict)  # why something could not be read, by file
     num_missing: int | None = None  # commits of the base that are not in this revision
 
@@ -75,8 +74,8 @@ def _read(root: Path, name: str, commit: str) -> Snapshot:
                 prefix = "" if path == str(paths.PARAMS) else f"{path}:"
                 snapshot.params |= {f"{prefix}{key}": value for key, value in values.items()}
             _read_stages(repo, snapshot)
-            _read_predictions(repo, snapshot)
-            _read_validation(repo, snapshot)
+            snapshot.predictions = _parsed(repo, snapshot, _predictions_path(repo), _predictions)
+            snapshot.validation = _parsed(repo, snapshot, paths.VALIDATION.as_posix(), _verdict)
             _read_curves(repo, snapshot)
     except DvcException as error:
         expected = "a pipeline that DVC can read"
@@ -108,7 +107,7 @@ def _json(value: Any) -> Any:
 
 
 def _read_stages(repo: Repo, snapshot: Snapshot) -> None:
-    """Compare the stages that results depend on with their last run, by `dvc.lock`."""
+    """Compare the stages that results depend on, so not `register`, with their last run, by `dvc.lock`."""
     try:
         stages = lock.stages(repo)
     except DvcException as error:  # params that cannot be read
@@ -116,47 +115,44 @@ def _read_stages(repo: Repo, snapshot: Snapshot) -> None:
         return
     is_locked = repo.fs.isfile(repo.fs.join(repo.root_dir, str(paths.LOCK)))
     locked = lock.parse(repo.dvcfs.cat_file(str(paths.LOCK)) if is_locked else b"")
-    wrote = lock.written(locked)
     read = {path for stage in stages for path in stage.deps}
-    stale, altered = [], []
-    for stage in stages:
-        if not any(out.kept_in == "git" or path in read for path, out in stage.outs.items()):
-            continue  # no result depends on it, as on `register`
-        command = f"command of {stage.name}"
-        if stage.name not in locked:
-            stale.append(f"stage {stage.name}, which is not in {paths.LOCK}")
-            continue
-        entry = locked[stage.name]
+    stages = [
+        stage
+        for stage in stages
+        if any(out.kept_in == "git" or path in read for path, out in stage.outs.items())
+    ]
+    locked = {stage.name: locked[stage.name] for stage in stages if stage.name in locked}
+    snapshot.stale = tuple(lock.stale_reasons(stages, locked))
+    wrote = lock.written(locked)
+    for name, entry in locked.items():
         deps = lock.digests(entry, "deps")
         snapshot.code |= {path: digest for path, digest in deps.items() if path not in wrote}
-        snapshot.code[command] = str(entry.get("cmd"))
-        changed = [change.what for change in lock.changes(stage, entry, wrote=wrote)]
-        stale += [command if what == "cmd" else what for what in changed]
-        outs = [change.what for change in lock.changed_outs(stage, entry)]
-        altered += [path for path in outs if path in stage.outs and path in wrote]
-        stale += [path for path in outs if path not in altered]  # a new out, or a removed one
-    snapshot.stale, snapshot.altered = tuple(dict.fromkeys(stale)), tuple(dict.fromkeys(altered))
+        snapshot.code[f"command of {name}"] = str(entry["cmd"])
 
 
-def _read_predictions(repo: Repo, snapshot: Snapshot) -> None:
-    """Read the predictions on the test images; a file of another name is found by its plot's template."""
+def _predictions_path(repo: Repo) -> str:
+    """Return the path of the predictions; under another name they are found by their plot's template."""
     plots = {out.def_path: out.plot for out in repo.index.outs if isinstance(out.plot, dict)}
     found = [path for path, plot in plots.items() if plot.get("template") == "confusion"]
     ours = paths.PREDICTIONS.as_posix()
-    path = ours if ours in found or not found else found[0]
-    try:
-        text = repo.dvcfs.cat_file(path).decode(errors="replace")
-        snapshot.predictions = parse_table(text, path)
-    except (OSError, DvcException, InputError) as error:
-        snapshot.problems[path] = _reason(error)
+    return ours if ours in found or not found else found[0]
 
 
-def _read_validation(repo: Repo, snapshot: Snapshot) -> None:
-    path = paths.VALIDATION.as_posix()
+def _predictions(content: bytes, where: str) -> Predictions:
+    return parse_table(content.decode(errors="replace"), where)
+
+
+def _verdict(content: bytes, where: str) -> Verdict:
+    return config.check(Verdict, files.parse_json(content, where), where)
+
+
+def _parsed(repo: Repo, snapshot: Snapshot, path: str, parse: Callable[[bytes, str], T]) -> T | None:
+    """Return what a file holds; None where it cannot be read, which is a problem."""
     try:
-        snapshot.validation = config.check(Verdict, files.parse_json(repo.dvcfs.cat_file(path), path), path)
+        return parse(repo.dvcfs.cat_file(path), path)
     except (OSError, DvcException, ValueError) as error:
         snapshot.problems[path] = _reason(error)
+        return None
 
 
 def _read_curves(repo: Repo, snapshot: Snapshot) -> None:
@@ -171,9 +167,4 @@ def _reason(error: Exception) -> str:
     """Return the reason of an error, in one line."""
     if isinstance(error, FileNotFoundError):
         return "no such file"
-    # DVC's error names the file, its cause names the fault.
-    cause = error.__cause__ if isinstance(error, DvcException) else None
-    parts = [" ".join(str(one).split()) for one in (error, cause) if one]
-    text = ": ".join(dict.fromkeys(filter(None, parts))) or type(error).__name__
-    text = text.replace("../", "")  # DVC names files relative to the current folder
-    return text if len(text) <= MAX_REASON else f"{text[:MAX_REASON]}..."
+    return lock.reason(error) if isinstance(error, DvcException) else " ".join(str(error).split())

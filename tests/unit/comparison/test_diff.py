@@ -204,7 +204,6 @@ def test_code_and_curves_that_changed() -> None:
     ("side", "is_stale", "named"),
     [
         ({"stale": ("train.py", "lr")}, True, ["head", "train.py", "lr"]),
-        ({"altered": ("metrics/test.json",)}, True, ["head", "metrics/test.json"]),
         ({"metrics": {"metrics/test.json": {"accuracy": 0.99}}}, True, ["0.99", "1"]),
         ({"metrics": {"metrics/test.json": {"accuracy": 1.0}}}, False, None),
         ({"metrics": {"mine.json": {"accuracy": 0.5}}}, False, None),

@@ -128,7 +128,7 @@ def test_results_are_read(made: Repository, name: str) -> None:
         "Validation loss by epoch": ((2.0, 0.75),),
     }
     assert set(found.code) == {"code", "train.py", "command of prepare", "command of train"}
-    assert (found.stale, found.altered, found.problems) == ((), (), {})
+    assert (found.stale, found.problems) == ((), {})
 
 
 @pytest.mark.parametrize(
@@ -163,48 +163,32 @@ def test_a_file_that_cannot_be_read_is_a_problem(
 @pytest.mark.parametrize(
     ("file", "old", "new", "stale"),
     [
-        ("train.py", "0.25", "0.75", ["train.py"]),
-        ("code/sub/a.py", "a", "b", ["code"]),
-        ("params.yaml", "1e-5", "1e-4", ["lr"]),
-        ("params.yaml", "deep: 2", "deep: 3", ["section.deep"]),
-        ("params.yaml", "lr: 1e-5\n", "", ["lr"]),
-        ("own.yaml", "p: 1", "p: 2", ["own.yaml:p"]),
-        ("dvc.yaml", "cmd: cp train.py", "cmd: cp  train.py", ["command of train"]),
-        ("params.yaml", "unused: 3", "unused: 4", []),
-        ("page.py", "page", "other", []),  # nothing depends on that stage
-        ("code/b.py", "b", "b", []),
+        ("train.py", "0.25", "0.75", "stage train: train.py "),
+        ("code/sub/a.py", "a", "b", "stage prepare: code "),
+        ("params.yaml", "1e-5", "1e-4", "stage train: lr "),
+        ("own.yaml", "p: 1", "p: 2", "stage train: own.yaml:p "),
+        ("dvc.yaml", "cmd: cp train.py", "cmd: cp  train.py", "stage train: cmd "),
+        ("m.json", "3", "2", "stage train: m.json "),
+        ("predictions.csv", "3", "2", "stage train: predictions.csv "),
+        ("params.yaml", "unused: 3", "unused: 4", None),
+        ("page.py", "page", "other", None),  # nothing depends on that stage
+        ("code/b.py", "b", "b", None),
     ],
 )
-def test_stale_results(made: Repository, file: str, old: str, new: str, stale: list[str]) -> None:
+def test_stale_and_edited_results(made: Repository, file: str, old: str, new: str, stale: str | None) -> None:
     made.edit(file, old, new)
     made.write("code/__pycache__/b.pyc", "bytecode")
-    assert list(made.read(WORKSPACE).stale) == stale
-    assert made.read("HEAD").stale == ()
-    if old != new:
-        assert list(made.read(made.commit()).stale) == stale
-
-
-@pytest.mark.parametrize("file", ["m.json", "predictions.csv"])
-def test_edited_results(made: Repository, file: str) -> None:
-    made.edit(file, "3", "2")
-    assert made.read(WORKSPACE).altered == (file,)
-    assert made.read("HEAD").altered == ()
-    assert made.read(made.commit()).altered == (file,)
-
-
-def test_an_output_that_the_last_run_did_not_have_is_stale(made: Repository) -> None:
-    train = PIPELINE["stages"]["train"]
-    outs = {"outs": [{"table.csv": {"cache": False}}]}
-    made.pipeline({"stages": {**PIPELINE["stages"], "train": {**train, **outs, "plots": train["plots"][1:]}}})
-    found = made.read(WORKSPACE)
-    assert set(found.stale) == {"table.csv", "steps.csv"}
-    assert found.altered == ()
+    for name in [WORKSPACE, *([made.commit()] if old != new else [])]:
+        reasons = made.read(name).stale
+        assert len(reasons) == bool(stale)
+        assert all(reason.startswith(stale or "") for reason in reasons)
+    assert made.read("HEAD~1" if old != new else "HEAD").stale == ()
 
 
 def test_without_a_lock_all_is_stale(made: Repository) -> None:
     (made.folder / "dvc.lock").unlink()
     found = made.read(WORKSPACE)
-    assert len(found.stale) == 2
+    assert found.stale == ("stage prepare, train: not in dvc.lock",)
     assert found.metrics["m.json"]["accuracy"] == 0.5
 
 

@@ -1,6 +1,7 @@
 """A checkout of the project on small data, and the commands that tests run in it."""
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -19,6 +20,7 @@ from tests.conftest import SmallData
 ROOT = Path(__file__).parents[1]
 STAGES = ["download", "validate", "stats", "train", "evaluate", "register"]
 NAME = "mnist-simplecnn"
+QUEUE_SECONDS = 900
 
 # Variables of the user that a test must not see. MAKE: under `make test` a `make` in a test would print the
 # folders that it enters.
@@ -173,6 +175,17 @@ def start_workers(clone: Clone, num_workers: int) -> None:
     # Not by `clone.run`: the workers inherit its pipe, which it would read until they end.
     command, silent = ["dvc", "queue", "start", "-j", str(num_workers)], subprocess.DEVNULL
     subprocess.run(command, cwd=clone.folder, env=clone.environment, stdout=silent, stderr=silent, check=True)
+
+
+def run_queue(clone: Clone) -> None:
+    """Run all experiments of DVC's queue with two workers."""
+    deadline = time.monotonic() + QUEUE_SECONDS
+    while waiting := re.findall(r"\d+ still \w+", clone.run("python", "-m", "mnist", "best").stdout):
+        assert time.monotonic() < deadline, waiting
+        if not any("running" in line for line in waiting):
+            start_workers(clone, 2)  # again: a worker of DVC ends now and then (docs/sweeps.md)
+        time.sleep(2)
+    stop_workers(clone.folder)
 
 
 def stop_workers(folder: Path) -> None:

@@ -25,7 +25,7 @@ from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
 
 BUCKET = "mlflow"
-PATIENCE_SECONDS = 90  # for a server to start, on a busy machine
+TIMEOUT_SECONDS = 90  # for a server to start, on a busy machine
 
 # Runs a server until it ends or our pipe does, which is however we end; then nothing of it is left.
 KEEPER = """
@@ -47,7 +47,7 @@ os.killpg(0, signal.SIGKILL)
 
 
 def missing() -> str:
-    """What the machine lacks for PostgreSQL and the S3 store, and how to get it; empty for nothing."""
+    """Return what the machine lacks for PostgreSQL and the S3 store, and how to get it; empty for nothing."""
     lacking = []
     if not postgres_folder():
         lacking.append("PostgreSQL (apt-get install postgresql)")
@@ -59,7 +59,7 @@ def missing() -> str:
 
 
 def postgres_folder() -> Path | None:
-    """Where PostgreSQL's programs are: on the PATH, or where Debian puts its newest."""
+    """Return the folder of PostgreSQL's programs: on the PATH, or where Debian puts its newest."""
     debian = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: float(path.parent.name))
     on_path = [Path(name) for name in os.environ["PATH"].split(os.pathsep)]
     for folder in (*on_path, *reversed(debian)):
@@ -70,7 +70,7 @@ def postgres_folder() -> Path | None:
 
 @contextmanager
 def postgresql() -> Iterator[str]:
-    """A new PostgreSQL cluster with an empty database; yields its URI.
+    """Start a new PostgreSQL cluster with an empty database, and yield its URI.
 
     It listens on a socket in its own folder and nowhere else, so it needs no port and no password.
     """
@@ -91,7 +91,7 @@ def postgresql() -> Iterator[str]:
 
 @contextmanager
 def s3_store() -> Iterator[dict[str, str]]:
-    """An S3 store with an empty bucket; yields the environment variables that lead to it."""
+    """Start an S3 store with an empty bucket, and yield the environment variables that lead to it."""
     port = free_port()
     url = f"http://127.0.0.1:{port}"
 
@@ -114,7 +114,7 @@ def mlflow_server(
     artifacts: str = "artifacts",
     environment: dict[str, str] | None = None,
 ) -> Iterator[str]:
-    """An MLflow server with these stores, by default in a folder of its own; yields its URL."""
+    """Start an MLflow server with these stores, by default in a folder of its own, and yield its URL."""
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     inherited = {key: value for key, value in os.environ.items() if not key.startswith(("AWS", "MLFLOW"))}
@@ -134,7 +134,7 @@ def mlflow_server(
 
 
 def new_folder(user: str = "") -> Path:
-    """A folder of this user, by default ours, in the first place for temporary files that it can reach."""
+    """Make a temporary folder of this user, by default ours, where that user can reach it."""
     for place in (tempfile.gettempdir(), "/tmp", "/var/tmp"):  # noqa: S108 mkdtemp makes it safe
         parents = [Path(place).resolve(), *Path(place).resolve().parents]
         if not user or all(parent.stat().st_mode & 1 for parent in parents):
@@ -149,7 +149,7 @@ def new_folder(user: str = "") -> Path:
 
 
 def free_port() -> int:
-    """A port of the loopback that nobody listens on."""
+    """Return a port of the loopback that nobody listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -157,7 +157,7 @@ def free_port() -> int:
 
 
 def answers(request: Request) -> bool:
-    """Whether a server answers this request, and not with an error."""
+    """Return whether a server answers this request, and not with an error."""
     try:
         with urlopen(request, timeout=5) as response:
             return bool(response.status < 400)
@@ -184,7 +184,7 @@ def _kept(
             start_new_session=True,
         )
         try:
-            deadline = time.monotonic() + PATIENCE_SECONDS
+            deadline = time.monotonic() + TIMEOUT_SECONDS
             while not ready():
                 if keeper.poll() is not None or time.monotonic() > deadline:
                     log.seek(0)
@@ -197,8 +197,7 @@ def _kept(
             keeper.wait(timeout=60)
 
 
-Fault = Literal["pass", "refuse", "hang", "drop"] | int  # a number is an HTTP status
-Verdict = Callable[[str, bytes], Fault]
+Fault = Literal["pass", "cut", "hang", "drop"] | int  # a number is an HTTP status
 
 
 @dataclass(frozen=True)
@@ -211,117 +210,52 @@ class Exchange:
     fault: Fault
 
 
-class Proxy:
-    """Stands before a server, and fails as it is told.
+class Proxy(ThreadingHTTPServer):
+    """A server before another one, which fails as its attribute `fault` demands.
 
     - `pass`: hands requests and answers on.
-    - `refuse`: nobody listens on the port, and connections that are open break.
-    - `hang`: takes requests and never answers.
-    - `drop`: hands them on, and breaks the connection instead of answering, so that the server
+    - `cut`: breaks the connection instead of handing the request on.
+    - `hang`: takes requests and does not answer until the fault is another one.
+    - `drop`: hands requests on, and breaks the connection instead of answering, so that the server
       has done what the client must take for failed.
     - a number: answers with this HTTP status.
 
     Args:
-        upstream: URL of the server.
+        upstream: URL of the other server.
+        fault: at first.
     """
 
-    def __init__(self, upstream: str) -> None:
-        self.upstream = urlsplit(upstream).netloc
-        self.exchanges: list[Exchange] = []
-        self.verdict: Verdict | None = None  # decides for each request, where it is set
-        self._port = 0
-        self._fault: Fault = "refuse"
-        self._server: _Listener | None = None
-        self._placeholder: socket.socket | None = self._bound()
-        self._changed = threading.Condition()
-
-    @property
-    def url(self) -> str:
-        """To give to clients."""
-        return f"http://127.0.0.1:{self._port}"
-
-    @property
-    def fault(self) -> Fault:
-        """What it does with the next request."""
-        return self._fault
-
-    @fault.setter
-    def fault(self, fault: Fault) -> None:
-        with self._changed:
-            self._fault = fault
-            self._changed.notify_all()
-            if fault == "refuse" and self._server:
-                self._stop()
-                self._placeholder = self._bound()
-            elif fault != "refuse" and not self._server:
-                self._release()
-                self._server = _Listener(("127.0.0.1", self._port), self)
-                threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
-
-    def judge(self, method: str, path: str, body: bytes) -> Fault:
-        """Note a request, and say what to do with it; comes back from `hang` when that is over."""
-        with self._changed:
-            if self.verdict:
-                fault = self.verdict(path, body)
-                if fault != self._fault:
-                    self.fault = fault
-            fault = self._fault
-            self.exchanges.append(Exchange(method, path, body, fault))
-            if fault == "hang":
-                self._changed.wait_for(lambda: self._fault != "hang")
-            return fault
-
-    def close(self) -> None:
-        """Give the port back."""
-        self.fault = "refuse"
-        self._release()
-
-    def _bound(self) -> socket.socket:
-        # A socket that is bound, and does not listen, keeps the port and refuses connections.
-        placeholder = socket.socket()
-        placeholder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        placeholder.bind(("127.0.0.1", self._port))
-        self._port = placeholder.getsockname()[1]
-        return placeholder
-
-    def _release(self) -> None:
-        if self._placeholder:
-            self._placeholder.close()
-            self._placeholder = None
-
-    def _stop(self) -> None:
-        if self._server:
-            self._server.shutdown()
-            self._server.socket.close()  # not server_close, which joins handlers: one may be the caller
-            self._server = None
-
-
-class _Listener(ThreadingHTTPServer):
     daemon_threads = True
 
-    def __init__(self, address: tuple[str, int], proxy: Proxy) -> None:
-        self.proxy = proxy
-        super().__init__(address, _Handler)
+    def __init__(self, upstream: str, fault: Fault) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.upstream, self.fault = urlsplit(upstream).netloc, fault
+        self.choose: Callable[[str], Fault] | None = None  # the fault by a request's path, where it is set
+        self.exchanges: list[Exchange] = []
+        self.url = f"http://127.0.0.1:{self.server_port}"
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Say nothing of clients that have gone away."""
+        """Print nothing of clients that have gone away."""
         if not isinstance(sys.exception(), OSError):
             super().handle_error(request, client_address)
 
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
-    server: _Listener
+    server: Proxy
 
     def handle_any(self) -> None:
-        proxy = self.server.proxy
+        proxy = self.server
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        fault = proxy.judge(self.command, self.path, body)
-        self.close_connection = fault in ("hang", "refuse", "drop")
-        if fault in ("hang", "refuse"):
+        fault = proxy.choose(self.path) if proxy.choose else proxy.fault
+        proxy.exchanges.append(Exchange(self.command, self.path, body, fault))
+        while fault == proxy.fault == "hang":
+            time.sleep(0.05)
+        self.close_connection = fault in ("hang", "cut", "drop")
+        if fault in ("hang", "cut"):
             return
         if isinstance(fault, int):
-            self._answer(fault, {"Content-Type": "text/plain"}, b"The proxy says no.\n")
+            self._answer(fault, {"Content-Type": "text/plain"}, b"The proxy refuses.\n")
             return
         upstream = http.client.HTTPConnection(proxy.upstream, timeout=60)
         headers = {key: value for key, value in self.headers.items() if key.lower() != "connection"}
@@ -346,15 +280,17 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(content)
 
     def log_message(self, *arguments: object) -> None:
-        """Say nothing."""
+        """Print nothing."""
 
 
 @contextmanager
 def faulty_proxy(upstream: str, fault: Fault = "pass") -> Iterator[Proxy]:
-    """A proxy before the server at `upstream`, on a port of its own."""
-    proxy = Proxy(upstream)
-    proxy.fault = fault
+    """Start a proxy before the server at `upstream`, on a port of its own."""
+    proxy = Proxy(upstream, fault)
+    threading.Thread(target=proxy.serve_forever, args=(0.05,), daemon=True).start()
     try:
         yield proxy
     finally:
-        proxy.close()
+        proxy.fault = "cut"
+        proxy.shutdown()
+        proxy.server_close()

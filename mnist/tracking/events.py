@@ -75,7 +75,6 @@ def start(training: Training, facts: Mapping[str, str], time_ms: int) -> Start:
         FINGERPRINT: training.fingerprint,
         DATASET: training.dataset_sha256,
         EXPERIMENTS: source.experiment,
-        "dvc.baseline": source.commit if source.experiment else "",
         "rerun": source.rerun,
         "mlflow.user": user(),
         "mlflow.source.type": "PROJECT",
@@ -116,7 +115,6 @@ class Recorder:
 
     def __init__(self, begin: Start, pipe: int) -> None:
         self._begin, self._pipe = begin, pipe
-        self._result: dict[str, Any] = {}
         self.send(begin)
 
     def log(self, event: Window | Epoch) -> None:
@@ -124,16 +122,15 @@ class Recorder:
         self.send(point(event, now_ms()))
 
     def finish(self, weights_sha256: str, seconds: float) -> None:
-        """Keep the digest of the weights and the duration of the training for the end of the run."""
-        self._result = {"weights_sha256": weights_sha256, "values": {"training_seconds": seconds}}
+        """Send the end of a training that succeeded, and keep what its report shows of it."""
         facts = {name: self._begin.tags[name] for name in ("device", *versions())}
         with contextlib.suppress(OSError):  # without it a report has "not recorded"
             TrainingInfo(time_ms=self._begin.time_ms, seconds=seconds, facts=facts).write(weights_sha256)
+        self.end("FINISHED", weights_sha256=weights_sha256, values={"training_seconds": seconds})
 
-    def end(self, status: str) -> None:
-        """Send the end, and close the pipe."""
-        self.send(End(time_ms=now_ms(), status=status, **self._result))
-        os.close(self._pipe)
+    def end(self, status: str, **result: Any) -> None:
+        """Send the end of a training."""
+        self.send(End(time_ms=now_ms(), status=status, **result))
 
     def send(self, event: Event) -> None:
         """Write an event, or drop it: a point if too many wait, any event if the process is gone."""
@@ -146,18 +143,16 @@ class Recorder:
 
 @contextmanager
 def recorded(training: Training, *, device: str) -> Iterator[Recorder]:
-    """Log a training while it runs; it ends as FINISHED, FAILED or, for an interrupt, KILLED."""
-    begin = start(training, {"device": device, **versions()}, now_ms())
-    recorder = Recorder(begin, _logging_process())
-    status = "FAILED"
+    """Log a training while it runs; one that does not finish ends as FAILED or, for an interrupt, KILLED."""
+    begin, pipe = start(training, {"device": device, **versions()}, now_ms()), _logging_process()
+    recorder = Recorder(begin, pipe)
     try:
         yield recorder
-        status = "FINISHED"
-    except KeyboardInterrupt:
-        status = "KILLED"
+    except BaseException as error:
+        recorder.end("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
         raise
     finally:
-        recorder.end(status)
+        os.close(pipe)
 
 
 def _logging_process() -> int:

@@ -26,8 +26,8 @@ NUM_READ = 1 << 16  # bytes at a time
 
 def follow(stdin: int) -> None:
     """Log the events that come from a file descriptor, until it ends."""
-    logger = Logger()
-    rest, is_over, is_reported, next_try = b"", False, False, 0.0
+    logger, rest, next_try = Logger(), b"", 0.0
+    is_over = is_reported = False
     while not is_over:
         if select.select([stdin], [], [], 1.0)[0]:
             data = os.read(stdin, NUM_READ)

@@ -202,11 +202,9 @@ def close_abandoned(store: Store) -> None:
 
 def _live(store: Store, result: Result) -> Run | None:
     """Return the run that was begun while these weights were trained on this machine, and never finished."""
-    if training_info(result.weights_sha256):
-        for run in _started(store, _start(result)):
-            if run.info.status != "FINISHED" and WEIGHTS not in run.data.tags:
-                return run
-    return None
+    started = _started(store, _start(result)) if training_info(result.weights_sha256) else []
+    live = [run for run in started if run.info.status != "FINISHED" and WEIGHTS not in run.data.tags]
+    return live[0] if live else None
 
 
 def _await_live(store: Store, result: Result) -> None:
@@ -222,8 +220,7 @@ def _await_live(store: Store, result: Result) -> None:
 def _start(result: Result) -> Start:
     """Return the start of a run that is made from the files of a result."""
     info = training_info(result.weights_sha256)
-    facts = info.facts if info else {"rebuilt": "from files"}
-    return events.start(result.origin, facts, info.time_ms if info else result.time_ms)
+    return events.start(result.origin, info.facts if info else {}, info.time_ms if info else result.time_ms)
 
 
 def _of_result(store: Store, result: Result) -> Run:

@@ -2,12 +2,10 @@
 
 import dataclasses
 import os
-import re
 import shutil
 import signal
 import socket
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
@@ -23,7 +21,6 @@ from tests import checkout
 from tests.checkout import NAME, Clone
 from tests.e2e.conftest import Invoke, without_store
 
-DEADLINE_SECONDS = 300
 NOWHERE = "http://127.0.0.1:9"  # the discard port, at which nothing listens
 
 
@@ -72,14 +69,7 @@ def test_queued_experiments_at_once_on_a_new_store_which_is_lost_and_rebuilt(
     clone = without_store(trained)
     for number in range(2):
         clone.run("dvc", "exp", "run", "--queue", "-n", f"queued-{number}", "-S", f"lr=0.01{number}")
-    deadline = time.monotonic() + DEADLINE_SECONDS
-    checkout.start_workers(clone, 2)
-    while waiting := re.findall(r"\d+ still \w+", clone.run("python", "-m", "mnist", "best").stdout):
-        assert time.monotonic() < deadline, waiting
-        if not any("running" in line for line in waiting):
-            checkout.start_workers(clone, 2)  # a worker of DVC ends now and then (docs/sweeps.md)
-        time.sleep(2)
-    checkout.stop_workers(clone.folder)
+    checkout.run_queue(clone)
     before = complete_runs(clone)
     assert {lr: names(run) for lr, run in before.items()} == {"0.01": {"queued-0"}, "0.011": {"queued-1"}}
     assert {run.info.run_name for run in before.values()} == {"queued-0", "queued-1"}
@@ -165,7 +155,10 @@ def test_lost_files_and_a_deleted_version_come_back(trained: Clone, invoke: Invo
     (version,) = trained.client.search_model_versions()
     trained.client.delete_model_version(NAME, version.version)
     shutil.rmtree(trained.folder / "mlartifacts")
+    abandoned = trained.client.create_run("1", tags={runs.LOGGED_BY: f"{socket.gethostname()}:{2**30}:0"})
     assert invoke(trained, "sync").exit_code == 0
+    assert trained.client.get_run(abandoned.info.run_id).info.status == "KILLED"
+    trained.client.delete_run(abandoned.info.run_id)
     assert ids(complete_runs(trained)) == ids(before)
     (version,) = trained.client.search_model_versions()
     with pytest.MonkeyPatch.context() as patch:
@@ -198,15 +191,6 @@ def test_a_result_that_mlflow_missed_is_not_registered_with_the_code_of_today(
     found = complete_runs(trained)
     assert set(found) == {"0.02", "0.016"}
     assert challenger(trained) == found["0.016"].info.run_id
-
-
-def test_sync_ends_the_run_of_a_logging_process_that_is_gone(trained: Clone, invoke: Invoke) -> None:
-    gone = subprocess.Popen(["true"])
-    gone.wait()
-    tags = {runs.LOGGED_BY: f"{socket.gethostname()}:{gone.pid}:0"}
-    run = trained.client.create_run("1", tags=tags)
-    assert invoke(trained, "sync").exit_code == 0
-    assert trained.client.get_run(run.info.run_id).info.status == "KILLED"
 
 
 def test_sync_names_a_workspace_whose_files_are_no_result_of_it(trained: Clone, invoke: Invoke) -> None:

@@ -261,7 +261,7 @@ def test_a_server_that_dies_in_the_middle_of_training_gets_the_rest_later(
 ) -> None:
     with held_in_the_middle(site):
         await_exchange(proxy, word=b"train_loss", fault="pass")
-        proxy.fault = "refuse"
+        proxy.fault = "cut"
     (run,) = site.runs()
     assert run.info.status == "RUNNING"
     assert 0 < len(site.client.get_metric_history(run.info.run_id, "train_loss")) < 4
@@ -284,12 +284,12 @@ LOST = ("runs/create", "runs/log-batch", "runs/update", "logged-models", "model-
 
 
 def test_answers_that_are_lost_make_nothing_twice(site: Site, proxy: Proxy, invoke: Invoke) -> None:
-    def forgets(path: str, _body: bytes) -> Fault:
-        """The first answers of each kind are lost: a run, its points, its end, a model, a version."""
+    def forgets(path: str) -> Fault:
+        """Lose the first answer of each kind: a run, its points, its end, a model, a version."""
         is_new = all(exchange.path != path for exchange in proxy.exchanges)
         return "drop" if is_new and path.endswith(LOST) else "pass"
 
-    proxy.verdict = forgets
+    proxy.choose = forgets
     site.run(*TRAIN)
     for _ in range(len(LOST) + 1):
         if invoke(site.clone, "sync").exit_code == 0:

@@ -121,7 +121,7 @@ def test_a_pipe_that_was_read_takes_points_again() -> None:
     assert json.loads(os.read(reader, 1 << 20))["kind"] == "Point"
     os.close(reader)
     recorder.log(WINDOW)  # the process is gone
-    recorder.end("FINISHED")
+    os.close(writer)
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGHUP], ids=["kill", "hang-up"])
@@ -173,6 +173,7 @@ def test_a_store_that_does_not_answer_costs_a_line_while_the_training_runs(
         times.append(1)
         if len(times) == 2:
             recorder.end("FAILED")
+            os.close(writer)
         raise ServiceUnavailableError(f"MLflow at {NOWHERE}", "connection refused")
 
     monkeypatch.setattr(client, "connect", answers_later)

@@ -92,7 +92,6 @@ def test_a_run_is_made_from_the_files_once(store: Store, made: Made, result: Res
     assert not runs.note_origin(store, result)
     first = ensure(store, made, result)
     assert assert_complete(store, result).info.run_id == first.info.run_id
-    assert first.data.tags["rebuilt"] == "from files"
     assert ensure(store, made, result, "another report").info.run_id == first.info.run_id
     assert_complete(store, result)
     assert report(store, first) == "a report"
@@ -115,7 +114,6 @@ def test_what_a_live_run_is_missing_is_logged(store: Store, made: Made, result: 
     run = assert_complete(store, result)
     assert run.data.metrics["training_seconds"] == 2.5
     assert run.data.tags["device"] == "CPU"
-    assert "rebuilt" not in run.data.tags
 
 
 class Cut:

@@ -4,6 +4,7 @@ import json
 import sys
 import tempfile
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,12 +14,11 @@ from mnist.core import config, paths
 from mnist.core.config import Registration
 from mnist.core.errors import InputError, ServiceUnavailableError
 from mnist.evaluation import pages, results
+from mnist.lineage import experiments, lock
+from mnist.lineage.experiments import Revision
 from mnist.lineage.result import Result
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from mnist.lineage.experiments import Revision
     from mnist.tracking.client import Store
 
 
@@ -34,7 +34,6 @@ def sync() -> None:
       mnist sync                                        # MLflow did not answer
       MLFLOW_TRACKING_URI=http://host:5000 mnist sync   # fill a new server
     """
-    from mnist.lineage import experiments
     from mnist.tracking import client, runs
 
     store = client.connect()
@@ -54,13 +53,11 @@ def sync() -> None:
     sys.exit(1 if num_left else 0)
 
 
-def _sync_workspace(store: "Store", past: "Sequence[Revision]", seen: set[str]) -> bool:
+def _sync_workspace(store: "Store", past: Sequence[Revision], seen: set[str]) -> bool:
     """Log the result that lies in the workspace, where it is what `dvc.lock` states; False if that fails.
 
     Where an experiment was applied, and not committed since, the run gets its name: `mnist best` prints it.
     """
-    from mnist.lineage import experiments, lock
-
     try:
         lock.check(Path())
         here = paths.LOCK.read_bytes()
@@ -77,13 +74,11 @@ def _sync_workspace(store: "Store", past: "Sequence[Revision]", seen: set[str]) 
     return _sync(store, "workspace", result, Path(), seen)
 
 
-def _sync_revision(store: "Store", revision: "Revision", seen: set[str], kept: Path) -> bool:
+def _sync_revision(store: "Store", revision: Revision, seen: set[str], kept: Path) -> bool:
     """Log the result of an experiment or a branch; False where an experiment has one that cannot be logged.
 
     `seen` are the results of newer revisions, `kept` is a folder for files that revisions share.
     """
-    from mnist.lineage import experiments, lock
-
     name, time_ms = f"{revision.kind} {revision.name}", revision.time_ms
     with tempfile.TemporaryDirectory(dir=kept) as temporary:
         folder = Path(temporary)

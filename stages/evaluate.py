@@ -40,7 +40,7 @@ def run(
     """Score all test images; draw the first ten, the ten most confident mistakes, filters, feature maps."""
     require_valid(validation, dataset)
     classes, test = data.describe(dataset).classes, data.load(dataset, "test")
-    from mnist.evaluation import figures, insight
+    from mnist.evaluation import figures
     from mnist.training import devices, model
 
     device = devices.prepare(params)
@@ -48,7 +48,7 @@ def run(
     log_probs_NK = model.log_probabilities(classifier, test, device).cpu().numpy()
     predicted_N, confidence_N = log_probs_NK.argmax(1), scores.confidence(log_probs_NK)
     one_a_class = test.take(np.unique(test.labels_N, return_index=True)[1][:NUM_IMAGES])
-    inputs_NHW, layers = insight.layers(classifier, one_a_class.images_NHW)
+    inputs_NHW, maps = figures.layers(classifier, one_a_class.images_NHW)
 
     result = scores.score(log_probs_NK, test.labels_N)
     files.write_json(test_metrics, result.model_dump())
@@ -69,8 +69,8 @@ def run(
             index_N=index_M,
             classes=classes,
         )
-    figures.filters(filters, insight.filters(classifier))
-    figures.feature_maps(feature_maps, inputs_NHW, [classes[label] for label in one_a_class.labels_N], layers)
+    figures.filters(filters, figures.first_weights(classifier))
+    figures.feature_maps(feature_maps, inputs_NHW, [classes[label] for label in one_a_class.labels_N], maps)
     print(
         f"evaluate: accuracy {result.accuracy:.2%} on {result.num_images:,} test images"
         f" ({result.num_wrong:,} wrong), loss {result.loss:.4f}"

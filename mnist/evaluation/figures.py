@@ -1,25 +1,33 @@
-"""Figures in PNG: galleries of images, filters and feature maps. Equal input gives equal bytes.
+"""Figures in PNG: galleries of images, the filters of a network, and its feature maps.
 
-torchvision's grid is not used: its import takes longer than all that `evaluate` does (3.3 s), and it
-draws no text.
+Equal input gives equal bytes. torchvision's grid is not used: its import takes longer than all that
+`evaluate` does (3.3 s), and it draws no text.
 
-Shape suffixes: N images, C channels, F filters, H rows, W columns.
+Shape suffixes: N images, C channels, F filters or units, H rows, W columns, D pixels of an image.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 from numpy.typing import NDArray
+from torch import Tensor
 
 from mnist.core import files
-from mnist.data.store import Images
-from mnist.evaluation.insight import Floats, Layer
+from mnist.data.store import IMAGE_SHAPE, Bytes, Images
+from mnist.training.model import Classifier, SimpleCNN
+
+Floats = NDArray[np.float32]
+
+# Layers that are shown, by their names in the network.
+CONVOLUTIONS = {"conv1": "first convolution", "conv2": "second convolution"}
+HIDDEN = {"fc1": "first hidden layer", "fc2": "second hidden layer"}
 
 DPI = 100
 TITLE = 34  # all sizes in pixels
@@ -40,6 +48,58 @@ FILTER_GAP = 12  # wide, since a weight of 0 is as white as a light page
 MAP, MAX_MAPS = 48, 8  # side of a channel's map, and how many of a layer are shown
 LETTER, LARGE_LETTER = 8, 10  # width of one in a caption, and of one in a name, on the safe side
 MIN_WIDTH = 600  # that the title needs
+
+
+def first_weights(classifier: Classifier) -> Floats:
+    """Return the weights of the first layer, float32 (F, H, W): 5x5 of a CNN, 28x28 of an MLP.
+
+    Where the classifier shuffles the pixels, the weights of an MLP are put back in the places of the image.
+    """
+    network = classifier.network
+    if isinstance(network, SimpleCNN):
+        return _array(network.conv1.weight[:, 0])
+    weight_FD = network.get_parameter("fc1.weight").detach()
+    if classifier.permutation is not None:
+        in_place_FD = torch.empty_like(weight_FD)
+        in_place_FD[:, classifier.permutation] = weight_FD
+        weight_FD = in_place_FD
+    return _array(weight_FD.unflatten(1, IMAGE_SHAPE))
+
+
+@torch.inference_mode()
+def layers(classifier: Classifier, images_NHW: Bytes) -> tuple[Floats, dict[str, Floats]]:
+    """Return the inputs of the network, float32 (N, H, W), and the outputs of its layers but the last.
+
+    The outputs are float32 (N, C, H, W) by the name of the layer, after the ReLU; H and W are 1 in a fully
+    connected layer.
+
+    Args:
+        classifier: on any device.
+        images_NHW: raw pixels, uint8 (N, 28, 28).
+    """
+    network, outputs = classifier.network, dict[str, Tensor]()
+    hooks = [
+        network.get_submodule(name).register_forward_hook(
+            lambda _module, _inputs, output, label=label: outputs.update({label: output})
+        )
+        for name, label in (CONVOLUTIONS if isinstance(network, SimpleCNN) else HIDDEN).items()
+    ]
+    x_NCHW = classifier.preprocess(torch.from_numpy(images_NHW.copy()).to(classifier.mean.device))
+    try:
+        network(x_NCHW)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    # Before pooling, which `SimpleCNN` does before the ReLU: these maps are larger.
+    return _array(x_NCHW[:, 0]), {
+        label: _array(output.relu().reshape(*output.shape[:2], *(output.shape[2:] or (1, 1))))
+        for label, output in outputs.items()
+    }
+
+
+def _array(tensor: Tensor) -> Floats:
+    found: Floats = tensor.detach().cpu().numpy()
+    return found
 
 
 def gallery(
@@ -66,37 +126,26 @@ def gallery(
     num_rows = max(1, -(-len(images) // COLUMNS))
     width, height = COLUMNS * CELL, num_rows * (CELL + CAPTION) + TITLE
     axes = _axes(width, height, ground="white")
-    axes.text(width / 2, TITLE / 2, title, ha="center", va="center", fontsize=13, fontweight="bold")
+    _text(axes, width / 2, TITLE / 2, title, ha="center", fontsize=13, fontweight="bold", color="black")
     if len(images) == 0:
-        axes.text(width / 2, (TITLE + height) / 2, "none", ha="center", va="center", fontsize=13)
+        _text(axes, width / 2, (TITLE + height) / 2, "none", ha="center", fontsize=13, color="black")
     rows = zip(images.images_NHW, images.labels_N, predicted_N, confidence_N, index_N, strict=True)
     for place, (image_HW, label, predicted, confidence, index) in enumerate(rows):
-        right = predicted == label
         left, top = place % COLUMNS * CELL, TITLE + place // COLUMNS * (CELL + CAPTION)
         middle, below = left + CELL / 2, top + ABOVE + SIDE
         predicted_name, name = (_shortened(classes[one]) for one in (predicted, label))
-        lines = [f"{predicted_name}  ({confidence:.1%})", *([] if right else [f"is {name}"])]
-        caption = axes.text(
-            middle,
-            top + ABOVE / 2,
-            ", ".join(lines),
-            ha="center",
-            va="center",
-            fontsize=11,
-            color=RIGHT if right else WRONG,
-            parse_math=False,  # a name between dollars would be a formula, and a broken one an error
+        lines, color = [f"{predicted_name}  ({confidence:.1%})"], RIGHT
+        if predicted != label:
+            lines, color = [*lines, f"is {name}"], WRONG
+        caption = _text(
+            axes, middle, top + ABOVE / 2, ", ".join(lines), ha="center", fontsize=11, color=color
         )
         _fit(caption, lines)
-        axes.imshow(
-            image_HW,
-            cmap="gray_r",
-            vmin=0,
-            vmax=255,
-            interpolation="nearest",
-            extent=(middle - SIDE / 2, middle + SIDE / 2, below, top + ABOVE),
-            aspect="auto",
-        )
-        axes.text(middle, below + 2, f"test image {index}", ha="center", va="top", fontsize=7)
+        image = image_HW[None, None].astype(np.float32)
+        left += (CELL - SIDE) // 2
+        _grid(axes, image, left=left, top=top + ABOVE, side=SIDE, cmap="gray_r", limits=(0, 255), gap=0)
+        note = f"test image {index}"
+        _text(axes, middle, below + 2, note, ha="center", va="top", fontsize=7, color="black")
     _save(path, axes)
 
 
@@ -124,24 +173,24 @@ def filters(path: Path, patterns_FHW: Floats) -> None:
     _save(path, axes)
 
 
-def feature_maps(path: Path, inputs_NHW: Floats, names: Sequence[str], layers: Sequence[Layer]) -> None:
+def feature_maps(path: Path, inputs_NHW: Floats, names: Sequence[str], maps: Mapping[str, Floats]) -> None:
     """Draw a row for each image: the input of the network, and the feature maps of its layers.
 
     Args:
         path: a PNG file.
         inputs_NHW: float32 (N, H, W), the inputs of the network.
         names: of the classes of the N images.
-        layers: of more than 8 channels the first ones are drawn. All maps of a layer have one scale,
-            black for 0.
+        maps: float32 (N, C, H, W) by the name of the layer; of more than 8 channels the first ones are
+            drawn. All maps of a layer have one scale, black for 0.
     """
     low, high = float(inputs_NHW.min()), float(inputs_NHW.max())
     shown = [("image", inputs_NHW[:, None], "gray_r", (low, high if high > low else low + 1))]
-    for layer in layers:
-        num_channels = layer.maps_NCHW.shape[1]
+    for layer, maps_NCHW in maps.items():
+        num_channels = maps_NCHW.shape[1]
         every = "1" if num_channels == 1 else f"all {num_channels}"
         some = f"{MAX_MAPS} of {num_channels}" if num_channels > MAX_MAPS else every
-        limits = (0.0, float(layer.maps_NCHW.max()) or 1.0)
-        shown.append((f"{layer.name} ({some})", layer.maps_NCHW[:, :MAX_MAPS], "magma", limits))
+        limits = (0.0, float(maps_NCHW.max()) or 1.0)
+        shown.append((f"{layer} ({some})", maps_NCHW[:, :MAX_MAPS], "magma", limits))
 
     names = [_shortened(name) for name in names]
     top, left = TITLE + CAPTION, 2 * MARGIN + LARGE_LETTER * max(map(len, names))
@@ -174,9 +223,10 @@ def _title(axes: Axes, text: str) -> None:
     _text(axes, MARGIN, TITLE / 2, text, fontsize=13, fontweight="bold")
 
 
-def _text(axes: Axes, x: float, y: float, text: str, **look: Any) -> None:
+def _text(axes: Axes, x: float, y: float, text: str, **look: Any) -> Text:
+    # A name between dollars would be a formula, and a broken one an error.
     plain: dict[str, Any] = {"ha": "left", "va": "center", "fontsize": 10, "color": GRAY, "parse_math": False}
-    axes.text(x, y, text, **(plain | look))
+    return axes.text(x, y, text, **(plain | look))
 
 
 def _extent(count: int, side: int, gap: int = GAP) -> int:
@@ -203,14 +253,13 @@ def _grid(
     squares = maps[:, :, np.arange(side) * height // side][..., np.arange(side) * width // side]
     with_gaps = np.pad(squares, ((0, 0), (0, 0), (0, gap), (0, gap)), constant_values=np.nan)
     image = with_gaps.transpose(0, 2, 1, 3).reshape(num_rows * (side + gap), num_columns * (side + gap))
-    bottom, right = top + image.shape[0], left + image.shape[1]
     axes.imshow(
         np.ma.masked_invalid(image),
         cmap=cmap,
         vmin=limits[0],
         vmax=limits[1],
         interpolation="nearest",
-        extent=(left, right, bottom, top),
+        extent=(left, left + image.shape[1], top + image.shape[0], top),
         aspect="auto",
     )
 

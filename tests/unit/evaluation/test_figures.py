@@ -1,4 +1,4 @@
-"""Figures: what is drawn where, and that the bytes are the same each time."""
+"""Figures: what is drawn where, of which weights and outputs, and that the bytes are the same each time."""
 
 import subprocess
 import sys
@@ -9,12 +9,16 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812
 from matplotlib.image import imread
 from numpy.typing import NDArray
 
+from mnist.core.config import Architecture
 from mnist.data.store import Images
 from mnist.evaluation import figures
-from mnist.evaluation.insight import Layer
+from mnist.training import model
+from mnist.training.model import MLP, Classifier, SimpleCNN
 from tests.conftest import DIGITS, digits
 
 ROOT = Path(__file__).parents[3]
@@ -130,20 +134,13 @@ def test_a_name_between_dollars_is_no_formula(tmp_path: Path) -> None:
     assert all(dollars > none + 5 for dollars, none in zip(pairs[0], pairs[1], strict=True))
 
 
-def layers_of(num_images: int, num_channels: int, *, seed: int = 0) -> list[Layer]:
-    """Activations of two layers, each with its largest one in the last place."""
-    rng = np.random.default_rng(seed)
-    layers = []
-    for name, side in (("first", 24), ("second", 8)):
-        maps_NCHW = rng.random((num_images, num_channels, side, side), np.float32)
-        maps_NCHW[-1, -1, -1, -1] = 2
-        layers.append(Layer(name=name, maps_NCHW=maps_NCHW))
-    return layers
-
-
-def draw_maps(path: Path, num_images: int = 3, num_channels: int = 2, name: str = "7") -> NDArray[Any]:
-    inputs_NHW = digits(num_images, seed=1).images_NHW.astype(np.float32)
-    figures.feature_maps(path, inputs_NHW, [name] * num_images, layers_of(num_images, num_channels))
+def draw_maps(path: Path, *, name: str = "7") -> NDArray[Any]:
+    """Draw three images, and two channels of two layers; the last activation of each is its largest."""
+    rng, maps = np.random.default_rng(0), {}
+    for layer, side in (("first", 24), ("second", 8)):
+        maps[layer] = rng.random((3, 2, side, side), np.float32)
+        maps[layer][-1, -1, -1, -1] = 2
+    figures.feature_maps(path, digits(3, seed=1).images_NHW.astype(np.float32), [name] * 3, maps)
     return np.asarray(imread(path))
 
 
@@ -192,7 +189,7 @@ def test_filters_that_are_all_zero_are_drawn(tmp_path: Path) -> None:
 
 
 def test_maps_are_beside_their_image_black_for_zero_and_bright_for_the_largest(tmp_path: Path) -> None:
-    picture = draw_maps(tmp_path / "maps.png", num_images=3, num_channels=2)
+    picture = draw_maps(tmp_path / "maps.png")
 
     columns = np.nonzero((picture[66:114, :, 3] == 1).all(axis=0))[0]
     starts = columns[np.insert(np.diff(columns) > 1, 0, True)].tolist()
@@ -226,3 +223,77 @@ def test_the_bytes_are_the_same_in_another_process(tmp_path: Path) -> None:
 
     for path in draw_all(tmp_path):
         assert path.read_bytes() == (tmp_path / "there" / path.name).read_bytes()
+
+
+# ---- weights and outputs of the network
+
+
+def classifier(kind: str, *, permute_pixels: bool = False, n_features: int = 3) -> Classifier:
+    architecture = Architecture.model_validate(
+        {"model": kind, "n_features": n_features, "permute_pixels": permute_pixels}
+    )
+    return model.build(architecture, classes=DIGITS.classes, seed=2, mean=0.2, std=0.4).eval()
+
+
+def test_filters_of_a_cnn_are_its_first_kernels() -> None:
+    net = classifier("simple_cnn")
+
+    patterns_FHW = figures.first_weights(net)
+
+    assert isinstance(net.network, SimpleCNN)
+    assert np.array_equal(patterns_FHW, net.network.conv1.weight[:, 0].detach().numpy())
+
+
+@pytest.mark.parametrize("permute_pixels", [False, True], ids=["in place", "shuffled"])
+def test_filters_of_an_mlp_lie_where_the_pixels_of_the_image_are(permute_pixels: bool) -> None:
+    """Held over the image as it is, a pattern gives what the unit gives."""
+    net = classifier("mlp", permute_pixels=permute_pixels)
+    images_NHW = digits(4, seed=0).images_NHW
+
+    patterns_FHW = figures.first_weights(net)
+
+    assert isinstance(net.network, MLP)
+    assert patterns_FHW.shape == (8, 28, 28)
+    x_NHW = (images_NHW / 255 - 0.2) / 0.4
+    by_hand_NF = np.einsum("nhw,fhw->nf", x_NHW, patterns_FHW) + net.network.fc1.bias.detach().numpy()
+    x_NCHW = net.preprocess(torch.from_numpy(images_NHW))
+    assert np.allclose(by_hand_NF, net.network.fc1(x_NCHW.flatten(1)).detach().numpy(), atol=1e-4)
+
+
+def test_maps_of_a_cnn_are_its_rectified_convolutions() -> None:
+    net, images_NHW = classifier("simple_cnn", permute_pixels=True), digits(4, seed=1).images_NHW
+
+    inputs_NHW, maps = figures.layers(net, images_NHW)
+
+    assert isinstance(net.network, SimpleCNN)
+    x_NCHW = net.preprocess(torch.from_numpy(images_NHW))
+    with torch.no_grad():
+        first_NCHW = F.relu(net.network.conv1(x_NCHW))
+        second_NCHW = F.relu(net.network.conv2(F.max_pool2d(first_NCHW, 2)))
+    assert np.array_equal(inputs_NHW, x_NCHW[:, 0].numpy())  # shuffled, as the network gets them
+    assert list(maps) == ["first convolution", "second convolution"]
+    assert np.allclose(maps["first convolution"], first_NCHW.numpy(), atol=1e-6)
+    assert np.allclose(maps["second convolution"], second_NCHW.numpy(), atol=1e-6)
+
+
+def test_maps_of_an_mlp_are_its_units() -> None:
+    net, images_NHW = classifier("mlp"), digits(3, seed=1).images_NHW
+
+    _, maps = figures.layers(net, images_NHW)
+
+    assert isinstance(net.network, MLP)
+    with torch.no_grad():
+        x_NF = F.relu(net.network.fc1(net.preprocess(torch.from_numpy(images_NHW)).flatten(1)))
+        expected_NF = F.relu(net.network.fc2(x_NF)).numpy()
+    assert maps["first hidden layer"].shape == (3, 8, 1, 1)
+    assert np.allclose(maps["second hidden layer"][:, :, 0, 0], expected_NF, atol=1e-6)
+
+
+def test_looking_leaves_the_network_as_it_was() -> None:
+    net, images_NHW = classifier("simple_cnn"), digits(2, seed=1).images_NHW
+    before_NK = net(torch.from_numpy(images_NHW))
+
+    figures.layers(net, images_NHW)
+
+    assert not any(module._forward_hooks for module in net.modules())
+    assert torch.equal(net(torch.from_numpy(images_NHW)), before_NK)

@@ -16,7 +16,7 @@ from mnist.core.config import Architecture
 from mnist.core.errors import InputError
 from mnist.data import store
 from mnist.data.store import Images
-from mnist.evaluation import figures, insight
+from mnist.evaluation import figures
 from mnist.evaluation.predictions import read_log_probs
 from mnist.training import model
 from stages import evaluate
@@ -131,11 +131,11 @@ def test_the_figures_show_the_right_images(checkout: Path, small_data: SmallData
         assert path.read_bytes() == expected.read_bytes()
 
     classifier = model.load(paths.WEIGHTS)
-    figures.filters(expected, insight.filters(classifier))
+    figures.filters(expected, figures.first_weights(classifier))
     assert paths.FILTERS.read_bytes() == expected.read_bytes()
     first = [small_data.test.labels_N.tolist().index(label) for label in range(10)]
-    inputs_NHW, layers = insight.layers(classifier, small_data.test.images_NHW[first])
-    figures.feature_maps(expected, inputs_NHW, DIGITS.classes, layers)
+    inputs_NHW, maps = figures.layers(classifier, small_data.test.images_NHW[first])
+    figures.feature_maps(expected, inputs_NHW, DIGITS.classes, maps)
     assert paths.FEATURE_MAPS.read_bytes() == expected.read_bytes()
 
 

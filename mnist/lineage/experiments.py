@@ -79,7 +79,7 @@ def commit_of(root: Path, rev: str) -> str:
     """
     if commit := git.commit_here(rev, folder=root):
         return commit
-    raise InputError(f"{rev} in {root}", found="no such commit", expected="one of a git checkout")
+    raise InputError(f"revision {rev!r} in {root}", found="no such commit", expected="one of a git checkout")
 
 
 def contents(root: Path, revisions: Sequence[Revision], file: Path) -> list[bytes | None]:

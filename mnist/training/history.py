@@ -101,16 +101,20 @@ def read(path: Path, kind: type[Row]) -> list[Row]:
     columns = get_type_hints(kind)
     expected = f"a table of {', '.join(columns)}"
     try:
-        with path.open(newline="", encoding="utf-8") as stream:
-            table = csv.DictReader(stream)
-            header = table.fieldnames
-            rows = [kind(**{name: columns[name](text) for name, text in row.items()}) for row in table]
+        with path.open(newline="", encoding="utf-8", errors="replace") as stream:
+            header, *lines = list(csv.reader(stream)) or [[]]
     except FileNotFoundError:
         raise files.missing(path) from None
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(str(path), found=f"{type(error).__name__}: {error}", expected=expected) from None
-    if header != list(columns):  # no row, so no error above
-        raise InputError(str(path), found=f"columns {header}", expected=expected)
+    if header != list(columns):
+        raise InputError(f"{path}, line 1", found=repr(",".join(header)), expected=expected)
+    rows = []
+    for number, line in enumerate(lines, 2):
+        try:
+            rows.append(kind(**{name: columns[name](text) for name, text in zip(columns, line, strict=True)}))
+        except ValueError:  # cells too few or too many, or no number
+            raise InputError(
+                f"{path}, line {number}", found=repr(",".join(line)), expected=expected
+            ) from None
     return rows
 
 

@@ -201,7 +201,10 @@ def test_mnist_best_ranks_what_it_finds(repository: Repository, monkeypatch: pyt
     assert [line.split()[:2] for line in lines[1:3]] == [["1", "better"], ["2", "HEAD"]]
     assert lines[4:6] == ["best: better", "  apply   dvc exp apply better"]
     assert best("--all-commits").stdout.splitlines() == lines
-    assert best("--top", "0").exit_code == best("--rev", "nowhere").exit_code == 2
+    assert best("--top", "0").exit_code == 2
+    unnamed = best("--rev", "")
+    assert (unnamed.exit_code, unnamed.stdout) == (2, "")
+    assert unnamed.stderr.startswith("ERROR: revision '' in ")
 
 
 # Ranked

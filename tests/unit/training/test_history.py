@@ -77,22 +77,20 @@ def test_a_table_that_was_read_is_written_as_it_was(
 
 
 @pytest.mark.parametrize(
-    "text",
+    ("text", "line"),
     [
-        "",
-        "epoch,step,train_loss,train_accuracy,val_loss,val_accuracy\n1,2,3,4,5,6\n",
-        "epoch,step,num_images,loss,accuracy\n1,100,6400,1.2\n",
-        "epoch,step,num_images,loss,accuracy\n1,100,6400,low,0.5\n",
+        ("", 1),
+        ("epoch,step,train_loss,train_accuracy,val_loss,val_accuracy\n1,2,3,4,5,6\n", 1),
+        ("epoch,step,num_images,loss,accuracy\n1,100,6400,1.2\n", 2),
+        ("epoch,step,num_images,loss,accuracy\n1,100,6400,low,0.5\n", 2),
     ],
     ids=["empty", "other table", "short row", "word"],
 )
-def test_another_file_is_refused_in_one_line(tmp_path: Path, text: str) -> None:
+def test_another_file_is_refused_by_its_line(tmp_path: Path, text: str, line: int) -> None:
     path = tmp_path / "steps.csv"
     path.write_text(text)
 
-    with pytest.raises(
-        InputError, match=r"steps\.csv: found .*, expected a table of epoch, step, num_images"
-    ):
+    with pytest.raises(InputError, match=rf"steps\.csv, line {line}: found '.*', expected a table of epoch"):
         history.read(path, Window)
     with pytest.raises(InputError, match="found no such file"):
         history.read(tmp_path / "missing.csv", Window)

@@ -199,7 +199,7 @@ def check(folder: Path) -> None:
     """
     locked, now = read(folder), {stage.name: stage for stage in pipeline(folder)}
     for name in MAKERS:
-        for reason in _stale(name, locked.get(name), now.get(name)):
+        if reason := next(_stale(name, locked.get(name), now.get(name)), ""):
             expected = "a result of what is there: `dvc repro`"
             raise InputError(str(paths.LOCK), found=reason, expected=expected)
 
@@ -225,8 +225,8 @@ def changes(
         entry: its entry in `dvc.lock`.
         wrote: digests by path to go by, instead of the files that are there.
     """
-    if entry.get("cmd") != stage.cmd:
-        yield Change("cmd", f"is `{_command(stage.cmd)}`, was `{_command(entry.get('cmd'))}`")
+    if entry["cmd"] != stage.cmd:
+        yield Change("cmd", f"is `{_command(stage.cmd)}`, was `{_command(entry['cmd'])}`")
     deps = {path: (wrote or {}).get(path, digest) for path, digest in stage.deps.items()}
     yield from _changes("dep", deps, digests(entry, "deps"), _changed_dep)
     yield from _changes("param", _flat(stage.params), _flat(entry.get("params", {})), _changed_param)

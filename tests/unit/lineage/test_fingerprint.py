@@ -45,6 +45,13 @@ def digest() -> str:
     return fingerprint.of_training().fingerprint
 
 
+def apply(patch: str) -> None:
+    """Apply a patch to the clean checkout."""
+    git("checkout", "-q", "--", ".")
+    Path("dirty.patch").write_bytes(patch.encode(errors="surrogateescape"))
+    git("apply", "--whitespace=nowarn", "dirty.patch")
+
+
 def test_equal_inputs_have_one_fingerprint_wherever_they_are(
     checkout: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
@@ -80,12 +87,6 @@ def test_equal_numbers_are_equal_however_they_are_written(checkout: Path) -> Non
     assert digest() not in found
 
 
-def test_a_missing_param_is_named(checkout: Path) -> None:
-    (checkout / "params.yaml").write_text("lr: 0.01\n")
-    with pytest.raises(InputError, match=r"^params\.yaml: found no seed"):
-        fingerprint.of_training()
-
-
 def test_what_training_does_not_depend_on_changes_nothing(checkout: Path) -> None:
     before = digest()
     (checkout / "metrics/test.json").write_text('{"accuracy": 1}')
@@ -93,9 +94,12 @@ def test_what_training_does_not_depend_on_changes_nothing(checkout: Path) -> Non
     assert digest() == before
 
 
-def test_a_missing_dep_is_named(checkout: Path) -> None:
+def test_what_is_missing_is_named(checkout: Path) -> None:
     (checkout / "code.py").unlink()
     with pytest.raises(InputError, match=r"^code\.py: found no such file"):
+        fingerprint.of_training()
+    (checkout / "params.yaml").write_text("lr: 0.01\n")
+    with pytest.raises(InputError, match=r"^params\.yaml: found no seed"):
         fingerprint.of_training()
 
 
@@ -108,6 +112,7 @@ def test_a_missing_dep_is_named(checkout: Path) -> None:
         "stages: {train: {}}",
         "stages: {train: {cmd: t, deps: [], params: }}",
         "stages: {train: {cmd: t, deps: [[a]], params: []}}",
+        "stages: {train: {cmd: t, deps: [], params: [{other.yaml: [seed]}]}}",
     ],
 )
 def test_a_pipeline_without_training_is_an_error_of_one_line(checkout: Path, text: str) -> None:
@@ -143,10 +148,7 @@ def test_changed_code_is_rerun_from_the_patch(checkout: Path, setting: str) -> N
     (checkout / "code.py").write_text("one = 2\n")
     source = fingerprint.source()
     assert source.rerun == f"git checkout {source.commit[:12]} && git apply dirty.patch && dvc repro"
-    # The patch is exact: applied to a clean checkout, it gives the changed file.
-    (checkout / "dirty.patch").write_text(source.patch)
-    git("checkout", "-q", "--", "code.py")
-    git("apply", "dirty.patch")
+    apply(source.patch)
     assert (checkout / "code.py").read_text() == "one = 2\n"
 
 
@@ -159,9 +161,7 @@ def test_a_dep_that_git_does_not_know_yet_is_in_the_patch(checkout: Path) -> Non
     assert git("status", "--porcelain").splitlines()[1:] == ["?? new.py", "?? notes.txt"]  # as it was
     assert "notes" not in source.patch
     (checkout / "new.py").unlink()
-    git("checkout", "-q", "--", "dvc.yaml")
-    (checkout / "dirty.patch").write_text(source.patch)
-    git("apply", "dirty.patch")
+    apply(source.patch)
     assert (checkout / "new.py").read_text() == "two = 2\n"
     assert (checkout / "dvc.yaml").read_text() == text
 
@@ -218,8 +218,7 @@ def test_what_was_a_dep_at_the_commit_is_in_the_patch(checkout: Path) -> None:
     git("commit", "-qm", "second")
     assert fingerprint.source_of(baseline, revision="HEAD", branch="topic") == seen
     git("checkout", "-q", baseline)
-    (checkout / "dirty.patch").write_text(seen.patch)
-    git("apply", "dirty.patch")
+    apply(seen.patch)
     assert (checkout / "renamed.py").exists()
     assert not (checkout / "code.py").exists()
 
@@ -274,10 +273,7 @@ def test_a_repository_without_an_index_is_one(checkout: Path) -> None:
 def test_a_patch_keeps_bytes_that_are_not_utf8(checkout: Path) -> None:
     written = b"# caf\xe9\r\none = 2\n"
     (checkout / "code.py").write_bytes(written)
-    patch = json.loads(json.dumps(fingerprint.source().patch))
-    git("checkout", "-q", "--", "code.py")
-    (checkout / "dirty.patch").write_bytes(patch.encode(errors="surrogateescape"))
-    git("apply", "--whitespace=nowarn", "dirty.patch")
+    apply(json.loads(json.dumps(fingerprint.source().patch)))
     assert (checkout / "code.py").read_bytes() == written
 
 
@@ -290,14 +286,6 @@ def test_a_listed_section_stands_for_its_params(checkout: Path) -> None:
     assert training.params == {"lr": 0.01, "section.names": ["a", "b"], "section.deep.x": 1}
     (checkout / "params.yaml").write_text(params.replace("x: 1", "x: 2"))
     assert digest() != training.fingerprint
-
-
-def test_params_of_another_file_are_an_error_of_one_line(checkout: Path) -> None:
-    text = (checkout / "dvc.yaml").read_text()
-    (checkout / "dvc.yaml").write_text(text.replace("seed]", "{other.yaml: [seed]}]"))
-    with pytest.raises(InputError) as caught:
-        fingerprint.of_training()
-    assert caught.value.expected == "stage train with cmd, deps, and params of params.yaml"
 
 
 def test_a_listed_folder_stands_for_its_files(checkout: Path) -> None:
@@ -332,9 +320,7 @@ def test_a_subfolder_of_a_repository_is_a_checkout(checkout: Path, monkeypatch: 
     (checkout / "outside.py").write_text("changed")
     source = fingerprint.source()
     assert source.rerun.endswith("&& dvc exp run -S lr=0.5")
-    git("checkout", "-q", ".")
-    Path("dirty.patch").write_text(source.patch)
-    git("apply", "dirty.patch")
+    apply(source.patch)
     assert Path("params.yaml").read_text() == text.replace("0.01", "0.5")
 
 
@@ -367,12 +353,6 @@ def test_the_command_and_the_names_of_deps_are_part_of_the_fingerprint(checkout:
     (checkout / "renamed.py").write_text((checkout / "code.py").read_text())
     (checkout / "dvc.yaml").write_text(text.replace("code.py", "renamed.py"))
     assert len({before, other, digest()}) == 3
-
-
-def test_a_given_source_is_kept(checkout: Path) -> None:
-    given = fingerprint.Source(commit="c", branch="b", patch="", experiment="e", rerun="r")
-    assert fingerprint.of_training(checkout, where=given).source is given
-    assert given.name == "e"
 
 
 def test_an_output_that_is_a_dep_is_not_in_the_patch(checkout: Path) -> None:

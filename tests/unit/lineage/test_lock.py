@@ -13,7 +13,7 @@ import pytest
 
 from mnist.core.errors import InputError
 from mnist.lineage import lock
-from mnist.lineage.lock import Change, Out, Stage
+from mnist.lineage.lock import Out, Stage
 
 STAGE = Stage(
     name="train",
@@ -79,13 +79,6 @@ def test_each_change_of_an_input_is_found_alone(now: dict[str, Any], found: list
     assert changes(dataclasses.replace(STAGE, **now)) == found
 
 
-def test_an_entry_without_inputs_makes_all_of_them_new() -> None:
-    found = changes(STAGE, {})
-    assert found[0] == ("cmd", "is `python t.py`, was `None`")
-    assert {reason for _, reason in found[1:]} == {"is a new dep", "is a new param"}
-    assert [what for what, _ in found[1:]] == ["code", "data.bin", "lr", "net.width", "other.yaml:a"]
-
-
 def test_what_another_stage_wrote_counts_instead_of_the_file() -> None:
     absent = dataclasses.replace(STAGE, deps={**STAGE.deps, "data.bin": None})
     assert changes(absent, wrote={"data.bin": "d1", "elsewhere": "e1"}) == []
@@ -104,11 +97,7 @@ def test_what_another_stage_wrote_counts_instead_of_the_file() -> None:
 )
 def test_each_change_of_an_out_is_found_alone(now: dict[str, Out], found: list[tuple[str, str]]) -> None:
     assert outs(dataclasses.replace(STAGE, outs={**STAGE.outs, **now})) == found
-
-
-def test_an_out_that_went_is_found() -> None:
-    without = {path: out for path, out in STAGE.outs.items() if path != "noted"}
-    assert outs(dataclasses.replace(STAGE, outs=without)) == [("noted", "is no out any more")]
+    assert outs(dataclasses.replace(STAGE, outs={}))[0] == ("weights", "is no out any more")
 
 
 def test_reasons_name_all_stages_that_share_them() -> None:
@@ -270,9 +259,7 @@ def test_a_copy_without_git_is_read_too(toy: Path) -> None:
         ("sets/one.yaml", "a: 9", "stage train: sets/one.yaml changed since"),
         ("data.bin", "other", "stage train: data.bin changed since"),
         ("params.yaml", "name: one\nlr: 2e-3\nnet: {width: 8}\n", "stage train: lr is 0.002, was 0.001"),
-        ("dvc.yaml", PIPELINE.replace("cmd: train", "cmd: t"), "stage train: cmd is `t`, was `train`"),
         ("dvc.yaml", PIPELINE.replace("train:", "learn:"), "no stage train in dvc.yaml"),
-        ("weights.bin", "other", "stage train: weights.bin is not what it wrote"),
         ("weights.bin", None, "weights.bin is not there"),
         ("metrics.json", "[]", "stage train: metrics.json is not what it wrote"),
         ("plots/one.png", "other", "stage evaluate: plots is not what it wrote"),
@@ -306,7 +293,3 @@ def test_a_pipeline_that_dvc_cannot_read_is_an_error_of_one_line(toy: Path, text
         lock.pipeline(toy)
     assert "\n" not in str(caught.value)
     assert str(toy) not in str(caught.value)
-
-
-def test_a_change_reads_as_a_line() -> None:
-    assert str(Change("lr", "is a new param")) == "lr is a new param"

@@ -86,6 +86,21 @@ def digits(num_images: int, *, seed: int) -> Images:
     return Images(images_NHW=images_NHW, labels_N=labels_N)
 
 
+def three_classes(num_images: int, *, seed: int) -> Images:
+    """Draw calculator digits in three classes: 0 to 3, 4 to 6, 7 to 9."""
+    images = digits(num_images, seed=seed)
+    labels_N = np.searchsorted([4, 7], images.labels_N, side="right").astype(np.uint8)
+    return Images(images_NHW=images.images_NHW, labels_N=labels_N)
+
+
+def write_archives(folder: Path, train: Images, test: Images) -> None:
+    """Write the four archives; equal images make equal bytes, without a time stamp."""
+    folder.mkdir(exist_ok=True)
+    for prefix, images in (("train", train), ("t10k", test)):
+        for name, array in (("images-idx3", images.images_NHW), ("labels-idx1", images.labels_N)):
+            (folder / f"{prefix}-{name}-ubyte.gz").write_bytes(gzip.compress(idx(array), mtime=0))
+
+
 def idx(array: Bytes) -> bytes:
     """Return `array` in the IDX format: two zero bytes, 8 for uint8, the rank, the sizes, the bytes."""
     sizes = b"".join(size.to_bytes(4, "big") for size in array.shape)
@@ -169,13 +184,8 @@ def small_data(made_once: MadeOnce) -> SmallData:
     """1,200 training and 300 test images of ten classes."""
     train, test = digits(1200, seed=0), digits(300, seed=1)
 
-    def make(mirror: Path) -> None:
-        for prefix, images in (("train", train), ("t10k", test)):
-            for name, array in (("images-idx3", images.images_NHW), ("labels-idx1", images.labels_N)):
-                # No time stamp, so that the archives are the same bytes each time.
-                (mirror / f"{prefix}-{name}-ubyte.gz").write_bytes(gzip.compress(idx(array), mtime=0))
-
-    return SmallData(train=train, test=test, mirror=made_once("mirror", make))
+    mirror = made_once("mirror", lambda folder: write_archives(folder, train, test))
+    return SmallData(train=train, test=test, mirror=mirror)
 
 
 @pytest.fixture(scope="session")

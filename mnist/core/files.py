@@ -59,6 +59,8 @@ def writing(path: Path) -> Iterator[None]:
     """
     try:
         yield
+    except InputError:  # of another file that the block writes
+        raise
     except Exception as error:  # safetensors, for one, raises an error of its own
         for reason in NO_SPACE:
             if reason in str(error):

@@ -1,34 +1,22 @@
 """Data of one's own: a file that `mnist measure` prints, and the whole pipeline on its three classes."""
 
 import csv
-import gzip
 import json
 from pathlib import Path
 
-import numpy as np
 from mlflow.tracking import MlflowClient
 
 from mnist.core import paths
 from mnist.data import store
 from tests.checkout import STAGES, Clone
-from tests.conftest import digits, idx
+from tests.conftest import three_classes, write_archives
 from tests.e2e.conftest import Invoke
 
 CLASSES = ("fish", "bird", "ox/cow")
 
 
-def make_archives(folder: Path) -> None:
-    """Write calculator digits in three classes: 0 to 3, 4 to 6, 7 to 9."""
-    folder.mkdir()
-    for prefix, num_images, seed in (("train", 700, 5), ("t10k", 150, 6)):
-        images = digits(num_images, seed=seed)
-        labels_N = np.searchsorted([4, 7], images.labels_N, side="right").astype(np.uint8)
-        for name, array in (("images-idx3", images.images_NHW), ("labels-idx1", labels_N)):
-            (folder / f"{prefix}-{name}-ubyte.gz").write_bytes(gzip.compress(idx(array), mtime=0))
-
-
 def test_own_data_run_through_the_whole_pipeline(trained: Clone, invoke: Invoke, tmp_path: Path) -> None:
-    make_archives(tmp_path / "archives")
+    write_archives(tmp_path / "archives", three_classes(700, seed=5), three_classes(150, seed=6))
     options = ("--title", "Three kinds", "--classes", ",".join(CLASSES))
     measured = invoke(trained, "measure", "three", str(tmp_path / "archives"), *options)
     assert measured.exit_code == 0, measured.output

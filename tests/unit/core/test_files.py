@@ -110,9 +110,9 @@ def test_a_full_disk_is_told_with_the_file_which_stays(tmp_path: Path, write: Ca
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
 def test_no_space_is_told_and_another_error_kept(tmp_path: Path, number: int) -> None:
-    with pytest.raises(InputError) as caught, files.writing(tmp_path):
+    with pytest.raises(InputError) as caught, files.writing(tmp_path), files.writing(tmp_path / "inner"):
         raise OSError(number, os.strerror(number))
-    assert caught.value.where == str(tmp_path)
+    assert caught.value.where == f"{tmp_path}/inner"
     with pytest.raises(PermissionError), files.writing(tmp_path):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 

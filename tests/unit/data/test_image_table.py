@@ -1,6 +1,5 @@
 """The table of the data set against a slow way to fill it, and the file that is measured from archives."""
 
-import gzip
 import hashlib
 from pathlib import Path
 
@@ -9,8 +8,7 @@ import pytest
 
 from mnist.core.errors import InputError
 from mnist.data import catalog, image_table
-from mnist.data.store import Images
-from tests.conftest import digits, idx
+from tests.conftest import digits, three_classes, write_archives
 
 CLASSES = ("fish, fresh", "bird", "ox/cow")
 
@@ -46,24 +44,10 @@ def test_each_row_is_its_images() -> None:
 # ---- the file of a data set
 
 
-def archives(folder: Path, train: Images, test: Images) -> Path:
-    folder.mkdir()
-    for prefix, images in (("train", train), ("t10k", test)):
-        for name, array in (("images-idx3", images.images_NHW), ("labels-idx1", images.labels_N)):
-            (folder / f"{prefix}-{name}-ubyte.gz").write_bytes(gzip.compress(idx(array), mtime=0))
-    return folder
-
-
-def three_classes(num_images: int, seed: int) -> Images:
-    """Calculator digits in three classes: 0 to 3, 4 to 6, 7 to 9."""
-    images = digits(num_images, seed=seed)
-    labels_N = np.searchsorted([4, 7], images.labels_N, side="right").astype(np.uint8)
-    return Images(images_NHW=images.images_NHW, labels_N=labels_N)
-
-
 @pytest.fixture
 def three(tmp_path: Path) -> Path:
-    return archives(tmp_path / "three", three_classes(700, 5), three_classes(150, 6))
+    write_archives(tmp_path, three_classes(700, seed=5), three_classes(150, seed=6))
+    return tmp_path
 
 
 def measured(folder: Path, name: str, *, title: str = "", classes: tuple[str, ...] = ()) -> catalog.DataSet:
@@ -89,7 +73,9 @@ def test_duplicates_are_counted_and_title_and_classes_may_be_left_out(tmp_path: 
     train.images_NHW[[20, 21]] = train.images_NHW[3]
     test.images_NHW[7] = train.images_NHW[3]
 
-    read = measured(archives(tmp_path / "mine", train, test), "mine")
+    write_archives(tmp_path, train, test)
+
+    read = measured(tmp_path, "mine")
 
     assert (read.title, read.classes) == ("mine", list("0123456789"))
     assert (read.validation.max_duplicates, read.validation.max_in_both) == (2, 1)

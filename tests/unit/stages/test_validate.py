@@ -93,13 +93,6 @@ def test_good_data_pass_in_one_line(
     assert shown.num_images == 20  # the first of each digit in each split
 
 
-def test_equal_data_make_equal_bytes(datasets: Path, dataset_path: Path, tmp_path: Path) -> None:
-    first = [path.read_bytes() for path in run(datasets, dataset_path, tmp_path / "first")]
-    again = [path.read_bytes() for path in run(datasets, dataset_path, tmp_path / "again")]
-
-    assert first == again
-
-
 def test_bad_data_are_written_down_before_they_stop_the_pipeline(
     datasets: Path, bad_dataset: Path, tmp_path: Path
 ) -> None:

@@ -19,10 +19,11 @@ import numpy as np
 from markupsafe import Markup, escape
 from numpy.typing import NDArray
 
-from mnist.core import files, paths
+from mnist.core import config, files, paths
 from mnist.data import validation
 from mnist.evaluation import results, scores
 from mnist.evaluation.results import HIGH_CONFIDENCE, Summary
+from mnist.evaluation.statistics import Interval
 from mnist.lineage.result import Result, training_info
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -127,7 +128,7 @@ def _render(template: str, summary: Summary, result: Result, **values: Any) -> s
         source=result.origin.source,
         paths=paths,
         high_confidence=HIGH_CONFIDENCE,
-        as_yaml=as_yaml,
+        as_typed=config.as_typed,
         percent=percent,
         span=span,
         time=time,
@@ -135,22 +136,17 @@ def _render(template: str, summary: Summary, result: Result, **values: Any) -> s
     )
 
 
-def as_yaml(value: object) -> str:
-    """Return a param as it is in `params.yaml`."""
-    return str(value).lower() if isinstance(value, bool) else str(value)
-
-
 def percent(share: float | None, decimals: int = 2) -> str:
     """Return a share in percent; "none" for None."""
     return "none" if share is None else f"{100 * share:.{decimals}f}\u00a0%"
 
 
-def span(interval: tuple[float, float] | None, decimals: int = 2, *, factor: float = 100) -> str:
-    """Return an interval of shares in percent; of other numbers with a `factor` of 1."""
+def span(interval: Interval | None, decimals: int = 2) -> str:
+    """Return an interval of shares in percent; "none" for None."""
     if interval is None:
         return "none"
-    low, high = (f"{factor * limit:.{decimals}f}" for limit in interval)
-    return f"{low} to {high}\u00a0%" if factor == 100 else f"{low} to {high}"  # noqa: PLR2004 -- percent
+    low, high = (f"{100 * limit:.{decimals}f}" for limit in interval)
+    return f"{low} to {high}\u00a0%"
 
 
 def time(time_ms: int) -> str:

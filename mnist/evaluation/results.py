@@ -7,6 +7,7 @@ import hashlib
 from dataclasses import dataclass
 from math import sqrt
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -69,19 +70,12 @@ def load(
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class MixUp:
-    """Images of one class for which another one was predicted.
-
-    Attributes:
-        label: name of their class.
-        predicted: name of the predicted class.
-        count: number of them, at least 1.
-    """
+class MixUp(NamedTuple):
+    """The number of images of one class for which another one was predicted."""
 
     label: str
     predicted: str
-    count: int
+    num_images: int
 
 
 class Network(Section, extra="ignore"):
@@ -147,11 +141,11 @@ class Summary:
         """Return all pairs of classes that were mixed up, the most frequent first."""
         names, counts_KK = self.dataset.classes, self.confusion_KK
         found = [
-            MixUp(label=names[label], predicted=names[predicted], count=int(counts_KK[label, predicted]))
+            MixUp(names[label], names[predicted], int(counts_KK[label, predicted]))
             for label, predicted in zip(*np.nonzero(counts_KK), strict=True)
             if label != predicted
         ]
-        return sorted(found, key=lambda mix_up: -mix_up.count)
+        return sorted(found, key=lambda mix_up: -mix_up.num_images)
 
     @property
     def num_confident_mistakes(self) -> int:

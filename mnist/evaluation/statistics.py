@@ -153,8 +153,6 @@ def score_interval(*, fixed: int, broken: int, num_images: int, alpha: float) ->
         num_images: number of all images.
         alpha: 0.05 for an interval of 95 %.
     """
-    assert min(fixed, broken) >= 0
-    assert max(1, fixed + broken) <= num_images
     z = NormalDist().inv_cdf(1 - alpha / 2)
     return _lowest(fixed, broken, num_images, z), -_lowest(broken, fixed, num_images, z)
 

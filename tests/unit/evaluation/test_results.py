@@ -28,7 +28,7 @@ def test_scores_by_class_are_those_of_the_counts(tmp_path: Path) -> None:
     assert cat.f1 == pytest.approx(2 * (2 / 3) * 1 / (2 / 3 + 1))
     assert (dog.recall.share, dog.precision.share, dog.f1) == (0.5, 0.5, 0.5)
     assert (emu.recall.share, emu.precision.share, emu.f1) == (None, 0.0, 0.0)
-    assert [(one.label, one.predicted, one.count) for one in summary.mix_ups] == [
+    assert [(one.label, one.predicted, one.num_images) for one in summary.mix_ups] == [
         ("cat", "dog", 1),
         ("dog", "emu", 1),
     ]
@@ -36,7 +36,7 @@ def test_scores_by_class_are_those_of_the_counts(tmp_path: Path) -> None:
 
 def test_the_most_frequent_mistake_is_the_first(tmp_path: Path) -> None:
     summary = Made(tmp_path, labels=[7, 7, 7, 7, 4], predicted=[1, 2, 2, 7, 9]).summary()
-    assert summary.mix_ups[0] == MixUp(label="7", predicted="2", count=2)
+    assert summary.mix_ups[0] == MixUp(label="7", predicted="2", num_images=2)
 
 
 def test_the_interval_of_the_loss_is_that_of_a_mean(tmp_path: Path) -> None:

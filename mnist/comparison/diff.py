@@ -155,7 +155,7 @@ def compare_revisions(base: Snapshot, head: Snapshot) -> Comparison:
             for title in _different(base.curves, head.curves)
         },
         is_stale=bool(stale),
-        warnings=(*stale, *_unread(base), *_unread(head), *_behind(base, head), *_split(metrics, params)),
+        warnings=(*_unread(base), *_unread(head), *stale, *_behind(base, head), *_split(metrics, params)),
         problems={"base": base.problems, "head": head.problems},
     )
 
@@ -266,7 +266,8 @@ def _stale(side: Snapshot) -> list[str]:
             f"{side.predictions.accuracy:.6g}: one of the files was edited"
         )
     if side.stale:
-        found.append(f"at {side.name} results are stale or edited (run dvc repro): {'; '.join(side.stale)}")
+        what = f"these are not as the last run had them: {', '.join(side.stale)}"
+        found.append(f"at {side.name} results are stale or edited (run dvc repro), since {what}")
     return found
 
 

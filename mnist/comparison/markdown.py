@@ -19,7 +19,6 @@ MAX_SHOWN = 60  # characters of a name or value
 MAX_REASON = 200  # characters of a message
 MAX_SENTENCE = 600  # characters of a warning
 MAX_ROWS = 20  # of a table
-MAX_GROUPS = 10  # of images whose prediction changed
 MAX_NAMED = 6  # images in a cell, files of code
 MAX_POINTS = 30  # of a line in a chart
 SMALLEST_P = 0.0001  # that is written out
@@ -135,7 +134,7 @@ def _predictions(images: Images) -> list[str]:
         for one in images.changed
     ]
     head = ["images", "class", "base predicts", "head predicts", "result", "index in the test set"]
-    return _table(head, rows, most=MAX_GROUPS)
+    return _table(head, rows)
 
 
 def _curves(comparison: Comparison) -> list[str]:
@@ -178,23 +177,14 @@ def _number(value: float) -> str:
     return np.format_float_positional(value, precision=6, fractional=False, trim="-")
 
 
-def _table(
-    head: Sequence[str], rows: Iterable[Sequence[str]], *, right: int = 0, most: int = MAX_ROWS
-) -> list[str]:
-    """Return a table, aligned for terminals too; without rows, nothing.
-
-    Args:
-        head: names of the columns.
-        rows: cells by row.
-        right: how many columns after the first are aligned to the right.
-        most: rows that are shown.
-    """
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]], *, right: int = 0) -> list[str]:
+    """Return a table with `right` columns after the first aligned to the right; nothing without rows."""
     cells = [[cell.replace("|", "\\|") for cell in row] for row in rows]
     if not cells:
         return []
-    alignment = ["left", *["right"] * right, *["left"] * (len(head) - 1 - right)]
-    table = tabulate(cells[:most], headers=head, tablefmt="pipe", colalign=alignment, disable_numparse=True)
-    more = len(cells) - most
+    align = ["left", *["right"] * right, *["left"] * (len(head) - 1 - right)]
+    table = tabulate(cells[:MAX_ROWS], headers=head, tablefmt="pipe", colalign=align, disable_numparse=True)
+    more = len(cells) - MAX_ROWS
     return [table, f"And {more:,} more rows."] if more > 0 else [table]
 
 

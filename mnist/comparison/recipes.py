@@ -22,7 +22,6 @@ from mnist.lineage import experiments
 
 ACCURACY = "accuracy"
 FIGURES = ("seeds", "test accuracy", "sd", "95 % interval", "least to most")
-FEW_SEEDS = 3  # with fewer, the interval is too wide to be of use
 
 SHUFFLED_PIXELS = Path("metrics/shuffled-pixels.json")
 SHUFFLED_PIXELS_PLOT = Path("metrics/shuffled-pixels.png")
@@ -104,8 +103,6 @@ def report(root: Path, revs: Sequence[str] | None) -> str:
     """
     recipes, notes = load(root, revs)
     lines = [table(recipes) if recipes else "seeds: none has a result"]
-    if recipes and all(len(recipe.by_seed) < FEW_SEEDS for recipe in recipes):
-        lines += ["", "try more seeds: dvc exp run --queue -S 'seed=range(0,5)' && dvc queue start -j 2"]
     if len({recipe.dataset_md5 for recipe in recipes}) > 1:
         lines += ["", "these are of several data sets: their accuracies do not compare"]
     return "\n".join([*lines, *notes])

@@ -44,7 +44,7 @@ class Snapshot:
     predictions: Predictions | None = None  # on the test images
     validation: Verdict | None = None
     curves: dict[str, Points] = field(default_factory=dict)  # by title
-    stale: tuple[str, ...] = ()  # why the results are not those of the code, params and data beside them
+    stale: tuple[str, ...] = ()  # code, params, commands and results that are not those of the last run
     problems: dict[str, str] = field(default_factory=dict)  # why something could not be read, by file
     num_missing: int | None = None  # commits of the base that are not in this revision
 
@@ -107,7 +107,7 @@ def _json(value: Any) -> Any:
 
 
 def _read_stages(repo: Repo, snapshot: Snapshot) -> None:
-    """Compare the stages that results depend on, so not `register`, with their last run, by `dvc.lock`."""
+    """Compare the stages that results depend on with their last run, by `dvc.lock`."""
     try:
         stages = lock.stages(repo)
     except DvcException as error:  # params that cannot be read
@@ -115,19 +115,23 @@ def _read_stages(repo: Repo, snapshot: Snapshot) -> None:
         return
     is_locked = repo.fs.isfile(repo.fs.join(repo.root_dir, str(paths.LOCK)))
     locked = lock.parse(repo.dvcfs.cat_file(str(paths.LOCK)) if is_locked else b"")
-    read = {path for stage in stages for path in stage.deps}
-    stages = [
-        stage
-        for stage in stages
-        if any(out.kept_in == "git" or path in read for path, out in stage.outs.items())
-    ]
-    locked = {stage.name: locked[stage.name] for stage in stages if stage.name in locked}
-    snapshot.stale = tuple(lock.stale_reasons(stages, locked))
     wrote = lock.written(locked)
-    for name, entry in locked.items():
+    read = {path for stage in stages for path in stage.deps}
+    stale = []
+    for stage in stages:
+        if not any(out.kept_in == "git" or path in read for path, out in stage.outs.items()):
+            continue  # no result depends on it, as on `register`
+        command = f"command of {stage.name}"
+        if stage.name not in locked:
+            stale.append(f"stage {stage.name}")
+            continue
+        entry = locked[stage.name]
         deps = lock.digests(entry, "deps")
         snapshot.code |= {path: digest for path, digest in deps.items() if path not in wrote}
-        snapshot.code[f"command of {name}"] = str(entry["cmd"])
+        snapshot.code[command] = str(entry["cmd"])
+        changes = [*lock.changes(stage, entry, wrote=wrote), *lock.changed_outs(stage, entry)]
+        stale += [command if change.what == "cmd" else change.what for change in changes]
+    snapshot.stale = tuple(dict.fromkeys(stale))
 
 
 def _predictions_path(repo: Repo) -> str:

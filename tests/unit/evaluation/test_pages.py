@@ -308,7 +308,7 @@ def test_the_front_matter_of_the_card_has_the_fields_of_the_hub(tmp_path: Path) 
     assert {"image-classification", "mnist", "pytorch"} <= set(values["tags"])
     assert values["datasets"] == ["ylecun/mnist"]
     assert values["metrics"] == ["accuracy"]
-    assert "license" not in values  # the repository has none
+    assert values["license"] == "mit"
     (index,) = values["model-index"]
     assert index["name"] == "mnist-simplecnn"
     (result,) = index["results"]

@@ -52,7 +52,7 @@ def section(title: str, result: Mapping[str, Any]) -> str:
     versions = ", ".join(f"{name} {facts[name]}" for name in ("python", *harness.LIBRARIES))
     head = (
         f"{facts['cpu']}, {facts['num_cores']} cores, {facts['memory_gib']:g} GiB; {versions};"
-        f" commit {result['commit']}, {result['date']}; {rows[0]['num_rounds']} rounds"
+        f" commit {result['commit']}, {result['date']}; rounds: {rows[0]['num_rounds']}"
     )
     headers = ["measured", "unit", "median or mean", "spread", "x the tutorial's", "limit", "holds"]
     cells = []

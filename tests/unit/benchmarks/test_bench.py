@@ -92,6 +92,14 @@ def test_the_table_has_median_spread_ratio_and_limit() -> None:
     ]
 
 
+def test_the_committed_results_can_be_shown() -> None:
+    results = json.loads((ROOT / bench.RESULTS).read_text())
+
+    for name, result in results.items():
+        title, _ = bench.PARTS[name]
+        assert len(bench.section(title, result).splitlines()) == 6 + len(result["rows"])
+
+
 # ---- the parts, with made numbers
 
 

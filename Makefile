@@ -17,9 +17,15 @@ help: ## List these targets
 
 setup: .venv/installed ## Make .venv with the pinned packages (skipped when nothing changed)
 
+# The scripts of an environment name its folder, so that one that was moved or copied is made again.
+moved = [ ! -e $(BIN)/dvc ] || [ "$$(sed -n '1,2s|^[^/]*\(/.*\)/python.*|\1|p' $(BIN)/dvc)" -ef $(BIN) ] || echo .venv/moved
+.PHONY: .venv/moved
+.venv/moved:
+	@rm -rf .venv
+
 # The stamp is written last, so that a set-up that was broken off is done again. Bytecode is
 # compiled, or else every process compiles torch and Great Expectations anew: twice the time.
-.venv/installed: requirements.lock
+.venv/installed: requirements.lock $(shell $(moved))
 	@echo "Setting up .venv: torch and all, some GB, a minute or two; later runs skip this"
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14) and f"ERROR: $(PYTHON) is Python {sys.version.split()[0]}, expected 3.11 to 3.13: make PYTHON=python3.12 setup")'
 	@$(BIN)/python -c '' 2>/dev/null || { rm -rf .venv; $(PYTHON) -m venv .venv; }

@@ -6,8 +6,6 @@ metrics/test.json, metrics/predictions.csv, metrics/classes.csv, metrics/plots/,
 
 from pathlib import Path
 
-import numpy as np
-
 from mnist.core import files, paths, process
 from mnist.core.config import Machine
 from mnist.data import store as data
@@ -40,6 +38,8 @@ def run(
     """Score all test images; draw the first ten, the ten most confident mistakes, filters, feature maps."""
     require_valid(validation, dataset)
     classes, test = data.describe(dataset).classes, data.load(dataset, "test")
+    import numpy as np
+
     from mnist.evaluation import figures
     from mnist.training import devices, model
 

@@ -4,7 +4,6 @@ It imports every other package, and no package imports it.
 """
 
 import importlib
-import io
 import os
 import sys
 from pathlib import Path
@@ -50,8 +49,6 @@ class Commands(click.Group):
 
     def invoke(self, ctx: click.Context) -> object:
         """Run the command; a user's mistake is one line on stderr and exit status 2."""
-        if isinstance(sys.stdout, io.TextIOWrapper):
-            sys.stdout.reconfigure(errors="replace")  # not every encoding has arrows
         with process.reported(failure=2):
             if not paths.PIPELINE.is_file() and not {*ctx.help_option_names} & {*ctx.args}:
                 expected = "the top folder of a checkout"

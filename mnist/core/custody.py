@@ -7,6 +7,7 @@ other weights. Such files never pass a receipt.
 """
 
 import hashlib
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -192,9 +193,22 @@ def _damaged_object(path: Path) -> Path | None:
     if path.is_dir():
         return None
     content = path.read_bytes()
-    for candidate in (paths.checkout() / ".dvc/cache/files/md5").glob("??/*"):
-        if candidate.stat().st_size == len(content) and candidate.read_bytes() == content:
-            name = candidate.parent.name + candidate.name  # the MD5 of its content, when DVC stored it
-            if hashlib.md5(content, usedforsecurity=False).hexdigest() != name:
-                return candidate.relative_to(paths.checkout())
+    for candidate in cached_objects():
+        is_same = candidate.stat().st_size == len(content) and candidate.read_bytes() == content
+        if is_same and is_damaged(candidate):
+            return candidate.relative_to(paths.checkout())
     return None
+
+
+def cached_objects() -> Iterator[Path]:
+    """Yield the objects in DVC's cache of this checkout; none that is being written."""
+    for path in sorted((paths.checkout() / ".dvc/cache/files/md5").glob("??/*")):
+        if re.fullmatch(r"[0-9a-f]{30}(\.dir)?", path.name):
+            yield path
+
+
+def is_damaged(cached: Path) -> bool:
+    """Return whether an object is not what its name says: the MD5 of the content that DVC stored."""
+    with cached.open("rb") as stream:
+        found = hashlib.file_digest(stream, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+    return found != cached.parent.name + cached.name.removesuffix(".dir")

@@ -33,10 +33,8 @@ def replacing(path: Path) -> Iterator[Path]:
     """
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        for old in path.parent.glob(f"{PART}*.{glob.escape(path.name)}"):
-            with suppress(FileNotFoundError):  # another writer removes them too
-                if old.stat().st_mtime < time.time() - ABANDONED_SECONDS:
-                    old.unlink()
+        for old in abandoned(path.parent.glob(f"{PART}*.{glob.escape(path.name)}")):
+            old.unlink(missing_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=PART, suffix=f".{path.name}")
         os.close(handle)
         part = Path(name)
@@ -48,6 +46,14 @@ def replacing(path: Path) -> Iterator[Path]:
             part.replace(path)
         finally:
             part.unlink(missing_ok=True)
+
+
+def abandoned(paths: Iterable[Path]) -> Iterator[Path]:
+    """Yield those that nobody has written to for an hour: their writer was killed."""
+    for path in paths:
+        with suppress(FileNotFoundError):  # another writer removes them too
+            if path.stat().st_mtime < time.time() - ABANDONED_SECONDS:
+                yield path
 
 
 @contextmanager

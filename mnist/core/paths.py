@@ -66,16 +66,28 @@ def checkout() -> Path:
 
 
 def root() -> Path:
-    """Return the main checkout, which all git worktrees share.
+    """Return the main checkout, which all git worktrees share; a worktree of a bare repository stands alone.
 
     The download cache and the MLflow store are there: they outlive a stage, and exist once.
     """
-    link = checkout() / ".git"  # in a worktree a file: "gitdir: <main checkout>/.git/worktrees/<name>"
+    here = checkout()
+    top = next((folder for folder in (here, *here.parents) if (folder / ".git").exists()), here)
+    link = top / ".git"  # in a worktree a file: "gitdir: <main checkout>/.git/worktrees/<name>"
     if link.is_file():
-        folder = Path(link.read_text(encoding="utf-8").removeprefix("gitdir:").strip())
-        if folder.parent.name == "worktrees":
-            return folder.parents[2].resolve()
-    return checkout()
+        git_dir = top / link.read_text(encoding="utf-8").removeprefix("gitdir:").strip()
+        common = git_dir / "commondir"  # a submodule has none
+        if common.is_file():
+            repository = (git_dir / common.read_text(encoding="utf-8").strip()).resolve()
+            if repository.name == ".git" and not _is_bare(repository):
+                return repository.parent / here.relative_to(top)
+    return here
+
+
+def _is_bare(repository: Path) -> bool:
+    """Return whether a repository has no checkout of its own, only worktrees."""
+    configs = [repository / name for name in ("config", "config.worktree")]
+    texts = [path.read_text(encoding="utf-8") for path in configs if path.is_file()]
+    return any(re.search(r"(?mi)^\s*bare\s*=\s*true\b", text) for text in texts)
 
 
 def store_uri() -> str:

@@ -1,6 +1,7 @@
 """The start and the end of a process: one setting of the garbage collector, one line for a user's mistake."""
 
 import gc
+import io
 import os
 import signal
 import sys
@@ -63,6 +64,8 @@ def reported(*, failure: int = 1) -> Iterator[None]:
     """
     gc.set_threshold(GC_THRESHOLD)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # not every encoding has arrows, or kana
     try:
         yield
     except (InputError, OSError) as error:

@@ -90,17 +90,55 @@ def test_no_secret_of_a_store_is_shown(uri: str, shown: str, monkeypatch: pytest
     assert paths.shown(uri) == shown
 
 
-def test_a_worktree_shares_the_store_of_the_main_checkout(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    main, tree = tmp_path / "main", tmp_path / "tree"
-    identified = ["git", "-c", "user.name=t", "-c", "user.email=t@example.org", "-C", str(main)]
-    subprocess.run(["git", "init", "-q", str(main)], check=True)
-    subprocess.run([*identified, "commit", "-q", "--allow-empty", "-m", "first"], check=True)
-    subprocess.run([*identified, "worktree", "add", "-q", str(tree)], check=True, capture_output=True)
+def git(folder: Path, *arguments: str) -> None:
+    identified = ["git", "-c", "user.name=t", "-c", "user.email=t@example.org", "-C", str(folder)]
+    subprocess.run([*identified, *arguments], check=True, capture_output=True)
+
+
+@pytest.fixture
+def main(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Make a repository with a commit."""
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    folder = tmp_path / "main"
+    folder.mkdir()
+    git(folder, "init", "-q")
+    (folder / "pipeline").mkdir()
+    (folder / "pipeline/file").touch()
+    git(folder, "add", ".")
+    git(folder, "commit", "-qm", "first")
+    return folder
+
+
+@pytest.mark.parametrize("place", ["", "pipeline"], ids=["top", "subfolder"])
+def test_a_worktree_shares_the_store_of_the_main_checkout(
+    place: str, main: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tree = tmp_path / "tree"
+    git(main, "worktree", "add", "-q", str(tree))
     for checkout in (main, tree):
-        monkeypatch.setenv("DVC_ROOT", str(checkout))
-        assert paths.checkout() == checkout
-        assert paths.root() == main
-        assert paths.store_uri() == f"sqlite:///{main}/mlflow.db"
+        monkeypatch.setenv("DVC_ROOT", str(checkout / place))
+        assert paths.checkout() == checkout / place
+        assert paths.root() == main / place
+        assert paths.store_uri() == f"sqlite:///{main / place}/mlflow.db"
+
+
+@pytest.mark.parametrize("name", ["main.git", "project/.git"])
+def test_a_worktree_of_a_bare_repository_has_a_store_of_its_own(
+    name: str, main: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bare, tree = tmp_path / name, tmp_path / "tree"
+    git(main, "clone", "-q", "--bare", str(main), str(bare))
+    git(bare, "worktree", "add", "-q", "-b", "side", str(tree))
+    monkeypatch.setenv("DVC_ROOT", str(tree))
+    assert paths.root() == tree
+
+
+def test_a_submodule_has_a_store_of_its_own(
+    main: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outer = tmp_path / "outer"
+    outer.mkdir()
+    git(outer, "init", "-q")
+    git(outer, "-c", "protocol.file.allow=always", "submodule", "--quiet", "add", str(main), "inner")
+    monkeypatch.setenv("DVC_ROOT", str(outer / "inner"))
+    assert paths.root() == outer / "inner"

@@ -1,8 +1,11 @@
 """How a process ends: what its user sees, and what the shell gets."""
 
 import gc
+import os
 import shutil
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -82,6 +85,29 @@ def test_a_fault_of_ours_keeps_its_traceback(error: type[Exception]) -> None:
 
     with pytest.raises(error):
         process.main(run, config.Split)
+
+
+def test_a_title_that_stdout_cannot_encode_is_printed_with_marks() -> None:
+    code = "from mnist.core import process\nwith process.reported(): print('\u304b\u306a')"
+    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"??\n", b"")
+
+
+@pytest.mark.parametrize("stage", ["download", "validate", "stats", "train", "evaluate", "register"])
+@pytest.mark.parametrize("library", ["safetensors", "pydantic", "numpy"])
+def test_a_python_without_our_libraries_is_named_in_one_line(stage: str, library: str) -> None:
+    code = (
+        "import runpy, sys\n"
+        f"sys.modules[{library!r}] = None\n"
+        f"runpy.run_module('stages.{stage}', run_name='__main__')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    (line,) = done.stderr.splitlines()
+    assert done.returncode == 1
+    assert line.startswith(f"ERROR: {sys.executable}: found no module {library}")
 
 
 @pytest.fixture

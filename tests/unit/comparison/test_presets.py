@@ -4,7 +4,6 @@ import subprocess
 from pathlib import Path
 
 import pytest
-import torch
 from click.testing import CliRunner
 
 import mnist.cli
@@ -12,10 +11,9 @@ from mnist.comparison import presets
 from mnist.core import config, paths
 from mnist.core.config import Architecture, Params, Recipe
 from mnist.core.errors import InputError
-from mnist.training import loop, model
-from mnist.training.history import Epoch
+from mnist.training import model
 from tests.checkout import ROOT
-from tests.conftest import DIGITS, SmallData
+from tests.conftest import DIGITS
 
 KNOWN = presets.load(ROOT / presets.PRESETS)
 
@@ -34,27 +32,12 @@ def test_a_preset_sets_every_param_that_its_accuracy_depends_on(settings: Params
         assert one.overrides["permute_pixels"] == "false"  # as in params.yaml, not as in Python
 
 
-@pytest.mark.parametrize("name", KNOWN)
-def test_a_preset_trains(name: str, settings: Params, small_data: SmallData) -> None:
-    values = {**settings.model_dump(), **KNOWN[name].params.model_dump(), "epochs": 1}
-    whole = config.check(Params, values, "presets.yaml")
-    torch.set_num_threads(1)
-    classifier = model.build(whole, classes=DIGITS.classes, seed=0, mean=0.1, std=0.3)
+def test_quick_has_as_many_parameters_as_the_tutorial(settings: Params) -> None:
+    values = {**settings.model_dump(), **KNOWN["quick"].params.model_dump()}
+    network = config.check(Params, values, "presets.yaml")
+    classifier = model.build(network, classes=DIGITS.classes, seed=0, mean=0.1, std=0.3)
 
-    *_, last = loop.fit(
-        classifier,
-        train=small_data.train,
-        val=small_data.test,
-        recipe=whole,
-        seed=0,
-        device=torch.device("cpu"),
-        precision="float32",
-    )
-
-    assert isinstance(last, Epoch)
-    assert last.val_loss < 2.303  # log 10, the loss of a network that has learned nothing
-    if name == "quick":
-        assert model.num_parameters(classifier) == 6422  # as the tutorial's, which its claim says
+    assert model.num_parameters(classifier) == 6422
 
 
 def test_a_broken_file_is_one_line(tmp_path: Path) -> None:

@@ -154,7 +154,6 @@ def _metrics(text: str, **params: Any) -> Callable[[Path], None]:
         (_without_lock, "dvc.lock"),
         (_broken_lock, "dvc.lock"),
         (_other_metrics, "metrics/train.json"),
-        (_metrics('{"val_accuracy": 0.'), "metrics/train.json"),
         (_metrics('{"val_accuracy": 0.9}'), "metrics/train.json: val_loss"),
         (_metrics('{"val_accuracy": 0.9, "val_loss": NaN}'), "metrics/train.json: val_loss"),
         (_metrics(json.dumps(METRICS), val_size=0), "dvc.lock: train: val_size"),

@@ -91,11 +91,12 @@ class Logger:
         with client.answering(self._store.uri):
             if not self._run_id:
                 # The same run, where the next line fails.
-                run_id = runs.begin(self._store, begin, {runs.LOGGED_BY: runs.this_process()})
+                run = runs.begin(self._store, begin, {runs.LOGGED_BY: runs.this_process()})
+                run_id = str(run.info.run_id)
                 runs.describe(self._store, run_id, begin)
                 self._run_id, self._machine = run_id, watched(self._store, run_id)
             points = [event for event in fresh if isinstance(event, Point)]
-            runs.log_metrics(self._store, self._run_id, runs.metrics_of(points))
+            runs.log_points(self._store, self._run_id, points)
             if isinstance(fresh[-1], End):
                 self._end(self._store, begin, fresh[-1])
         self._num_logged = len(self.events)
@@ -111,7 +112,7 @@ class Logger:
                 store.client.delete_run(self._run_id)
                 return
             values = Point(time_ms=end.time_ms, step=0, values=end.values or {})
-            runs.log_metrics(store, self._run_id, runs.metrics_of([values]))
+            runs.log_points(store, self._run_id, [values])
             if end.weights_sha256:
                 store.client.set_tag(self._run_id, events.WEIGHTS, end.weights_sha256)
             store.client.set_terminated(self._run_id, end.status, end_time=end.time_ms)

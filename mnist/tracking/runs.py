@@ -2,9 +2,10 @@
 
 import json
 import socket
+import sys
 import tempfile
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,7 +63,10 @@ def ensure(
     with client.answering(store.uri):
         _await_live(store, result)
         with client.lock("runs"):
-            run = _of_result(store, result)
+            start, weights = _start(result), result.weights_sha256
+            run = (
+                find(store, start, weights) or _live(store, result) or begin(store, start, {WEIGHTS: weights})
+            )
             _complete(store, run, result, folder)
             _log_files(store, run, result, pages, artifacts=artifacts, folder=folder)
             close_abandoned(store)
@@ -111,8 +115,7 @@ def find(store: Store, start: Start, weights_sha256: str) -> Run | None:
     wanted = f"tags.`{WEIGHTS}` = '{weights_sha256}' and tags.{DATASET} = '{start.tags[DATASET]}'"
     runs = store.client.search_runs([store.experiment_id], wanted)
     found = [run for run in runs if _has(run, start.params)]
-    found.sort(key=lambda run: (run.info.status != "FINISHED", run.info.start_time))
-    return found[0] if found else None
+    return min(found, key=lambda run: (run.info.status != "FINISHED", run.info.start_time), default=None)
 
 
 def _started(store: Store, start: Start) -> list[Run]:
@@ -127,14 +130,13 @@ def _has(run: Run, params: Mapping[str, Any]) -> bool:
     return all(run.data.params.get(key, str(value)) == str(value) for key, value in params.items())
 
 
-def begin(store: Store, start: Start, tags: Mapping[str, str]) -> str:
-    """Return the id of the run that begins so, with these tags, too; it is made where it is not there."""
+def begin(store: Store, start: Start, tags: Mapping[str, str]) -> Run:
+    """Return the run that begins so, with these tags, too; it is made where it is not there."""
     all_tags = {**start.tags, **tags}
     for run in _started(store, start):  # the answer to an earlier try may have been lost
         if all_tags.items() <= run.data.tags.items():
-            return str(run.info.run_id)
-    run = store.client.create_run(store.experiment_id, start.time_ms, all_tags, start.name)
-    return str(run.info.run_id)
+            return run
+    return store.client.create_run(store.experiment_id, start.time_ms, all_tags, start.name)
 
 
 def describe(store: Store, run_id: str, start: Start) -> None:
@@ -153,13 +155,16 @@ def describe(store: Store, run_id: str, start: Start) -> None:
     store.client.log_batch(run_id, params=params, tags=[RunTag(DESCRIPTION, text)])
 
 
-def metrics_of(points: Iterable[Point]) -> list[Metric]:
-    """Return points of curves as MLflow's."""
-    return [Metric(key, value, one.time_ms, one.step) for one in points for key, value in one.values.items()]
-
-
-def log_metrics(store: Store, run_id: str, metrics: Sequence[Metric]) -> None:
-    """Add points to the curves of a run; MLflow keeps equal ones once."""
+def log_points(
+    store: Store, run_id: str, points: Iterable[Point], known: Container[tuple[str, int]] = ()
+) -> None:
+    """Add points to the curves of a run, but those that are known, by name and step."""
+    metrics = [
+        Metric(key, value, point.time_ms, point.step)
+        for point in points
+        for key, value in point.values.items()
+        if (key, point.step) not in known
+    ]
     for first in range(0, len(metrics), MAX_BATCH):
         store.client.log_batch(run_id, metrics=metrics[first : first + MAX_BATCH])
 
@@ -180,10 +185,9 @@ def this_process() -> str:
 
 def _is_logged(run: Run) -> bool:
     """Return whether a process of this machine still logs this run."""
-    host, _, process = run.data.tags.get(LOGGED_BY, "").partition(":")
+    host, number, start = run.data.tags.get(LOGGED_BY, "::").split(":")
     if run.info.status != "RUNNING" or host != socket.gethostname():
         return False
-    number, _, start = process.partition(":")
     try:
         found = psutil.Process(int(number))  # perhaps a later process that got the same number
         is_same = abs(found.create_time() - float(start)) < CLOCK_SECONDS
@@ -209,11 +213,14 @@ def _live(store: Store, result: Result) -> Run | None:
 
 def _await_live(store: Store, result: Result) -> None:
     """Wait until the process that logged this training has ended its run, or is gone."""
-    deadline = time.monotonic() + LIVE_SECONDS
+    start, is_reported = time.monotonic(), False
     while (run := _live(store, result)) and _is_logged(run):
-        if time.monotonic() > deadline:
-            where = f"MLflow at {paths.shown(store.uri)}"
-            raise ServiceUnavailableError(where, f"run {run.info.run_name} is still being logged")
+        reason = f"run {run.info.run_name} is still being logged"
+        if time.monotonic() - start > LIVE_SECONDS:
+            raise ServiceUnavailableError(f"MLflow at {paths.shown(store.uri)}", reason)
+        if time.monotonic() - start > client.NOTICE_SECONDS and not is_reported:
+            is_reported = True
+            print(f"waiting: {reason}", file=sys.stderr, flush=True)
         time.sleep(0.2)
 
 
@@ -221,13 +228,6 @@ def _start(result: Result) -> Start:
     """Return the start of a run that is made from the files of a result."""
     info = training_info(result.weights_sha256)
     return events.start(result.origin, info.facts if info else {}, info.time_ms if info else result.time_ms)
-
-
-def _of_result(store: Store, result: Result) -> Run:
-    """Find the run of a result, or take its training's, or make it."""
-    start, weights = _start(result), result.weights_sha256
-    run = find(store, start, weights) or _live(store, result)
-    return store.client.get_run(run.info.run_id if run else begin(store, start, {WEIGHTS: weights}))
 
 
 def _complete(store: Store, run: Run, result: Result, folder: Path) -> None:
@@ -239,28 +239,27 @@ def _complete(store: Store, run: Run, result: Result, folder: Path) -> None:
     tags = {**start.tags, WEIGHTS: result.weights_sha256, "test_sha256": result.test_sha256}
     missing = [RunTag(key, value) for key, value in tags.items() if key not in run.data.tags]
     store.client.log_batch(run_id, tags=missing)
-    log_metrics(store, run_id, _missing_metrics(store, run, result, folder))
+    points = _points(result, folder)
+    known = {
+        (key, metric.step)
+        for key in {key for point in points for key in point.values} & run.data.metrics.keys()
+        for metric in store.client.get_metric_history(run_id, key)
+    }
+    log_points(store, run_id, points, known)
+    scores = {name: value for name, value in result.metrics.items() if run.data.metrics.get(name) != value}
+    log_points(store, run_id, [Point(time_ms=result.time_ms, step=0, values=scores)])
     if run.info.status != "FINISHED":
-        end_time = max(result.time_ms, run.info.start_time)
-        store.client.set_terminated(run_id, "FINISHED", end_time=end_time)
+        store.client.set_terminated(run_id, "FINISHED", end_time=max(result.time_ms, run.info.start_time))
 
 
-def _missing_metrics(store: Store, run: Run, result: Result, folder: Path) -> list[Metric]:
-    """Return the points of the files that a run does not have, by their steps, and the scores."""
+def _points(result: Result, folder: Path) -> list[Point]:
+    """Return the curves of a result, from its files."""
     rows: list[Window | Epoch]
     rows = [*history.read(folder / paths.STEPS, Window), *history.read(folder / paths.HISTORY, Epoch)]
     points = [events.point(row, result.time_ms) for row in rows]
     if info := training_info(result.weights_sha256):
         points.append(Point(time_ms=result.time_ms, step=0, values={"training_seconds": info.seconds}))
-    wanted = metrics_of(points)
-    known = {
-        (metric.key, metric.step)
-        for key in {metric.key for metric in wanted} & run.data.metrics.keys()
-        for metric in store.client.get_metric_history(run.info.run_id, key)
-    }
-    scores = {name: value for name, value in result.metrics.items() if run.data.metrics.get(name) != value}
-    missing = [metric for metric in wanted if (metric.key, metric.step) not in known]
-    return [*missing, *metrics_of([Point(time_ms=result.time_ms, step=0, values=scores)])]
+    return points
 
 
 def _has_files(store: Store, run: Run, result: Result) -> bool:

@@ -8,8 +8,11 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
+from mlflow.entities import Run
+from mlflow.tracking import MlflowClient
 
 import mnist.cli
+from mnist.core import files, paths
 from mnist.tracking import client
 from tests import checkout
 from tests.checkout import Clone
@@ -57,6 +60,27 @@ def without_store(clone: Clone) -> Clone:
     (clone.folder / clone.store).unlink(missing_ok=True)
     shutil.rmtree(clone.folder / "mlartifacts", ignore_errors=True)
     return dataclasses.replace(clone, store=f"./{clone.store}")
+
+
+def check_complete(client: MlflowClient, run: Run) -> None:
+    """Check that a run has its params, each point of its curves once, its files, and a model version."""
+    run_id, weights_sha256 = run.info.run_id, run.data.tags["weights_sha256"]
+    assert run.info.status == "FINISHED"
+    assert set(run.data.params) >= {"lr", "seed", "model", "num_threads"}
+    for name, steps in (("train_loss", [63, 126, 189, 252]), ("val_accuracy", [1, 2, 3, 4])):
+        assert sorted(point.step for point in client.get_metric_history(run_id, name)) == steps
+    assert run.data.metrics["test_accuracy"] > 0.5
+    kept = Path(client.download_artifacts(run_id, ""))
+    for path in (*paths.ARTIFACTS, paths.REPORT):
+        assert (kept / path).is_file(), path
+    assert files.sha256(kept / paths.WEIGHTS) == weights_sha256
+    assert weights_sha256 in (kept / paths.REPORT).read_text()
+    for name in ("params.yaml", "dvc.lock"):
+        assert f"lr: {run.data.params['lr']}" in (kept / name).read_text()
+    (version,) = client.search_model_versions(f"run_id = '{run_id}'")
+    assert version.tags["weights_sha256"] == weights_sha256
+    assert version.status == "READY"
+    assert f"models:/{version.name}/{version.version}" in str(version.description)
 
 
 Invoke = Callable[..., Result]

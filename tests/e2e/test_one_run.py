@@ -13,13 +13,13 @@ from mlflow import pyfunc
 from mlflow.entities import Run
 
 from mnist.core import files
-from mnist.core.paths import ARTIFACTS, REPORT, WEIGHTS
+from mnist.core.paths import WEIGHTS
 from mnist.data import store
 from mnist.evaluation.predictions import read_table
 from mnist.tracking import runs
 from tests import checkout
 from tests.checkout import NAME, Clone
-from tests.e2e.conftest import Invoke, without_store
+from tests.e2e.conftest import Invoke, check_complete, without_store
 
 NOWHERE = "http://127.0.0.1:9"  # the discard port, at which nothing listens
 
@@ -29,21 +29,7 @@ def complete_runs(clone: Clone) -> dict[str, Run]:
     runs = clone.runs()
     assert len(list(clone.client.search_runs(["1"]))) == len(runs)  # each is finished
     for run in runs:
-        run_id = run.info.run_id
-        assert set(run.data.params) >= {"lr", "seed", "model", "num_threads"}
-        for name, steps in (("train_loss", [63, 126, 189, 252]), ("val_accuracy", [1, 2, 3, 4])):
-            assert [point.step for point in clone.client.get_metric_history(run_id, name)] == steps
-        assert run.data.metrics["test_accuracy"] > 0.5
-        kept = Path(clone.client.download_artifacts(run_id, ""))
-        for path in (*ARTIFACTS, REPORT):
-            assert (kept / path).is_file(), path
-        assert run.data.tags["weights_sha256"] in (kept / REPORT).read_text()
-        for name in ("params.yaml", "dvc.lock"):
-            assert f"lr: {run.data.params['lr']}" in (kept / name).read_text()
-        (version,) = clone.client.search_model_versions(f"run_id = '{run_id}'")
-        assert version.tags["weights_sha256"] == run.data.tags["weights_sha256"]
-        assert version.status == "READY"
-        assert f"models:/{NAME}/{version.version}" in str(version.description)
+        check_complete(clone.client, run)
     found = {run.data.params["lr"]: run for run in runs}
     assert len(found) == len(runs)
     return found

@@ -13,32 +13,22 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from urllib.request import urlopen
 
 import numpy as np
 import pytest
 from mlflow import pyfunc
 from mlflow.entities import Run, ViewType
-from mlflow.entities.model_registry import ModelVersion
 from mlflow.tracking import MlflowClient
-from ruamel.yaml import YAML
 
-from mnist.core import files
-from mnist.training import history
+from mnist.core import files, paths
 from tests import checkout, servers
 from tests.checkout import Clone
 from tests.conftest import SmallData
-from tests.e2e.conftest import Invoke, without_store
+from tests.e2e.conftest import Invoke, check_complete, without_store
 from tests.servers import Exchange, Fault, Proxy
 
 LOCAL_STORES = ("mlflow.db", "mlartifacts", "mlruns")
-ARTIFACTS = (
-    "params.yaml",
-    "metrics/predictions.csv",
-    "metrics/plots/errors.png",
-    "models/model.safetensors",
-)
 OUTS = ("models/model.safetensors", "metrics/train.json", "metrics/history.csv", "metrics/steps.csv")
 TRAIN = (sys.executable, "-m", "stages.train")
 REGISTER = (sys.executable, "-m", "stages.register")
@@ -46,17 +36,17 @@ REGISTER = (sys.executable, "-m", "stages.register")
 
 @dataclass(frozen=True, kw_only=True)
 class Site:
-    """A trained checkout, whose pipeline talks to a server that has never seen its result."""
+    """A trained checkout, whose pipeline talks to a server that has never seen its result.
+
+    Attributes:
+        clone: the checkout.
+        client: of the server.
+        name: of the experiment and of the model.
+    """
 
     clone: Clone
     client: MlflowClient
-    experiment: str
-    model: str
-
-    @property
-    def folder(self) -> Path:
-        """Of the checkout."""
-        return self.clone.folder
+    name: str
 
     def run(self, *command: str, status: int = 0) -> str:
         """Return what a command prints; it must end with this exit status, and without a traceback."""
@@ -67,61 +57,38 @@ class Site:
 
     def runs(self) -> list[Run]:
         """Return all runs of the experiment, whatever their status, the newest first."""
-        experiment = self.client.get_experiment_by_name(self.experiment)
+        experiment = self.client.get_experiment_by_name(self.name)
         assert experiment
         return list(self.client.search_runs([experiment.experiment_id], run_view_type=ViewType.ACTIVE_ONLY))
 
-    def versions(self) -> list[ModelVersion]:
-        """Return all versions of the model."""
-        return list(self.client.search_model_versions(f"name = '{self.model}'"))
-
     def outs(self) -> dict[str, bytes]:
         """Return what training makes."""
-        return {name: (self.folder / name).read_bytes() for name in OUTS}
+        return {name: (self.clone.folder / name).read_bytes() for name in OUTS}
 
 
-def site_at(url: str, trained: Clone, name: str) -> Site:
+def site_at(url: str, trained: Clone, name: str, client_url: str = "") -> Site:
     """Let a trained clone use the server at `url`, with an experiment and a model of its own."""
     without_store(trained)
-    name = re.sub("[^a-z0-9]+", "-", name)
+    name, client_url = re.sub("[^a-z0-9]+", "-", name), client_url or url
     trained.environment["MLFLOW_TRACKING_URI"] = url
     trained.environment["MLFLOW_EXPERIMENT_NAME"] = name
     # `mnist.tracking.client` sets it when it is imported; a command in this process does not see that.
     trained.environment["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"
     checkout.edit(trained, "params.yaml", "{dataset}-simplecnn", name)
-    client = MlflowClient(tracking_uri=url, registry_uri=url)
-    return Site(clone=trained, client=client, experiment=name, model=name)
+    return Site(
+        clone=trained, client=MlflowClient(tracking_uri=client_url, registry_uri=client_url), name=name
+    )
 
 
 def assert_complete(site: Site) -> Run:
-    """Check that MLflow has one run of the result here, with each point once, and a model version."""
+    """Check that MLflow has one run of the result here, and one version and model, and no local store."""
     (run,) = site.runs()
-    run_id = run.info.run_id
-    assert run.info.status == "FINISHED"
-    params = YAML(typ="safe").load(site.folder / "params.yaml")
-    assert {name: str(params[name]) for name in run.data.params} == run.data.params
-    assert {"lr", "epochs", "seed", "n_features"} <= set(run.data.params)
-    steps = history.read(site.folder / "metrics/steps.csv", history.Window)
-    epochs = history.read(site.folder / "metrics/history.csv", history.Epoch)
-    for name, expected in (
-        ("train_loss", [row.loss for row in steps]),
-        ("train_accuracy", [row.accuracy for row in steps]),
-        ("epoch_train_loss", [row.train_loss for row in epochs]),
-        ("val_accuracy", [row.val_accuracy for row in epochs]),
-    ):
-        points = sorted(site.client.get_metric_history(run_id, name), key=lambda point: point.step)
-        np.testing.assert_allclose([point.value for point in points], expected, rtol=1e-5)
-    assert run.data.metrics["test_accuracy"] == files.read_json(site.folder / "metrics/test.json")["accuracy"]
-    weights_sha256 = run.data.tags["weights_sha256"]
-    assert weights_sha256 == files.sha256(site.folder / "models/model.safetensors")
-    for name in ARTIFACTS:
-        kept = Path(site.client.download_artifacts(run_id, name))
-        assert kept.read_bytes() == (site.folder / name).read_bytes()
-    (version,) = site.versions()
-    assert (version.run_id, version.tags["weights_sha256"]) == (run_id, weights_sha256)
+    check_complete(site.client, run)
+    assert run.data.tags["weights_sha256"] == files.sha256(site.clone.folder / paths.WEIGHTS)
+    (version,) = site.client.search_model_versions(f"name = '{site.name}'")
     assert len(site.client.search_logged_models([run.info.experiment_id])) == 1
-    assert site.client.get_model_version_by_alias(site.model, "challenger").version == version.version
-    assert [name for name in LOCAL_STORES if (site.folder / name).exists()] == []
+    assert site.client.get_model_version_by_alias(site.name, "challenger").version == version.version
+    assert [name for name in LOCAL_STORES if (site.clone.folder / name).exists()] == []
     return run
 
 
@@ -158,21 +125,24 @@ def test_the_pipeline_on_postgresql_and_s3(
     run = assert_complete(remote)
     with urlopen(f"{bucket['MLFLOW_S3_ENDPOINT_URL']}/{servers.BUCKET}?list-type=2", timeout=30) as answer:
         keys = re.findall("<Key>(.*?)</Key>", answer.read().decode())
-    assert all(any(key.endswith(f"{run.info.run_id}/artifacts/{name}") for key in keys) for name in ARTIFACTS)
+    assert all(
+        any(key.endswith(f"{run.info.run_id}/artifacts/{name}") for key in keys) for name in paths.ARTIFACTS
+    )
     assert any(key.endswith("/README.md") for key in keys)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", remote.clone.environment["MLFLOW_TRACKING_URI"])
-        model = pyfunc.load_model(f"models:/{remote.model}@challenger")
-    table = np.loadtxt(remote.folder / "metrics/predictions.csv", delimiter=",", skiprows=1, dtype=int)
+        model = pyfunc.load_model(f"models:/{remote.name}@challenger")
+    table = np.loadtxt(remote.clone.folder / "metrics/predictions.csv", delimiter=",", skiprows=1, dtype=int)
     assert model.predict(small_data.test.images_NHW).argmax(1).tolist() == table[:, 2].tolist()
 
     remote.run("dvc", "exp", "run", "--temp", "-S", "lr=0.015", "-n", "aside")
     newest, first = remote.runs()
     assert first.info.run_id == run.info.run_id
     assert (newest.info.run_name, newest.info.status) == ("aside", "FINISHED")
-    assert {version.run_id for version in remote.versions()} == {newest.info.run_id, first.info.run_id}
-    alias = remote.client.get_model_version_by_alias(remote.model, "challenger")
+    versions = remote.client.search_model_versions(f"name = '{remote.name}'")
+    assert {version.run_id for version in versions} == {newest.info.run_id, first.info.run_id}
+    alias = remote.client.get_model_version_by_alias(remote.name, "challenger")
     assert alias.run_id == first.info.run_id
 
 
@@ -196,8 +166,7 @@ def proxy(server: str) -> Iterator[Proxy]:
 @pytest.fixture
 def site(trained: Clone, server: str, proxy: Proxy, request: pytest.FixtureRequest) -> Site:
     """A checkout behind the proxy."""
-    made = site_at(proxy.url, trained, request.node.name)
-    return Site(**{**made.__dict__, "client": MlflowClient(tracking_uri=server, registry_uri=server)})
+    return site_at(proxy.url, trained, request.node.name, server)
 
 
 @contextmanager

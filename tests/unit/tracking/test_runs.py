@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mlflow.entities import Metric, Run
+from mlflow.entities import Run
 
 from mnist.core import paths
 from mnist.core.config import Registration
@@ -19,6 +19,7 @@ from mnist.evaluation.pages import Pages
 from mnist.lineage.result import Result, TrainingInfo
 from mnist.tracking import client, events, runs
 from mnist.tracking.client import Store
+from mnist.tracking.events import Point
 from tests.made_result import SOURCE, Made
 
 ARTIFACTS = (paths.TEST_METRICS, paths.STEPS)
@@ -105,11 +106,11 @@ def test_what_a_live_run_is_missing_is_logged(store: Store, made: Made, result: 
     if part == "params":
         live = store.client.create_run(store.experiment_id, start.time_ms, dict(start.tags)).info.run_id
     else:
-        live = runs.begin(store, start, {})
+        live = runs.begin(store, start, {}).info.run_id
     if part == "nothing":
         store.client.set_terminated(live, "KILLED")
     else:
-        runs.log_metrics(store, live, [Metric("train_loss", 2.0, 5, 50)])
+        runs.log_points(store, live, [Point(time_ms=5, step=50, values={"train_loss": 2.0})])
     assert ensure(store, made, result).info.run_id == live
     run = assert_complete(store, result)
     assert run.data.metrics["training_seconds"] == 2.5
@@ -223,17 +224,23 @@ def test_a_file_that_is_missing_is_named(store: Store, made: Made, result: Resul
 
 
 def test_a_run_that_is_still_being_logged_is_waited_for(
-    store: Store, made: Made, result: Result, monkeypatch: pytest.MonkeyPatch
+    store: Store,
+    made: Made,
+    result: Result,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     start = events.start(result.origin, {}, 1_600_000_000_000)
     TrainingInfo(time_ms=start.time_ms, seconds=2.5, facts={}).write(result.weights_sha256)
-    live = runs.begin(store, start, {runs.LOGGED_BY: runs.this_process()})
+    live = runs.begin(store, start, {runs.LOGGED_BY: runs.this_process()}).info.run_id
     monkeypatch.setattr(runs, "LIVE_SECONDS", 0)
     with pytest.raises(ServiceUnavailableError):
         ensure(store, made, result)
     monkeypatch.setattr("time.sleep", lambda _: store.client.set_terminated(live, "KILLED"))
     monkeypatch.setattr(runs, "LIVE_SECONDS", 60)
+    monkeypatch.setattr(client, "NOTICE_SECONDS", 0)
     assert ensure(store, made, result).info.run_id == live
+    assert "still being logged" in capsys.readouterr().err
 
 
 def test_runs_whose_processes_are_gone_end_as_killed(store: Store, made: Made, result: Result) -> None:
@@ -252,7 +259,8 @@ def test_runs_whose_processes_are_gone_end_as_killed(store: Store, made: Made, r
         start=1,
     ):
         begin = events.start(result.origin, {}, time_ms)
-        expected[runs.begin(store, begin, {runs.LOGGED_BY: logged_by} if logged_by else {})] = status
+        run = runs.begin(store, begin, {runs.LOGGED_BY: logged_by} if logged_by else {})
+        expected[run.info.run_id] = status
     ensure(store, made, result)
     found = {run.info.run_id: run.info.status for run in all_runs(store)}
     assert {run_id: found[run_id] for run_id in expected} == expected

@@ -81,9 +81,9 @@ def _of_commits(command: Callable[..., None]) -> Callable[..., None]:
         multiple=True,
         default=["HEAD"],
         metavar="COMMIT",
-        help="Of experiments that started from it (default: HEAD). It can be given several times.",
+        help="Take experiments that started from it (default: HEAD). It can be given several times.",
     )
-    every = click.option("--all-commits", is_flag=True, help="Of experiments that started from any commit.")
+    every = click.option("--all-commits", is_flag=True, help="Take experiments that started from any commit.")
     return rev(every(command))
 
 

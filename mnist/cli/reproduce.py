@@ -155,7 +155,7 @@ def reproduce(model: str | None, *, trust: bool) -> None:
         recorded = aside.folder / "recorded"
         with client.answering(store.uri):
             record.download(store, candidate, recorded)
-        click.echo(printable([f"{model} is {candidate}", *restore(aside, tags[events.COMMIT], recorded)]))
+        click.echo(printable([f"{model} is {candidate}", *restore(aside, recorded)]))
         confirm(store.uri, trust=trust)
         with client.answering(store.uri):
             tensors = record.tensors(store, candidate, recorded)
@@ -177,11 +177,13 @@ def reproduce(model: str | None, *, trust: bool) -> None:
     sys.exit(bool(wrong))
 
 
-def restore(aside: "Sandbox", commit: str, recorded: Path) -> list[str]:
+def restore(aside: "Sandbox", recorded: Path) -> list[str]:
     """Apply the patch and the params of a run to the checkout of its commit; return lines on what will run.
 
+    Nothing of it runs here, and nothing outside the sandbox is written.
+
     Raises:
-        InputError: the patch does not fit the commit, or DVC cannot read the pipeline.
+        InputError: the patch does not fit the commit or makes a link, or DVC cannot read the pipeline.
     """
     from mnist.lineage import git, lock
     from mnist.tracking import record
@@ -189,11 +191,14 @@ def restore(aside: "Sandbox", commit: str, recorded: Path) -> list[str]:
     checkout, patch = aside.checkout, recorded / record.PATCH
     was = config.flat(config.read_keys(checkout, paths.PARAMS))
     commands = {stage.name: stage.cmd for stage in lock.pipeline(checkout)}
-    lines = [f"commit      {git.text('show', '-s', '--format=%h %an: %s', commit, folder=checkout)}"]
+    lines = [f"commit      {git.text('show', '-s', '--format=%h %an: %s', folder=checkout)}"]
     if patch.is_file():
         git.text("apply", "--whitespace=nowarn", str(patch), folder=aside.repository)
-        changed = git.text("apply", "--numstat", str(patch), folder=aside.repository)
-        lines += [f"patch       changes {line.split(maxsplit=2)[2]}" for line in changed.splitlines()]
+        listed = git.output("apply", "--numstat", "-z", str(patch), folder=aside.repository)
+        for name in (os.fsdecode(line.split(b"\t", 2)[2]) for line in listed.split(b"\0") if line):
+            if (aside.repository / name).is_symlink():  # what is written next could go to where it leads
+                raise InputError(f"{record.PATCH}: {name!r}", found="a link", expected="files alone")
+            lines.append(f"patch       changes {name}")
     if (recorded / paths.PARAMS).is_file():
         shutil.copyfile(recorded / paths.PARAMS, checkout / paths.PARAMS)
     now = config.flat(config.read_keys(checkout, paths.PARAMS))

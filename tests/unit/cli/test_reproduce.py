@@ -12,6 +12,8 @@ from mnist.cli import reproduce
 from mnist.core.errors import InputError
 from mnist.lineage.compare import Answer, Row
 from mnist.lineage.lock import Out, Stage
+from mnist.lineage.sandbox import Sandbox
+from tests import checkout
 from tests.checkout import ROOT
 
 
@@ -46,6 +48,52 @@ def test_what_follows_a_device_depends_on_the_machine() -> None:
     ]
     assert reproduce.by_machine(stages) == {"train", "score", "report"}
     assert reproduce.by_machine(stages[-1:]) == set()
+
+
+@pytest.fixture
+def aside(tmp_path: Path) -> Sandbox:
+    """A sandbox whose commit has one stage and one param, and which `recorded` lies beside."""
+    folder = tmp_path / "checkout"
+    checkout.initialise(folder)
+    (folder / "dvc.yaml").write_text("stages: {train: {cmd: 'train ${lr}'}}")
+    (folder / "params.yaml").write_text("lr: 1\n")
+    checkout.Repository(folder).commit()
+    (tmp_path / "recorded").mkdir()
+    return Sandbox(folder=tmp_path, repository=folder, checkout=folder)
+
+
+def record_patch(aside: Sandbox) -> Path:
+    """Turn what was changed in the checkout into a recorded patch; return its folder."""
+    repository, recorded = checkout.Repository(aside.repository), aside.folder / "recorded"
+    repository.git("add", ".")
+    (recorded / "dirty.patch").write_text(repository.git("diff", "--cached") + "\n")
+    repository.git("reset", "-q", "--hard")
+    return recorded
+
+
+def test_what_will_run_is_listed(aside: Sandbox) -> None:
+    (aside.checkout / "new code.py").write_text("new = 1\n")
+    recorded = record_patch(aside)
+    (recorded / "params.yaml").write_text("lr: '2; touch ran'\n")
+    lines = reproduce.restore(aside, recorded)
+    assert lines[0].endswith(" t: x")
+    assert lines[1:] == [
+        "  patch       changes new code.py",
+        "  param       lr: 1 -> 2; touch ran",
+        '  command     of train: "train 2; touch ran"',
+    ]
+    assert (aside.checkout / "new code.py").is_file()
+
+
+def test_a_patch_writes_nothing_outside_the_sandbox(aside: Sandbox) -> None:
+    (aside.folder / "mine").write_text("mine")
+    (aside.checkout / "params.yaml").unlink()
+    (aside.checkout / "params.yaml").symlink_to(aside.folder / "mine")
+    recorded = record_patch(aside)
+    (recorded / "params.yaml").write_text("lr: 2\n")
+    with pytest.raises(InputError, match=r"^dirty\.patch: 'params\.yaml': found a link"):
+        reproduce.restore(aside, recorded)
+    assert (aside.folder / "mine").read_text() == "mine"
 
 
 def test_an_empty_name_is_not_the_champion(monkeypatch: pytest.MonkeyPatch) -> None:

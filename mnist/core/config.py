@@ -27,7 +27,6 @@ Precision = Literal["float32", "tf32", "bfloat16"]
 Digest = Annotated[str, Field(pattern="^[0-9a-f]+$")]
 
 DATASET = "{dataset}"  # replaced by the data set's name in a mirror, and in the registered model's name
-DATASET_NAME = r"[A-Za-z0-9][A-Za-z0-9_-]*"  # allowed in MLflow, DVC and file systems
 HIDDEN = "hidden"  # the type of a fault whose value is not shown
 MAX_SHOWN = 200  # characters of a wrong value
 MAX_VALUES = 100_000  # in a YAML file; dvc.lock has 200
@@ -46,7 +45,8 @@ class Section(BaseModel):
 class DatasetParams(Section):
     """The data set."""
 
-    dataset: Annotated[str, Field(pattern=f"^{DATASET_NAME}$")]
+    # Of letters that MLflow, DVC and file systems allow.
+    dataset: Annotated[str, Field(pattern="^[A-Za-z0-9][A-Za-z0-9_-]*$")]
 
 
 class Split(Section):

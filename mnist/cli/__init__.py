@@ -28,6 +28,7 @@ COMMANDS = {
     "sync": "sync",
     "measure": "results",
     "experiments": "results",
+    "doctor": "doctor",
 }
 CLOSED_PIPE = 141  # exit status of a program that SIGPIPE ended, as shells show it
 

@@ -1,0 +1,301 @@
+"""`mnist doctor`: checks of the place where the pipeline runs, in a second."""
+
+import os
+import re
+import shlex
+import shutil
+import sqlite3
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import closing
+from datetime import UTC, datetime
+from importlib.util import find_spec
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import click
+import psutil  # type: ignore[import-untyped]
+
+from mnist.core import config, custody, files, paths
+from mnist.core.errors import InputError
+from mnist.lineage import git, lock
+
+HERE = Path()
+MIN_FREE_BYTES = 500e6  # a data set, twice with DVC's cache, and the files of some hundred runs
+TIMEOUT_SECONDS = 2.0  # for the tracking server
+CLOCK_SECONDS = 60  # by which the clocks of two machines may differ
+RWLOCK = Path(".dvc/tmp/rwlock")  # of DVC
+
+
+class RepairableError(InputError):
+    """Something wrong that a command repairs, which needs no decision of the user and loses nothing."""
+
+    def __init__(self, where: str, *, found: str, expected: str, command: Sequence[str]) -> None:
+        super().__init__(where, found=found, expected=f"{expected}: run `{shlex.join(command)}`")
+        self.command = command
+
+
+@click.command()
+@click.option("--fix", is_flag=True, help="Run the commands that need no decision of yours.")
+def doctor(*, fix: bool) -> None:
+    """Check the place where the pipeline runs, and name the commands that fix what is wrong.
+
+    These are the environment, git, the files of the pipeline, DVC's locks and cache, MLflow's store and
+    the disks. Exit status 1 if something is wrong.
+
+    \b
+    Example:
+      mnist doctor
+      mnist doctor --fix
+    """
+    num_wrong = 0
+    for name, check in CHECKS.items():
+        try:
+            try:
+                found = check()
+            except RepairableError as error:
+                if not fix:
+                    raise
+                click.echo(f"fixing {error}")
+                subprocess.run(error.command, capture_output=True, check=False)
+                found = check()
+            click.echo(f"fine   {name}: {found}")
+        except (InputError, OSError) as error:
+            click.echo(f"WRONG  {error}")
+            num_wrong += 1
+    sys.exit(num_wrong > 0)
+
+
+def check_environment() -> str:
+    """Check that `python` and `dvc` are of the checkout's .venv, else of this process's environment."""
+    own = Path(".venv/bin")
+    if (own / "dvc").is_file():
+        named = re.search(rb"/[^\n'\"]*(?=/python)", (own / "dvc").read_bytes())
+        made_for = Path(os.fsdecode(named[0])) if named else HERE
+        if made_for.resolve() != own.resolve():
+            expected = "those of here: run `make setup`"
+            raise InputError(
+                ".venv", found=f"scripts of {made_for}, from where it was moved", expected=expected
+            )
+    wanted = (own if own.is_dir() else Path(sys.executable).parent).resolve()
+    for name in ("python", "dvc"):  # DVC starts the stages with the first `python`
+        found = shutil.which(name)
+        if not found or Path(found).parent.resolve() != wanted:
+            expected = f"that of {wanted}: run `source {wanted}/activate`"
+            raise InputError(f"{name} on PATH", found=found or "none", expected=expected)
+    if value := os.environ.get("PYTHONSAFEPATH"):
+        expected = "none, or Python does not find the stages: run `unset PYTHONSAFEPATH`"
+        raise InputError("PYTHONSAFEPATH", found=value, expected=expected)
+    return f"python and dvc of {wanted}"
+
+
+def check_repository() -> str:
+    """Check that there is a repository with all its history, or that DVC knows that there is none."""
+    done = git.run("rev-parse", "--is-shallow-repository", "--show-prefix", folder=HERE)
+    if done.returncode:
+        if any(
+            re.search(r"(?mi)^\s*no_scm *= *true", file.read_text()) for file in HERE.glob(".dvc/config*")
+        ):
+            return "none, as core.no_scm says"
+        found = " ".join(done.stderr.decode(errors="replace").split())
+        expected = "a repository: run `git init`, or `dvc config --local core.no_scm true`"
+        if "dubious ownership" in found:
+            expected = 'one of yours: run `git config --global --add safe.directory "$PWD"`'
+        raise InputError("git", found=found, expected=expected)
+    is_shallow, prefix, *_ = [*done.stdout.decode(errors="replace").splitlines(), ""]
+    if is_shallow == "true":
+        # DVC fetches what it needs into the temporary tree, which fails without history.
+        expected = "all history, or DVC loses experiments of --temp and queues: run `git fetch --unshallow`"
+        raise InputError("git", found="a shallow clone", expected=expected)
+    return f"all history{f', in {prefix} of a larger repository' if prefix else ''}"
+
+
+def check_head() -> str:
+    """Check that commits go to a branch: a killed `dvc exp run` leaves HEAD detached, and refs of its own."""
+    branch = git.text_or_empty("symbolic-ref", "--quiet", "--short", "HEAD", folder=HERE)
+    left = git.text_or_empty("for-each-ref", "refs/exps/exec", folder=HERE)
+    if branch or not left or _dvc_runs():
+        return branch or "no branch"
+    found = "no branch, since `dvc exp run` was killed"
+    name = git.text_or_empty("rev-parse", "--abbrev-ref", "@{-1}", folder=HERE) or "main"
+    if git.run("merge-base", "--is-ancestor", name, "HEAD", folder=HERE).returncode:
+        head = git.text("rev-parse", "--short", "HEAD", folder=HERE)
+        expected = f"{name}: run `git switch {name}`, then `git merge {head}`"
+        raise InputError("git HEAD", found=found, expected=expected)
+    command = ["git", "switch", "-C", name]
+    raise RepairableError("git HEAD", found=found, expected=name, command=command)
+
+
+def check_author() -> str:
+    """Check that DVC can commit experiments: it takes a name in the repository's own settings for ASCII."""
+    name = git.text_or_empty("config", "user.name", folder=HERE)
+    own = git.text_or_empty("config", "--local", "user.name", folder=HERE)
+    if not own.isascii():
+        commands = f"`git config --global user.name {shlex.quote(own)}`, then `git config --unset user.name`"
+        expected = f"ASCII, or DVC fails in --temp and queues: run {commands}"
+        raise InputError("user.name of this repository", found=own, expected=expected)
+    if not name and git.run("rev-parse", folder=HERE).returncode == 0:
+        expected = 'one, for experiments: run `git config --global user.name "Ada Lovelace"`'
+        raise InputError("git user.name", found="none", expected=expected)
+    return name or "none"
+
+
+def check_line_ends() -> str:
+    """Check that files have the line ends that are committed, since DVC compares bytes."""
+    listed = git.text_or_empty("ls-files", "-z", "--eol", folder=HERE).split("\0")
+    changed = [line.partition("\t")[2] for line in listed if re.match(r"i/lf +w/(crlf|mixed)", line)]
+    if changed:
+        command = ["perl", "-pi", "-e", r"s/\r$//", *changed]
+        found, expected = f"CRLF in {len(changed)} files", "line feeds, as committed"
+        raise RepairableError("line ends", found=found, expected=expected, command=command)
+    return "as committed"
+
+
+def check_pipeline() -> str:
+    """Check that params.yaml, dvc.yaml and dvc.lock can be read."""
+    config.load(paths.PARAMS)
+    lock.read(HERE)
+    return f"{len(lock.pipeline(HERE))} stages"
+
+
+def check_locks() -> str:
+    """Check the file with DVC's locks: if DVC is killed while it writes that, it fails from then on."""
+    try:
+        files.read_json(RWLOCK)
+    except InputError:
+        if RWLOCK.is_file() and not _dvc_runs():
+            command = ["rm", str(RWLOCK)]
+            raise RepairableError(str(RWLOCK), found="no JSON", expected="none", command=command) from None
+    return "readable"
+
+
+def check_cache() -> str:
+    """Check that each object of DVC's cache is what its name says: DVC does not."""
+    objects = list(custody.cached_objects())
+    if damaged := [str(path) for path in objects if custody.is_damaged(path)]:
+        found, expected = f"{len(damaged)} damaged objects", "none (`dvc repro` makes them again)"
+        raise RepairableError("DVC's cache", found=found, expected=expected, command=["rm", "-f", *damaged])
+    return f"{len(objects)} objects"
+
+
+def check_leftovers() -> str:
+    """Check for hidden files of writers that were killed."""
+    root = paths.root()
+    parts = set(root.glob(".mlflow.db.*"))
+    for folder in {path.parent for path in paths.ARTIFACTS} | {root / paths.DOWNLOADS.parent}:
+        parts |= set(folder.glob(f"{files.PART}*") if folder == HERE else folder.rglob(f"{files.PART}*"))
+    if old := sorted(str(path) for path in files.abandoned(parts)):
+        found, command = f"{len(old)}", ["rm", "-rf", *old]
+        raise RepairableError("files of killed writers", found=found, expected="none", command=command)
+    return "none"
+
+
+def check_disks() -> str:
+    """Check the space for a run."""
+    for folder in (str(paths.root()), tempfile.gettempdir()):
+        free = shutil.disk_usage(folder).free
+        if free < MIN_FREE_BYTES:
+            expected = f"{MIN_FREE_BYTES / 1e6:.0f} MB: run `dvc gc --all-commits --all-experiments`"
+            raise InputError(f"the disk of {folder}", found=f"{free / 1e6:.0f} MB free", expected=expected)
+    return "enough space"
+
+
+def check_store() -> str:
+    """Check that MLflow's server answers, or that its file is a store of this MLflow and this checkout."""
+    uri = paths.store_uri()
+    shown = paths.shown(uri)
+    if uri.startswith(("http://", "https://")):
+        return _ask_server(uri, shown)
+    file = Path(unquote(uri.removeprefix("sqlite:///").partition("?")[0]))
+    if not uri.startswith("sqlite:///") or not file.exists():
+        return f"{shown}, which the next command opens"
+    try:
+        # Not by MLflow, whose import takes a second, and which would change the file.
+        with closing(sqlite3.connect(f"{file.as_uri()}?mode=ro", uri=True)) as store:
+            ((version,),) = store.execute("SELECT version_num FROM alembic_version")
+            places = [place for (place,) in store.execute("SELECT artifact_location FROM experiments")]
+            # `mnist.tracking.registry` sets it: a newer model becomes the challenger.
+            times = "SELECT name, value FROM registered_model_tags WHERE key = 'challenger_time_ms'"
+            challengers = list(store.execute(times))
+    except (sqlite3.Error, ValueError) as error:  # ValueError: an empty table
+        expected = "a store of MLflow: move it away, then run `mnist sync`"
+        raise InputError(shown, found=str(error), expected=expected) from None
+    _check_schema(version, uri, shown)
+    for place in places if file == paths.root() / "mlflow.db" else []:
+        old = Path(unquote(place.removeprefix("file://")))
+        if old.name == "mlartifacts" and old.parent != paths.root() and (paths.root() / old.name).is_dir():
+            command = _python("client.connect()")
+            raise RepairableError(
+                shown, found=f"files in {old}", expected="in this checkout", command=command
+            )
+    for name, time_ms in challengers:
+        if int(time_ms) > (time.time() + CLOCK_SECONDS) * 1000:
+            when = datetime.fromtimestamp(int(time_ms) / 1000, tz=UTC)
+            found = f"a challenger {name} of the future ({when:%Y-%m-%d %H:%M} UTC)"
+            call = f"delete_registered_model_tag({name!r}, 'challenger_time_ms')"
+            command = _python(f"client.connect().client.{call}")
+            expected = "one that newer models replace"
+            raise RepairableError(shown, found=found, expected=expected, command=command)
+    return shown
+
+
+def _python(code: str) -> list[str]:
+    return ["python", "-c", f"from mnist.tracking import client; {code}"]
+
+
+def _check_schema(version: str, uri: str, shown: str) -> None:
+    """Check the version of a store's tables by the files of MLflow's migrations."""
+    spec = find_spec("mlflow")
+    assert spec
+    assert spec.origin
+    scripts = (Path(spec.origin).parent / "store/db_migrations/versions").glob("*.py")
+    text = "\n".join(script.read_text(encoding="utf-8") for script in scripts)
+    if not re.search(rf"(?m)^revision = .{version}.$", text):
+        expected = "of this one: use the MLflow that wrote it, or MLFLOW_TRACKING_URI=sqlite:///other.db"
+        raise InputError(shown, found="tables of a newer MLflow", expected=expected)
+    if re.search(rf"(?m)^down_revision = .{version}.$", text):
+        expected = f"of this one: run `mlflow db upgrade {shlex.quote(uri)}`"
+        raise InputError(shown, found="tables of an older MLflow", expected=expected)
+
+
+def _ask_server(uri: str, shown: str) -> str:
+    import requests
+
+    expected = "a server that answers: start it, or run `unset MLFLOW_TRACKING_URI`"
+    if requests.utils.get_environ_proxies(uri):
+        expected = f"an answer through the proxy: run `export NO_PROXY={urlsplit(uri).hostname}`"
+    try:
+        status = requests.get(f"{uri.rstrip('/')}/health", timeout=TIMEOUT_SECONDS).status_code
+        found = "" if status == requests.codes.ok else f"answer {status}"
+    except requests.RequestException as error:
+        found = type(error).__name__  # its text holds the URI
+    if found:
+        raise InputError(shown, found=found, expected=expected)
+    return shown
+
+
+def _dvc_runs() -> bool:
+    """Return whether a process of DVC works in this checkout."""
+    for process in psutil.process_iter(["cwd", "cmdline"]):
+        words = [Path(word).name for word in (process.info["cmdline"] or [])[:3]]
+        if process.info["cwd"] == str(Path.cwd()) and "dvc" in words:
+            return True
+    return False
+
+
+CHECKS = {
+    "environment": check_environment,
+    "git": check_repository,
+    "HEAD": check_head,
+    "author": check_author,
+    "line ends": check_line_ends,
+    "pipeline": check_pipeline,
+    "DVC's locks": check_locks,
+    "DVC's cache": check_cache,
+    "leftovers": check_leftovers,
+    "MLflow": check_store,
+    "disks": check_disks,
+}

@@ -54,7 +54,7 @@ def test_confident_mistakes_are_counted(tmp_path: Path) -> None:
 
 
 def test_training_and_validation_images_are_counted(tmp_path: Path) -> None:
-    summary = Made(tmp_path).summary()
+    summary = Made(tmp_path, num_epochs=2).summary()
     assert summary.num_trained_on == 1200 - 200
     assert summary.validation_accuracy == Rate(hits=181, num_images=200)  # of 0.905, to six digits
 

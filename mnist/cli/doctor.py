@@ -11,8 +11,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import closing
-from datetime import UTC, datetime
-from importlib.util import find_spec
+from importlib.metadata import distribution
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -28,6 +27,12 @@ MIN_FREE_BYTES = 500e6  # a data set, twice with DVC's cache, and the files of s
 TIMEOUT_SECONDS = 2.0  # for the tracking server
 CLOCK_SECONDS = 60  # by which the clocks of two machines may differ
 RWLOCK = Path(".dvc/tmp/rwlock")  # of DVC
+PLACES = "SELECT artifact_location FROM experiments WHERE artifact_location LIKE '%/mlartifacts'"
+# `mnist.tracking.registry` writes it; the challenger stays until a newer model is registered.
+AHEAD = (
+    "SELECT name, datetime(CAST(value AS INTEGER) / 1000, 'unixepoch') FROM registered_model_tags"
+    " WHERE key = 'challenger_time_ms' AND CAST(value AS INTEGER) > ?"
+)
 
 
 class RepairableError(InputError):
@@ -77,9 +82,7 @@ def check_environment() -> str:
         made_for = Path(os.fsdecode(named[0])) if named else HERE
         if made_for.resolve() != own.resolve():
             expected = "those of here: run `make setup`"
-            raise InputError(
-                ".venv", found=f"scripts of {made_for}, from where it was moved", expected=expected
-            )
+            raise InputError(".venv", found=f"scripts of {made_for}", expected=expected)
     wanted = (own if own.is_dir() else Path(sys.executable).parent).resolve()
     for name in ("python", "dvc"):  # DVC starts the stages with the first `python`
         found = shutil.which(name)
@@ -96,9 +99,8 @@ def check_repository() -> str:
     """Check that there is a repository with all its history, or that DVC knows that there is none."""
     done = git.run("rev-parse", "--is-shallow-repository", "--show-prefix", folder=HERE)
     if done.returncode:
-        if any(
-            re.search(r"(?mi)^\s*no_scm *= *true", file.read_text()) for file in HERE.glob(".dvc/config*")
-        ):
+        settings = "\n".join(file.read_text(encoding="utf-8") for file in HERE.glob(".dvc/config*"))
+        if re.search(r"(?mi)^\s*no_scm *= *true", settings):
             return "none, as core.no_scm says"
         found = " ".join(done.stderr.decode(errors="replace").split())
         expected = "a repository: run `git init`, or `dvc config --local core.no_scm true`"
@@ -107,7 +109,6 @@ def check_repository() -> str:
         raise InputError("git", found=found, expected=expected)
     is_shallow, prefix, *_ = [*done.stdout.decode(errors="replace").splitlines(), ""]
     if is_shallow == "true":
-        # DVC fetches what it needs into the temporary tree, which fails without history.
         expected = "all history, or DVC loses experiments of --temp and queues: run `git fetch --unshallow`"
         raise InputError("git", found="a shallow clone", expected=expected)
     return f"all history{f', in {prefix} of a larger repository' if prefix else ''}"
@@ -212,33 +213,28 @@ def check_store() -> str:
     file = Path(unquote(uri.removeprefix("sqlite:///").partition("?")[0]))
     if not uri.startswith("sqlite:///") or not file.exists():
         return f"{shown}, which the next command opens"
+    if not os.access(file, os.R_OK | os.W_OK):
+        raise InputError(shown, found="no permission", expected=f"yours: run `sudo chown $USER {file}`")
     try:
         # Not by MLflow, whose import takes a second, and which would change the file.
         with closing(sqlite3.connect(f"{file.as_uri()}?mode=ro", uri=True)) as store:
             ((version,),) = store.execute("SELECT version_num FROM alembic_version")
-            places = [place for (place,) in store.execute("SELECT artifact_location FROM experiments")]
-            # `mnist.tracking.registry` sets it: a newer model becomes the challenger.
-            times = "SELECT name, value FROM registered_model_tags WHERE key = 'challenger_time_ms'"
-            challengers = list(store.execute(times))
+            places = list(store.execute(PLACES))
+            ahead = list(store.execute(AHEAD, [(time.time() + CLOCK_SECONDS) * 1000]))
     except (sqlite3.Error, ValueError) as error:  # ValueError: an empty table
         expected = "a store of MLflow: move it away, then run `mnist sync`"
         raise InputError(shown, found=str(error), expected=expected) from None
     _check_schema(version, uri, shown)
-    for place in places if file == paths.root() / "mlflow.db" else []:
+    for (place,) in places if file == paths.root() / "mlflow.db" else []:
         old = Path(unquote(place.removeprefix("file://")))
-        if old.name == "mlartifacts" and old.parent != paths.root() and (paths.root() / old.name).is_dir():
-            command = _python("client.connect()")
-            raise RepairableError(
-                shown, found=f"files in {old}", expected="in this checkout", command=command
-            )
-    for name, time_ms in challengers:
-        if int(time_ms) > (time.time() + CLOCK_SECONDS) * 1000:
-            when = datetime.fromtimestamp(int(time_ms) / 1000, tz=UTC)
-            found = f"a challenger {name} of the future ({when:%Y-%m-%d %H:%M} UTC)"
-            call = f"delete_registered_model_tag({name!r}, 'challenger_time_ms')"
-            command = _python(f"client.connect().client.{call}")
-            expected = "one that newer models replace"
-            raise RepairableError(shown, found=found, expected=expected, command=command)
+        if old.parent != paths.root() and (paths.root() / old.name).is_dir():
+            expected, command = "files in this checkout", _python("client.connect()")
+            raise RepairableError(shown, found=f"files in {old}", expected=expected, command=command)
+    for name, when in ahead:
+        found, expected = f"a challenger {name} of the future ({when} UTC)", "one that newer models replace"
+        call = f"delete_registered_model_tag({name!r}, 'challenger_time_ms')"
+        command = _python(f"client.connect().client.{call}")
+        raise RepairableError(shown, found=found, expected=expected, command=command)
     return shown
 
 
@@ -248,11 +244,9 @@ def _python(code: str) -> list[str]:
 
 def _check_schema(version: str, uri: str, shown: str) -> None:
     """Check the version of a store's tables by the files of MLflow's migrations."""
-    spec = find_spec("mlflow")
-    assert spec
-    assert spec.origin
-    scripts = (Path(spec.origin).parent / "store/db_migrations/versions").glob("*.py")
-    text = "\n".join(script.read_text(encoding="utf-8") for script in scripts)
+    folder = distribution("mlflow").locate_file("mlflow/store/db_migrations/versions")
+    scripts = [script.read_text(encoding="utf-8") for script in Path(str(folder)).glob("*.py")]
+    text, version = "\n".join(scripts), re.escape(str(version))
     if not re.search(rf"(?m)^revision = .{version}.$", text):
         expected = "of this one: use the MLflow that wrote it, or MLFLOW_TRACKING_URI=sqlite:///other.db"
         raise InputError(shown, found="tables of a newer MLflow", expected=expected)

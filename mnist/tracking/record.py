@@ -59,17 +59,13 @@ def find(store: Store, model: str) -> Candidate:
             runs = _finished(store, f"attributes.run_id LIKE '{some}%'")
             runs = [run for run in runs if run.info.run_id.startswith(model)]
     if len(runs) != 1:
+        found = "several runs whose id begins so" if runs else "no such version, experiment or finished run"
         registered = store.client.search_registered_models()
         aliases = (f"models:/{one.name}@{alias}" for one in registered for alias in one.aliases)
         names = dict.fromkeys(name for run in _finished(store) for name in _experiments(run))
-        raise InputError(
-            f"{model} in MLflow at {paths.shown(store.uri)}",
-            found="several runs whose id begins so"
-            if runs
-            else "no such version, experiment or finished run",
-            expected=f"a version ({_listed(aliases)}), an experiment ({_listed(names)}) or a run id; "
-            "`mnist sync` restores runs",
-        )
+        expected = f"a version ({_listed(aliases)}), an experiment ({_listed(names)}) or a run id"
+        where = f"{model} in MLflow at {paths.shown(store.uri)}"
+        raise InputError(where, found=found, expected=f"{expected}; `mnist sync` restores runs")
     candidate = Candidate(run=runs[0], version=version)
     if missing := [name for name in TAGS if not runs[0].data.tags.get(name)]:
         expected = "a run of this pipeline, made in a git checkout"
@@ -78,13 +74,10 @@ def find(store: Store, model: str) -> Candidate:
 
 
 def _version(store: Store, name: str, alias: str | None, number: str) -> ModelVersion | None:
-    client = store.client
     try:
-        return (
-            client.get_model_version_by_alias(name, alias)
-            if alias
-            else client.get_model_version(name, number)
-        )
+        if alias:
+            return store.client.get_model_version_by_alias(name, alias)
+        return store.client.get_model_version(name, number)
     except MlflowException as error:
         if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
             raise
@@ -92,7 +85,7 @@ def _version(store: Store, name: str, alias: str | None, number: str) -> ModelVe
 
 
 def _finished(store: Store, wanted: str = "") -> list[Run]:
-    """Return the newest finished runs that a filter finds."""
+    """Return the finished runs that a filter finds, the newest first; 1,000 of them at most."""
     query = " and ".join(filter(None, ["attributes.status = 'FINISHED'", wanted]))
     return list(store.client.search_runs([store.experiment_id], query, order_by=["start_time DESC"]))
 

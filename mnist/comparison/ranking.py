@@ -13,7 +13,7 @@ from tabulate import tabulate
 from mnist.core import config, files, paths
 from mnist.core.config import Split, as_typed
 from mnist.core.errors import InputError
-from mnist.lineage import experiments, lock
+from mnist.lineage import experiments, git, lock
 from mnist.lineage.experiments import Revision
 
 ACCURACY, LOSS = "val_accuracy", "val_loss"
@@ -52,9 +52,9 @@ def load_results(root: Path, revs: Sequence[str] | None, file: Path, keys: Seque
     Raises:
         InputError: there is no checkout with git and DVC, or no such commit.
     """
-    head = experiments.commit_of(root, "HEAD")
+    head = git.resolve("HEAD", folder=root)
     finished = [one for one in experiments.every(root) if one.kind == "experiment"]
-    commits = {experiments.commit_of(root, rev): rev for rev in (["HEAD"] if revs is None else revs)}
+    commits = {git.resolve(rev, folder=root): rev for rev in (["HEAD"] if revs is None else revs)}
     if revs is None:
         commits = {one.baseline: one.baseline[:7] for one in finished} | commits
     finished = [one for one in finished if one.baseline in commits]

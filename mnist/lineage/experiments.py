@@ -71,17 +71,6 @@ def every(root: Path) -> list[Revision]:
     return found
 
 
-def commit_of(root: Path, rev: str) -> str:
-    """Return the full hash of a commit that a user named.
-
-    Raises:
-        InputError: there is no such commit.
-    """
-    if commit := git.commit_here(rev, folder=root):
-        return commit
-    raise InputError(f"revision {rev!r} in {root}", found="no such commit", expected="one of a git checkout")
-
-
 def contents(root: Path, revisions: Sequence[Revision], file: Path) -> list[bytes | None]:
     """Return the bytes of a file in each revision; None where it has no such file."""
     names = [f"{one.commit}:./{file.as_posix()}" for one in revisions if one.commit]

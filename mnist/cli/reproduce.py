@@ -221,7 +221,7 @@ def confirm(uri: str, *, trust: bool) -> None:
     Raises:
         InputError: it may not, or nobody can be asked.
     """
-    if trust or uri == f"sqlite:///{paths.root() / 'mlflow.db'}":
+    if trust or uri == paths.sqlite_uri(paths.root() / "mlflow.db"):
         return
     if not (sys.stdin.isatty() and click.confirm(f"Run this code, which {paths.shown(uri)} recorded?")):
         expected = "a yes, or `--trust`: it is code that others may have written"

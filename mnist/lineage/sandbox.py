@@ -161,7 +161,7 @@ def prepare(sandbox: Sandbox, cache: Path) -> Mapping[str, str]:
         "TMPDIR": str(sandbox.folder / "tmp"),  # torch leaves things there
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
         "DVC_SITE_CACHE_DIR": str(sandbox.folder / "site"),
-        "MLFLOW_TRACKING_URI": f"sqlite:///{sandbox.folder / 'mlflow.db'}",
+        "MLFLOW_TRACKING_URI": paths.sqlite_uri(sandbox.folder / "mlflow.db"),
     }
     if mirror := first_mirror(checkout):
         environment[paths.MIRROR_VARIABLE] = mirror

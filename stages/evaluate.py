@@ -1,7 +1,7 @@
-"""Evaluate the trained weights on the test images, and draw galleries and what the network sees.
+"""Evaluate the trained weights on the test images, write them as ONNX, and draw what the network sees.
 
-data/mnist.safetensors, metrics/validation.json, models/model.safetensors ->
-metrics/test.json, metrics/predictions.csv, metrics/classes.csv, metrics/plots/, data/log_probs.safetensors
+data/mnist.safetensors, metrics/validation.json, models/model.safetensors -> metrics/test.json,
+metrics/predictions.csv, metrics/classes.csv, metrics/plots/, data/log_probs.safetensors, models/model.onnx
 """
 
 from pathlib import Path
@@ -26,6 +26,7 @@ def run(
     dataset: Path = paths.DATASET,
     validation: Path = paths.VALIDATION,
     weights: Path = paths.WEIGHTS,
+    onnx: Path = paths.ONNX,
     test_metrics: Path = paths.TEST_METRICS,
     predictions: Path = paths.PREDICTIONS,
     by_class: Path = paths.CLASSES,
@@ -40,7 +41,7 @@ def run(
     classes, test = data.describe(dataset).classes, data.load(dataset, "test")
     import numpy as np
 
-    from mnist.evaluation import figures
+    from mnist.evaluation import figures, onnx_model
     from mnist.training import devices, model
 
     device = devices.prepare(params)
@@ -71,6 +72,7 @@ def run(
         )
     figures.filters(filters, figures.first_weights(classifier))
     figures.feature_maps(feature_maps, inputs_NHW, [classes[label] for label in one_a_class.labels_N], maps)
+    onnx_model.export(onnx, classifier, weights_sha256=files.sha256(weights), test=test)
     print(
         f"evaluate: accuracy {result.accuracy:.2%} on {result.num_images:,} test images"
         f" ({result.num_wrong:,} wrong), loss {result.loss:.4f}"

@@ -1,6 +1,6 @@
 """Ensure the MLflow run of this result, and register its model where it is good enough.
 
-all that training depends on, models/model.safetensors, metrics/, data/validation.html,
+all that training depends on, models/model.safetensors, models/model.onnx, metrics/, data/validation.html,
 data/log_probs.safetensors -> MLflow, models/registered.json, metrics/report.html
 
 Its out is neither in git nor in DVC's cache, so DVC cannot restore it. So the stage runs in a new clone, in
@@ -49,6 +49,8 @@ def run(
     else:
         state = "new" if logged.is_new else "registered before"
         print(f"  model  models:/{version.name}/{version.version}, {state}")
+        if logged.stays:
+            print(f"  alias  {logged.stays}")
     print(f"  page   {report}: all numbers, curves, mistakes, what the network sees")
     print(f"  files  {paths.TEST_METRICS}, {paths.GALLERY.parent}/, {paths.VALIDATION_PAGE}")
     print("  next   make ui | dvc exp run -S lr=0.05 | mnist diff | dvc plots show")

@@ -200,6 +200,33 @@ def migrated_store(made_once: MadeOnce) -> Path:
     return made_once("store", make) / "mlflow.db"
 
 
+@pytest.fixture(scope="session")
+def scored(made_once: MadeOnce, small_data: SmallData) -> Path:
+    """A folder with weights, their ONNX file, and their scores of the small test images. Do not change it."""
+
+    def make(folder: Path) -> None:
+        import torch
+
+        from mnist.core import config, files, paths
+        from mnist.evaluation import onnx_model, predictions
+        from mnist.training import model
+
+        store.write(folder / paths.DATASET, train=small_data.train, test=small_data.test, description=DIGITS)
+        settings = config.load(Path(__file__).parents[1] / paths.PARAMS)
+        classifier = model.build(settings, classes=DIGITS.classes, seed=0, mean=0.13, std=0.31).eval()
+        model.save(folder / paths.WEIGHTS, classifier, settings)
+        log_probs = model.log_probabilities(classifier, small_data.test, torch.device("cpu"))
+        predictions.write_log_probs(folder / paths.LOG_PROBS, log_probs.numpy())
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("DVC_ROOT", str(folder))
+            weights_sha256 = files.sha256(folder / paths.WEIGHTS)
+            onnx_model.export(
+                folder / paths.ONNX, classifier, weights_sha256=weights_sha256, test=small_data.test
+            )
+
+    return made_once("scored", make)
+
+
 @pytest.fixture
 def dataset_path(small_data: SmallData, tmp_path: Path) -> Path:
     """The file that `download` makes of the small data."""

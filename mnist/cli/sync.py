@@ -114,7 +114,7 @@ def _sync(store: "Store", name: str, result: Result, folder: Path, seen: set[str
         rendered = pages.render(result, folder=folder)
         # Another revision may have other files; those that the pages are made of are checked.
         artifacts = [path for path in paths.ARTIFACTS if (folder / path).is_file()]
-        run = runs.ensure(store, result, rendered, artifacts=artifacts, folder=folder, checked=False).run
+        run = runs.ensure(store, result, rendered, artifacts=artifacts, folder=folder).run
     except ServiceUnavailableError:
         raise
     except InputError as error:

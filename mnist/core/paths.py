@@ -18,6 +18,7 @@ VALIDATION_PAGE = Path("data/validation.html")
 LOG_PROBS = Path("data/log_probs.safetensors")
 
 WEIGHTS = Path("models/model.safetensors")
+ONNX = Path("models/model.onnx")
 REGISTERED = Path("models/registered.json")
 
 VALIDATION = Path("metrics/validation.json")
@@ -40,6 +41,7 @@ ARTIFACTS = (
     PIPELINE,
     LOCK,
     WEIGHTS,
+    ONNX,
     VALIDATION,
     VALIDATION_PAGE,
     STATS,

@@ -29,7 +29,7 @@ from mnist.core.config import Registry
 from mnist.core.errors import InputError
 from mnist.evaluation.predictions import Predictions, parse_table
 from mnist.lineage.result import user
-from mnist.tracking import promotion
+from mnist.tracking import client, promotion
 from mnist.tracking.client import Store
 from mnist.tracking.promotion import CHALLENGER, CHAMPION, Decision, Model
 
@@ -207,7 +207,7 @@ def _predictions(run: Run, text: str, where: str) -> Predictions:
 
 def _artifact(store: Store, run_id: str, path: Path) -> str | None:
     """Return a text file of a run, or None where the run has no such file."""
-    with _artifact_store():
+    with client.readable("MLflow's artifacts"):
         listed = store.client.list_artifacts(run_id, path.parent.as_posix())
         if path.as_posix() not in {file.path for file in listed}:
             return None
@@ -251,7 +251,7 @@ def _carry_out(store: Store, name: str, decision: Decision, *, before: Sequence[
     places = [os.path.relpath(paths.root() / LOG), f"tag `{RECORD}` of version {candidate.version}"]
     with _appending(paths.root() / LOG) as log:  # opened first: where it cannot be, nothing happens
         if candidate.run_name:  # or else there is no run to keep it
-            with _artifact_store():
+            with client.readable("MLflow's artifacts"):
                 store.client.log_text(candidate.run_id, json.dumps(record, indent=2) + "\n", file)
             places.append(f"artifact {file} of its run")
         store.client.set_model_version_tag(name, candidate.version, RECORD, line)
@@ -287,13 +287,3 @@ def _appending(path: Path) -> Iterator[BinaryIO]:
         yield stream
         stream.flush()
         os.fsync(stream.fileno())
-
-
-@contextmanager
-def _artifact_store() -> Iterator[None]:
-    """Turn an error of the artifact store into one line; each kind of store has its own errors."""
-    try:
-        yield
-    except Exception as error:
-        found = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        raise InputError("MLflow's artifacts", found=found, expected="a store that answers") from error

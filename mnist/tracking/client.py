@@ -197,6 +197,18 @@ def answering(uri: str) -> Iterator[None]:
         raise InputError(f"MLflow at {shown}", found=reason, expected="a store that takes this") from None
 
 
+@contextmanager
+def readable(where: str) -> Iterator[None]:
+    """Turn what the store of artifacts raises into one line; each kind of store has its own errors."""
+    try:
+        yield
+    except (InputError, MlflowException, RequestException):  # see `answering`
+        raise
+    except Exception as error:
+        found = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise InputError(where, found=found, expected="files that can be read and written") from error
+
+
 def _cause(error: BaseException) -> BaseException:
     """Return the error of the database or of the connection that MLflow has wrapped."""
     for cause in (getattr(error, "orig", None), error.__cause__, error.__context__):

@@ -1,8 +1,7 @@
 """The records of a result in MLflow that a reproduction needs: its run, its files, its model."""
 
-import contextlib
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from mlflow.exceptions import MlflowException
 
 from mnist.core import paths
 from mnist.core.errors import InputError
+from mnist.tracking import client
 from mnist.tracking.client import Store
 from mnist.tracking.events import COMMIT, DATASET, EXPERIMENTS, FINGERPRINT, WEIGHTS
 
@@ -105,7 +105,7 @@ def download(store: Store, candidate: Candidate, folder: Path) -> None:
         InputError: they cannot be read.
     """
     run_id = candidate.run.info.run_id
-    with _readable(f"files of {candidate}"):
+    with client.readable(f"files of {candidate}"):
         for parent in {path.parent for path in KEPT}:
             (folder / parent).mkdir(parents=True, exist_ok=True)
             for file in store.client.list_artifacts(run_id, parent.as_posix()):
@@ -113,26 +113,3 @@ def download(store: Store, candidate: Candidate, folder: Path) -> None:
                     # Where in the folder it arrives is each artifact store's own choice.
                     arrived = store.client.download_artifacts(run_id, file.path, str(folder / parent))
                     Path(arrived).replace(folder / file.path)
-
-
-def tensors(store: Store, candidate: Candidate, folder: Path) -> dict[str, bytes]:
-    """Return the tensors that the stored model of a version holds, as bytes by name; none without one."""
-    if not candidate.version:
-        return {}
-    import mlflow.pytorch  # not by all: it imports torch
-
-    mlflow.set_tracking_uri(store.uri)
-    mlflow.set_registry_uri(store.uri)
-    with _readable(candidate.uri):
-        model = mlflow.pytorch.load_model(candidate.uri, dst_path=str(folder))
-        return {name: tensor.numpy().tobytes() for name, tensor in model.state_dict().items()}
-
-
-@contextlib.contextmanager
-def _readable(where: str) -> Iterator[None]:
-    """Turn any error of the block into one line; each kind of artifact store has its own errors."""
-    try:
-        yield
-    except Exception as error:
-        found = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        raise InputError(where, found=found, expected="files that can be read") from error

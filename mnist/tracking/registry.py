@@ -1,44 +1,43 @@
 """MLflow's model registry: one version for each set of weights, checked before it counts.
 
-Shape suffixes: N images, H rows, W columns, K classes.
+Whoever reaches a server can write to it. So nothing here runs what a stored model names: `load` reads two of
+its files, `MLmodel` and the ONNX file.
 """
 
 import contextlib
 import io
+import re
 import tempfile
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
 import mlflow
-import mlflow.artifacts
-import mlflow.pyfunc
-import mlflow.pytorch
+import mlflow.onnx
 import numpy as np
-import torch
+import onnx
 from mlflow.entities import Run
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature
+from mlflow.store.artifact.models_artifact_repo import ModelsArtifactRepository
 from mlflow.types import Schema, TensorSpec
 
-from mnist.core import files, paths
+from mnist.core import config, files, paths
 from mnist.core.errors import InputError
 from mnist.data import store as data
-from mnist.evaluation import pages
-from mnist.evaluation.predictions import read_table
-from mnist.lineage.result import Result
-from mnist.tracking import client, events, promotion
+from mnist.evaluation import onnx_model, pages, predictions
+from mnist.evaluation.onnx_model import OnnxModel
+from mnist.tracking import client, events
 from mnist.tracking.client import Store
-from mnist.training import model
-from mnist.training.model import Classifier
+from mnist.tracking.promotion import CHALLENGER, CHAMPION
 
 LOGGED = "models:/m-"  # how the source of a version begins that is a logged model
-REQUIREMENTS = ("torch", "numpy", "mlflow")
+REQUIREMENTS = ("onnxruntime", "numpy", "mlflow")
+ONNX = "onnx_sha256"  # tag of a version: digest of its ONNX file
 CHALLENGER_TIME = "challenger_time_ms"  # tag: when the result of the challenger was made
-TOLERANCE = 1e-6  # of a probability: the exported graph may add in another order
-# Share of the test images that another processor may classify otherwise, in the last bits of a tie.
-MAX_OTHERS = 0.001
+MLMODEL, MAX_MLMODEL_BYTES = "MLmodel", 2**16  # the file that describes a stored model; ours have 1 kB
 
 
 def signature(num_classes: int) -> ModelSignature:
@@ -47,14 +46,6 @@ def signature(num_classes: int) -> ModelSignature:
         inputs=Schema([TensorSpec(np.dtype(np.uint8), (-1, 28, 28))]),
         outputs=Schema([TensorSpec(np.dtype(np.float32), (-1, num_classes))]),
     )
-
-
-def is_ours(other: ModelSignature | None) -> bool:
-    """Return whether a signature is that of this pipeline's models, with any number of classes."""
-    try:
-        return bool(other and other == signature(other.outputs.inputs[0].shape[-1]))
-    except (AttributeError, IndexError, TypeError):  # no outputs, or no tensor
-        return False
 
 
 def description(classes: Sequence[str]) -> str:
@@ -74,69 +65,36 @@ def find(store: Store, name: str, weights_sha256: str) -> ModelVersion | None:
 
 
 def ensure(
-    store: Store,
-    run: Run,
-    classifier: Classifier,
-    *,
-    name: str,
-    weights_sha256: str,
-    accuracy: float,
-    card: str,
+    store: Store, run: Run, folder: Path, *, name: str, weights_sha256: str, accuracy: float, card: str
 ) -> tuple[ModelVersion, bool]:
     """Return the version of these weights, and whether it was made just now; never a second one.
 
     Args:
         store: where runs and versions are.
         run: that the weights came from.
-        classifier: with the weights, on the CPU, in evaluation mode.
+        folder: the root of a checkout, with the files of the result.
         name: of the registered model.
         weights_sha256: digest of the weights file, by which the version is found.
         accuracy: on the test images, for people to read beside the version.
         card: of the model: a file beside it, and the description of the version.
+
+    Raises:
+        InputError: the ONNX file is missing, or is not of these weights or this evaluation.
     """
     with client.lock("registry"):  # queued experiments may come to the same weights at once
         existing = find(store, name, weights_sha256)
         if existing and is_whole(store, existing):
             return existing, False
-        mlflow.set_tracking_uri(store.uri)
-        mlflow.set_registry_uri(store.uri)
+        _use(store)
         version = existing
         if version is None or not has_files(store, version):
-            uri = _log(store, run, classifier, existing)
-            _check(uri, classifier)
-            tags = {"test_accuracy": f"{accuracy:.4f}", events.WEIGHTS: weights_sha256}
-            version = existing or _register(store, uri, name, classifier.classes, tags)
+            digest = files.sha256(folder / paths.ONNX)
+            tags = {"test_accuracy": f"{accuracy:.4f}", events.WEIGHTS: weights_sha256, ONNX: digest}
+            uri = _log(store, run, folder, existing)
+            model = load(store, uri, tags)
+            _check(model, folder)
+            version = existing or _register(store, uri, name, model.about.classes, tags)
         return _attach(store, version, card), existing is None
-
-
-def check_code(result: Result, classifier: Classifier, folder: Path) -> None:
-    """Check that the weights give the evaluated predictions with the network of this code.
-
-    The weights may come from another commit, whose network differs from that of this code. Then the model
-    would be registered with an accuracy that it does not have.
-
-    Args:
-        result: whose files lie in `folder`.
-        classifier: with its weights.
-        folder: the root of a checkout.
-
-    Raises:
-        InputError: it predicts something else, or there are no test images to find out.
-    """
-    dataset = folder / paths.DATASET
-    if not dataset.is_file() or files.sha256(dataset) != result.origin.dataset_sha256:
-        expected = "the data that the weights were tested on"
-        raise InputError(str(paths.DATASET), found="other data, or none", expected=expected)
-    test = data.load(dataset, "test")
-    log_probs_NK = model.log_probabilities(classifier, test, torch.device("cpu"))
-    predicted_N = np.array(classifier.classes)[log_probs_NK.argmax(1).numpy()]
-    num_others = int((predicted_N != read_table(folder / paths.PREDICTIONS).predicted_N).sum())
-    if num_others > MAX_OTHERS * len(test):
-        raise InputError(
-            str(paths.WEIGHTS),
-            found=f"weights of other code: today's network classifies {num_others:,} test images otherwise",
-            expected=f"the network of {result.origin.source.commit[:12]}: run `mnist sync` there",
-        )
 
 
 def _register(
@@ -173,16 +131,25 @@ def is_whole(store: Store, version: ModelVersion) -> bool:
 
 def has_files(store: Store, version: ModelVersion) -> bool:
     """Return whether the files of a version are there: they may be lost, and the store not."""
-    mlflow.set_tracking_uri(store.uri)
-    mlflow.set_registry_uri(store.uri)
+    _use(store)
     try:
-        return bool(mlflow.artifacts.list_artifacts(f"models:/{version.name}/{version.version}"))
+        return bool(ModelsArtifactRepository(_uri(version)).list_artifacts(None))
     except (MlflowException, OSError):
         return False
 
 
-def _log(store: Store, run: Run, classifier: Classifier, existing: ModelVersion | None) -> str:
-    """Store the classifier as a logged model of its run, or of a version that lost it; return its URI."""
+def _use(store: Store) -> None:
+    """Let MLflow's own functions use this store."""
+    mlflow.set_tracking_uri(store.uri)
+    mlflow.set_registry_uri(store.uri)
+
+
+def _uri(version: ModelVersion) -> str:
+    return f"models:/{version.name}/{version.version}"
+
+
+def _log(store: Store, run: Run, folder: Path, existing: ModelVersion | None) -> str:
+    """Store the ONNX file as a logged model of its run, or of a version that lost it; return its URI."""
     # Made by the client, for our experiment; `log_model` would take the process's current one, whose
     # artifacts are relative to the current folder.
     run_id = run.info.run_id
@@ -199,40 +166,125 @@ def _log(store: Store, run: Run, classifier: Classifier, existing: ModelVersion 
         artifact_path=None,
         model_id=model_id,
         run_id=None if model_id in linked else run_id,  # MLflow fails to link the two a second time
-        flavor=mlflow.pytorch,
-        pytorch_model=classifier,
-        serialization_format="pt2",  # a graph and tensors: no pickle, none of our code
-        signature=signature(len(classifier.classes)),
-        # Two images: the exporter freezes a batch size of 1 into the graph.
-        input_example=np.zeros((2, 28, 28), np.uint8),
+        flavor=mlflow.onnx,
+        onnx_model=onnx.load(folder / paths.ONNX),
+        save_as_external_data=False,
+        onnx_execution_providers=["CPUExecutionProvider"],
+        signature=signature(len(onnx_model.load(folder / paths.ONNX).about.classes)),
         pip_requirements=[f"{package}=={version(package)}" for package in REQUIREMENTS],
-        validate_serving_input=False,  # `_check` does, with more than one batch size
     )
+    store.client.log_model_artifact(model_id, str(folder / paths.WEIGHTS))
     return f"models:/{model_id}"
 
 
-def _check(uri: str, classifier: Classifier) -> None:
-    """Load the stored model as a user would, and compare it with the one in memory.
+def _check(model: OnnxModel, folder: Path) -> None:
+    """Check that a stored model gives the probabilities that `evaluate` wrote with torch."""
+    images_NHW = data.load(folder / paths.DATASET, "test").images_NHW
+    if not model.agrees(images_NHW, predictions.read_log_probs(folder / paths.LOG_PROBS)):
+        found = f"other probabilities than in {paths.LOG_PROBS}"
+        raise InputError(str(paths.ONNX), found=found, expected="one evaluation: run `dvc repro`")
+
+
+def load(store: Store, uri: str, tags: Mapping[str, str], *, num_threads: int = 1) -> OnnxModel:
+    """Download and read a stored model.
+
+    Args:
+        store: that it is in.
+        uri: of a version, or of a logged model.
+        tags: of the version, with the digests of the weights and the ONNX file.
+        num_threads: of onnxruntime.
 
     Raises:
-        RuntimeError: they differ, or the stored one fails.
+        InputError: a file is missing, or it is not a model that `register` stored.
     """
-    # It was exported on the CPU, and refuses the GPU that MLflow would choose where there is one.
-    stored = mlflow.pyfunc.load_model(uri, model_config={"device": "cpu"})
-    for num_images in (1, 7):
-        images_NHW = np.random.default_rng(0).integers(0, 256, (num_images, 28, 28), np.uint8)
-        with torch.inference_mode():
-            expected_NK = classifier(torch.from_numpy(images_NHW)).numpy()
-        found_NK = stored.predict(images_NHW)
-        if found_NK.dtype != np.float32 or not np.allclose(found_NK, expected_NK, rtol=0, atol=TOLERANCE):
-            raise RuntimeError(f"{uri}: the stored model is not the one in memory, at batch {num_images}")
+    _use(store)
+    with tempfile.TemporaryDirectory() as temporary, client.readable(uri):
+        stored = ModelsArtifactRepository(uri)
+        name = _data_of(_download(stored, MLMODEL, temporary, MAX_MLMODEL_BYTES), uri)
+        file = _download(stored, name, temporary, onnx_model.MAX_BYTES)
+        if (digest := files.sha256(file)) != tags.get(ONNX):
+            expected = f"{tags.get(ONNX) or 'none'}, the tag {ONNX}"
+            raise InputError(f"{uri}/{name}", found=f"the digest {digest}", expected=expected)
+        model = onnx_model.load(file, num_threads=num_threads, where=f"{uri}/{name}")
+    if (weights := model.about.weights_sha256) != tags.get(events.WEIGHTS):
+        expected = f"{tags.get(events.WEIGHTS) or 'none'}, the tag {events.WEIGHTS}"
+        raise InputError(
+            f"{uri}/{name}", found=f"that it was made from the weights {weights}", expected=expected
+        )
+    return model
 
 
-def set_challenger(store: Store, version: ModelVersion, *, time_ms: int) -> None:
-    """Make this version the one that promotion will compare with the champion, unless a newer result is."""
+def load_version(store: Store, version: ModelVersion, *, num_threads: int = 1) -> OnnxModel:
+    """Load the model of a version; see `load`."""
+    return load(store, _uri(version), version.tags, num_threads=num_threads)
+
+
+def _download(stored: ModelsArtifactRepository, name: str, folder: str, max_bytes: int) -> Path:
+    """Download one file of a stored model."""
+    listed = {file.path: file for file in stored.list_artifacts(None)}
+    found = "no such file" if name not in listed else "a folder" if listed[name].is_dir else ""
+    if not found and (listed[name].file_size or 0) > max_bytes:
+        found = f"more than {max_bytes:,} bytes"
+    if found:
+        where = f"{stored.artifact_uri}/{name}"
+        raise InputError(where, found=found, expected="a file of a model that `register` stored")
+    return Path(stored.download_artifacts(name, folder))
+
+
+def _data_of(description: Path, uri: str) -> str:
+    """Return the name of the ONNX file in `MLmodel`, which must be of MLflow's flavor `onnx` and no other."""
+    where = f"{uri}/{description.name}"
+    flavors = config.parse_keys(description.read_bytes(), where).get("flavors")
+    found = flavors if isinstance(flavors, dict) else {}
+    onnx_flavor, pyfunc = found.get("onnx"), found.get("python_function")
+    if len(found) == 2 and isinstance(onnx_flavor, dict) and isinstance(pyfunc, dict):  # noqa: PLR2004
+        name = onnx_flavor.get("data")
+        is_ours = pyfunc.get("loader_module") == mlflow.onnx.__name__
+        has_code = onnx_flavor.get("code") or pyfunc.get("code")
+        if is_ours and not has_code and isinstance(name, str) and re.fullmatch(r"\w+\.onnx", name):
+            return name
+    shown = ", ".join(map(str, found))[:100]
+    raise InputError(where, found=f"the flavors {shown}", expected="one `onnx` model, without code")
+
+
+def set_challenger(store: Store, version: ModelVersion, *, time_ms: int) -> str:
+    """Make this version the candidate for promotion, unless there is one of a later result.
+
+    Returns:
+        The reason why the alias stays where it is; empty where it moves.
+    """
     registry, name = store.client, version.name
     with client.lock("registry"):
-        newest_ms = int(registry.get_registered_model(name).tags.get(CHALLENGER_TIME, 0))
-        if time_ms >= newest_ms:
-            registry.set_registered_model_alias(name, promotion.CHALLENGER, version.version)
-            registry.set_registered_model_tag(name, CHALLENGER_TIME, str(time_ms))
+        model = registry.get_registered_model(name)
+        latest_ms = int(model.tags.get(CHALLENGER_TIME, 0))
+        if time_ms < latest_ms:
+            latest, this = (
+                datetime.fromtimestamp(ms / 1000, UTC).isoformat(" ", "seconds")
+                for ms in (latest_ms, time_ms)
+            )
+            stays = f"`{CHALLENGER}` stays version {model.aliases.get(CHALLENGER)}"
+            return (
+                f"{stays}: its result is of {latest}, this one of {this}."
+                f" If a clock was wrong, delete the tag {CHALLENGER_TIME} of the model {name}"
+            )
+        registry.set_registered_model_alias(name, CHALLENGER, version.version)
+        registry.set_registered_model_tag(name, CHALLENGER_TIME, str(time_ms))
+    return ""
+
+
+def find_champion(store: Store, name: str) -> ModelVersion:
+    """Return the version of the registered model `name` that has the alias `champion`.
+
+    Raises:
+        InputError: there is none.
+    """
+    try:
+        return store.client.get_model_version_by_alias(name, CHAMPION)
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            found, expected = "no registered model yet", "one: run `make repro`, then `mnist promote`"
+        elif error.error_code == "INVALID_PARAMETER_VALUE":  # MLflow's code for a missing alias
+            found, expected = "no champion yet", "one: run `mnist promote`"
+        else:
+            raise
+        raise InputError(f"models:/{name}@{CHAMPION}", found=found, expected=expected) from None

@@ -35,11 +35,12 @@ CLOCK_SECONDS = 5  # by which the start of one process may seem to move when the
 
 @dataclass(frozen=True, kw_only=True)
 class Logged:
-    """The run of a result and its model version, which may be new; None below the floor."""
+    """The run of a result, its version (None below the floor), and why `challenger` stays, if it does."""
 
     run: Run
     version: ModelVersion | None
     is_new: bool
+    stays: str
 
 
 def ensure(
@@ -49,16 +50,14 @@ def ensure(
     *,
     artifacts: Sequence[Path],
     folder: Path = Path(),
-    checked: bool = True,
 ) -> Logged:
     """Find the run of a result or make it, and log whatever is missing, its model too; may be repeated.
 
-    The files of the result lie in `folder`; its run keeps `artifacts` of them. Weights that are not `checked`
-    may be those of another code's network, and are scored before their model is registered.
+    The files of the result lie in `folder`; its run keeps `artifacts` of them.
 
     Raises:
         ServiceUnavailableError: MLflow does not answer.
-        InputError: it refuses; or the weights are those of other code.
+        InputError: it refuses; or the ONNX file is not of these weights.
     """
     with client.answering(store.uri):
         _await_live(store, result)
@@ -70,26 +69,22 @@ def ensure(
             _complete(store, run, result, folder)
             _log_files(store, run, result, pages, artifacts=artifacts, folder=folder)
             close_abandoned(store)
-        version, is_new = None, False
+        version, is_new, stays = None, False, ""
         if result.is_good:
-            from mnist.tracking import registry  # torch: 2 s
-            from mnist.training import model
+            from mnist.tracking import registry  # onnxruntime: 0.3 s
 
-            classifier = model.load(folder / paths.WEIGHTS)
-            if not checked:
-                registry.check_code(result, classifier, folder)
             version, is_new = registry.ensure(
                 store,
                 run,
-                classifier,
+                folder,
                 name=result.registration.model_name,
                 weights_sha256=result.weights_sha256,
                 accuracy=result.accuracy,
                 card=pages.card,
             )
             if result.challenger:
-                registry.set_challenger(store, version, time_ms=result.time_ms)
-    return Logged(run=run, version=version, is_new=is_new)
+                stays = registry.set_challenger(store, version, time_ms=result.time_ms)
+    return Logged(run=run, version=version, is_new=is_new, stays=stays)
 
 
 def note_origin(store: Store, result: Result) -> bool:

@@ -1,8 +1,10 @@
-"""Serving of the champion on loopback: MLflow's scoring server behind a check of each request.
+"""Serving of the champion on loopback: a small FastAPI application on onnxruntime.
 
-MLflow casts its input to the model's uint8: 0.5 becomes 0, true becomes 1, "7" becomes 7, 256 in a
-dataframe becomes 0, and the client gets an answer without a warning. The check refuses a request that is not
+It speaks MLflow's scoring protocol. MLflow's own server casts its input to the model's uint8: 0.5 becomes 0,
+true becomes 1, "7" becomes 7, and the client gets an answer without a warning. This one refuses what is not
 raw pixels, with a reason.
+
+Shape suffixes: N images, H rows, W columns.
 """
 
 import asyncio
@@ -10,28 +12,28 @@ import contextlib
 import json
 import logging
 import socket
-import sys
-from collections.abc import Awaitable, Callable, MutableMapping
-from http import HTTPStatus
-from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
+from importlib.metadata import version
+from typing import Annotated, Any
 
+import numpy as np
+import uvicorn
+from fastapi import Depends, FastAPI, Request, Response
+from fastapi.responses import JSONResponse, PlainTextResponse
 from pydantic import FailFast, Field, TypeAdapter, ValidationError
 from pydantic_core import from_json, to_json
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from mnist.core import config, paths
 from mnist.core.errors import InputError
-from mnist.tracking.promotion import CHAMPION
-
-if TYPE_CHECKING:
-    from mlflow.entities.model_registry import ModelVersion
-    from mlflow.pyfunc import PyFuncModel
-
-    from mnist.tracking.client import Store
+from mnist.data.store import Bytes
+from mnist.evaluation.onnx_model import OnnxModel
 
 HOST = "127.0.0.1"  # there is no password, so only this machine is served
-INVOCATIONS = "/invocations"
+MAX_CONNECTIONS = 64
 MAX_BYTES = 32 * 2**20  # of one request: the 10,000 test images are 27 MB of JSON
-
+LARGE_BYTES = 2**20  # of a request; one large one at a time, so that 64 of them fit into memory
+NUM_SCORED = 2  # requests at once
+HEADER_SECONDS, BODY_SECONDS = 10, 60  # that a client may take to send them
 MAX_SHOWN = 40  # characters of what a client sent, in the reason for its refusal
 
 Pixel = Annotated[int, Field(strict=True, ge=0, le=255)]
@@ -47,11 +49,6 @@ EXPECTED = (  # of the batch and of what is in it, by depth
     "a row: a list of 28 pixels",
     "a raw pixel: a whole number from 0 (black) to 255 (white), not scaled",
 )
-
-Message: TypeAlias = MutableMapping[str, Any]
-Receive: TypeAlias = Callable[[], Awaitable[Message]]
-Send: TypeAlias = Callable[[Message], Awaitable[None]]
-App: TypeAlias = Callable[[Message, Receive, Send], Awaitable[None]]
 
 
 class RefusedError(InputError):
@@ -69,20 +66,12 @@ class RefusedError(InputError):
         self.status = status
 
 
-def checked(body: bytes, *, path: str, content_type: str) -> bytes:
-    """Check a request and return a new body for MLflow: `{"inputs": images}`.
+def parse(body: bytes) -> Bytes:
+    """Return the raw images, uint8 (N, 28, 28), of the body of a request.
 
     Raises:
-        RefusedError: it is not a request for the predictions of raw images.
+        RefusedError: it holds something else.
     """
-    # Compared here, not left to MLflow's router, which takes "/invocations\n" too.
-    if path != INVOCATIONS:
-        raise RefusedError(404, "the path", found=_shown(path), expected=INVOCATIONS)
-    if content_type.partition(";")[0].strip().lower() != "application/json":
-        raise RefusedError(415, "Content-Type", found=_shown(content_type), expected="application/json")
-    if len(body) > MAX_BYTES:
-        most = f"{MAX_BYTES // 2**20} MiB"
-        raise RefusedError(413, "the request", found=f"more than {most}", expected=f"at most {most}")
     try:
         request = from_json(body)
     except ValueError as error:
@@ -92,13 +81,12 @@ def checked(body: bytes, *, path: str, content_type: str) -> bytes:
         raise RefusedError(400, "the request", found=_shown(request), expected=REQUEST)
     ((name, batch),) = request.items()
     try:
-        images = BATCH.validate_python(batch)
+        return np.array(BATCH.validate_python(batch), np.uint8)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = name + "".join(f"[{index}]" for index in first["loc"])
         expected = EXPECTED[len(first["loc"])]
         raise RefusedError(400, where, found=_shown(first["input"]), expected=expected) from None
-    return to_json({"inputs": images})
 
 
 def _shown(value: Any) -> str:
@@ -111,124 +99,114 @@ def _shown(value: Any) -> str:
     return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."
 
 
-class Guard:
-    """An ASGI application that passes only checked requests on to MLflow's.
+def application(model: OnnxModel, port: int) -> FastAPI:
+    """Return the application that answers with the probabilities of a model."""
 
-    Args:
-        scoring: MLflow's application, the one that `mlflow models serve` runs.
-    """
+    def check_host(request: Request) -> None:
+        """Refuse the pages of other sites, whose name was made to mean this machine."""
+        host = request.headers.get("host", "")
+        names = [f"{name}:{port}" for name in (HOST, "localhost")]
+        if host not in names:
+            raise RefusedError(400, "Host", found=_shown(host), expected=" or ".join(names))
 
-    def __init__(self, scoring: App) -> None:
-        self.scoring = scoring
+    # Its pages of documentation would load scripts from elsewhere.
+    app = FastAPI(
+        dependencies=[Depends(check_host)],
+        docs_url=None,
+        redoc_url=None,
+        openapi_url=None,
+        redirect_slashes=False,
+    )
+    scoring, large = asyncio.Semaphore(NUM_SCORED), asyncio.Semaphore(1)
 
-    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
-        """Answer one request."""
-        if scope["type"] != "http" or scope["method"] != "POST":
-            await self.scoring(scope, receive, send)
-            return
-        sent = await _read(receive)
-        content_type = dict(scope["headers"]).get(b"content-type", b"").decode("latin-1")
-        try:
-            body = await asyncio.to_thread(checked, sent, path=scope["path"], content_type=content_type)
-        except RefusedError as error:
-            status, answer = error.status, _reason("BAD_REQUEST", str(error))
-        else:
-            status, answer = await self._score(scope, body, receive)
-        headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(answer))]
-        await send({"type": "http.response.start", "status": status, "headers": headers})
-        await send({"type": "http.response.body", "body": answer})
+    @app.get("/ping")
+    @app.get("/health")
+    async def ping() -> Response:
+        return Response("\n", media_type="application/json")
 
-    async def _score(self, scope: Message, body: bytes, receive: Receive) -> tuple[int, bytes]:
-        """Return status and body of MLflow's answer; print the reason for a failure on stderr."""
-        requests: list[Message] = [{"type": "http.request", "body": body}]
-        responses: list[Message] = []
+    @app.get("/version")
+    async def mlflow_version() -> Response:
+        return PlainTextResponse(version("mlflow"))
 
-        async def replay() -> Message:
-            return requests.pop() if requests else await receive()
+    @app.post("/invocations")
+    async def invocations(request: Request) -> Response:
+        kind = request.headers.get("content-type", "")
+        if kind.partition(";")[0].strip().lower() != "application/json":
+            raise RefusedError(415, "Content-Type", found=_shown(kind), expected="application/json")
+        async with contextlib.AsyncExitStack() as held:
+            body = await _read(request, large, held)
+            async with scoring:
+                return Response(await asyncio.to_thread(answer, body), media_type="application/json")
 
-        async def collect(message: Message) -> None:
-            responses.append(message)
+    def answer(body: bytes) -> bytes:
+        return to_json({"predictions": model.predict(parse(body)).tolist()})
 
-        headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
-        await self.scoring({**scope, "headers": headers}, replay, collect)
-        status = responses[0]["status"]
-        answer = b"".join(message.get("body", b"") for message in responses[1:])
-        if status == HTTPStatus.OK:
-            return status, answer
-        # The request was valid. MLflow sends the traceback to the client alone.
-        print(f"serve: MLflow answers {status}: {answer.decode()}", file=sys.stderr, flush=True)
-        reason = "the server failed on a valid request; its terminal shows why"
-        return max(status, 500), _reason("INTERNAL_ERROR", reason)
+    @app.exception_handler(RefusedError)
+    async def refuse(_request: Request, error: RefusedError) -> Response:
+        return JSONResponse({"error_code": "BAD_REQUEST", "message": str(error)}, error.status)
+
+    @app.exception_handler(Exception)
+    async def fail(_request: Request, _error: Exception) -> Response:
+        message = "the server failed on a valid request; its terminal shows why"
+        return JSONResponse({"error_code": "INTERNAL_ERROR", "message": message}, 500)
+
+    return app
 
 
-async def _read(receive: Receive) -> bytes:
-    """Read the posted body; of one that is too long, a part that is too long."""
-    body = bytearray()
-    more = True
-    while more:
-        message = await receive()
-        if len(body) <= MAX_BYTES:  # the rest is read too: a client that writes does not read the answer
-            body += message.get("body", b"")
-        more = message.get("more_body", False)
+async def _read(request: Request, large: asyncio.Semaphore, held: contextlib.AsyncExitStack) -> bytes:
+    """Read the body; hold `large` for a large one, and wait for it without reading on."""
+    body, time = bytearray(), asyncio.get_running_loop().time
+    more, is_large = True, False
+    try:
+        async with asyncio.timeout(BODY_SECONDS) as deadline:
+            while more:
+                message = await request.receive()
+                body += message.get("body", b"")
+                more = message.get("more_body", False)
+                if len(body) > LARGE_BYTES and not is_large:
+                    is_large = True
+                    deadline.reschedule(None)
+                    await held.enter_async_context(large)
+                    deadline.reschedule(time() + BODY_SECONDS)
+                # A client that still writes does not read the answer.
+                more = more and len(body) <= 2 * MAX_BYTES
+    except TimeoutError:
+        expected = f"all of it within {BODY_SECONDS} s"
+        raise RefusedError(408, "the request", found="a part", expected=expected) from None
+    if len(body) > MAX_BYTES:
+        most = f"{MAX_BYTES // 2**20} MiB"
+        raise RefusedError(413, "the request", found=f"more than {most}", expected=f"at most {most}")
     return bytes(body)
 
 
-def _reason(code: str, message: str) -> bytes:
-    """Return an error in the form of MLflow's servers."""
-    return json.dumps({"error_code": code, "message": message}).encode()
+class Connection(H11Protocol):
+    """One of a limited number of connections, with a deadline for the headers of its request."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Take a new connection, or refuse it."""
+        super().connection_made(transport)
+        if len(self.connections) > MAX_CONNECTIONS:
+            transport.write(b"HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\n\r\n")
+            transport.close()
+        self.loop.call_later(HEADER_SECONDS, self._expire)
+
+    def _expire(self) -> None:
+        if not self.cycle:
+            self.transport.close()
 
 
-def find_champion(store: "Store", name: str) -> "ModelVersion":
-    """Return the version of the registered model `name` that has the alias `champion`.
-
-    Raises:
-        InputError: there is none, or the store does not answer.
-    """
-    from mlflow.exceptions import MlflowException
-
-    from mnist.tracking import client
-
-    where = f"models:/{name}@{CHAMPION}"
-    with client.answering(store.uri):
-        try:
-            return store.client.get_model_version_by_alias(name, CHAMPION)
-        except MlflowException as error:
-            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-                expected = "one: run `make repro`, then `mnist promote`"
-                raise InputError(where, found="no registered model yet", expected=expected) from None
-            if error.error_code == "INVALID_PARAMETER_VALUE":  # MLflow's code for a missing alias
-                raise InputError(
-                    where, found="no champion yet", expected="one: run `mnist promote`"
-                ) from None
-            raise
-
-
-def load(store: "Store", version: "ModelVersion") -> "PyFuncModel":
-    """Load a registered model, on the CPU: it was exported for that, and MLflow would take a GPU.
-
-    Raises:
-        InputError: its files are missing, or it is not a model of this pipeline.
-    """
-    import mlflow
-    from mlflow.exceptions import MlflowException
-
-    from mnist.tracking import registry
-
-    where = f"models:/{version.name}/{version.version}"
-    mlflow.set_tracking_uri(store.uri)
-    mlflow.set_registry_uri(store.uri)
-    try:
-        model: PyFuncModel = mlflow.pyfunc.load_model(where, model_config={"device": "cpu"})
-    except (MlflowException, OSError) as error:
-        raise InputError(where, found=_line(error), expected="a model that loads") from None
-    if not registry.is_ours(model.metadata.signature):
-        found = _line(model.metadata.signature or "no signature")
-        raise InputError(where, found=found, expected=_line(registry.signature(-1)))
-    return model
-
-
-def _line(value: object) -> str:
-    return " ".join(str(value).split())
+def server(model: OnnxModel, port: int) -> uvicorn.Server:
+    """Return the server of a model, for a socket on this port; a connection takes one request."""
+    settings = uvicorn.Config(
+        application(model, port),
+        http=Connection,
+        ws="none",
+        lifespan="off",
+        log_level="warning",
+        headers=[("Connection", "close")],
+    )
+    logging.getLogger("uvicorn.access").setLevel(logging.INFO)
+    return uvicorn.Server(settings)
 
 
 def listen(port: int) -> socket.socket:
@@ -254,25 +232,17 @@ def listen(port: int) -> socket.socket:
 
 def serve(port: int) -> None:
     """Serve the champion until an interrupt."""
-    read = config.load(paths.PARAMS)
+    params = config.load(paths.PARAMS)
     with listen(port) as listener:
-        from mnist.tracking import client
+        from mnist.tracking import client, registry
 
         store = client.connect()
-        version = find_champion(store, read.model_name)
-        import torch
-        import uvicorn
-        from mlflow.pyfunc import scoring_server
-
-        torch.set_num_threads(read.num_threads)
-        app = Guard(scoring_server.init(load(store, version)))
-        server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
-        logging.getLogger("uvicorn.access").setLevel(logging.INFO)
-        address = f"http://{HOST}:{listener.getsockname()[1]}{INVOCATIONS}"
-        print(
-            f"serve: version {version.version} of {version.name} answers at {address}; Ctrl-C ends it",
-            flush=True,
-        )
+        with client.answering(store.uri):
+            champion = registry.find_champion(store, params.model_name)
+            model = registry.load_version(store, champion, num_threads=params.num_threads)
+        port = listener.getsockname()[1]
+        name = f"version {champion.version} of {champion.name}"
+        print(f"serve: {name} answers at http://{HOST}:{port}/invocations; Ctrl-C ends it", flush=True)
         with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises it again after its shutdown
-            server.run(sockets=[listener])
+            server(model, port).run(sockets=[listener])
     print("serve: ended")

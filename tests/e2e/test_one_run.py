@@ -152,13 +152,12 @@ def test_lost_files_and_a_deleted_version_come_back(trained: Clone, invoke: Invo
         registered = pyfunc.load_model(f"models:/{NAME}/{version.version}")
     test = store.load(trained.folder / "data/mnist.safetensors", "test")
     expected = read_table(trained.folder / "metrics/predictions.csv").predicted_N
-    # A copy, since MLflow gives torch the array itself, and those of a file cannot be written to.
-    assert (registered.predict(test.images_NHW.copy()).argmax(1).astype(str) == expected).all()
+    probs_NK = registered.predict(test.images_NHW)["probabilities"]
+    assert (probs_NK.argmax(1).astype(str) == expected).all()
 
 
-def test_a_result_that_mlflow_missed_is_not_registered_with_the_code_of_today(
-    trained: Clone, invoke: Invoke
-) -> None:
+def test_a_result_that_mlflow_missed_is_registered_by_other_code(trained: Clone) -> None:
+    """A result brings its ONNX file, so its network need not be the one of this code."""
     trained.environment["MLFLOW_TRACKING_URI"] = NOWHERE
     output = trained.run("dvc", "exp", "run", "-n", "missed", "-S", "lr=0.016").stdout
     del trained.environment["MLFLOW_TRACKING_URI"]
@@ -169,14 +168,9 @@ def test_a_result_that_mlflow_missed_is_not_registered_with_the_code_of_today(
     text = trained.read("mnist/training/model.py")
     assert "relu" in text
     (trained.folder / "mnist/training/model.py").write_text(text.replace("relu", "sigmoid"))
-    done = trained.run("python", "-m", "mnist", "sync", check=False)  # with that code
-    assert done.returncode == 1
-    assert len(trained.client.search_model_versions()) == 1
-    (trained.folder / "mnist/training/model.py").write_text(text)
-    assert invoke(trained, "sync").exit_code == 0
-    found = complete_runs(trained)
-    assert set(found) == {"0.02", "0.016"}
-    assert challenger(trained) == found["0.016"].info.run_id
+    trained.run("python", "-m", "mnist", "sync")  # with that code
+    assert len(trained.client.search_model_versions()) == 2
+    assert set(complete_runs(trained)) == {"0.02", "0.016"}
 
 
 def test_sync_names_a_workspace_whose_files_are_no_result_of_it(trained: Clone, invoke: Invoke) -> None:

@@ -77,7 +77,7 @@ def test_the_registered_model_takes_raw_pixels(
     registered = pyfunc.load_model(f"models:/{NAME}@challenger")
     ours = model.load(experiment.folder / "models/model.safetensors")
     images_NHW = small_data.test.images_NHW[:num_images]
-    probs_NK = registered.predict(images_NHW)
+    probs_NK = registered.predict(images_NHW)["probabilities"]
     assert probs_NK.dtype == np.float32
     np.testing.assert_allclose(probs_NK, ours(torch.from_numpy(images_NHW)).detach().numpy(), atol=1e-5)
     assert probs_NK.shape == (num_images, 10)

@@ -1,4 +1,4 @@
-"""The champion behind HTTP: its answers are those of `evaluate`; start, refusals and end of the server."""
+"""The champion behind HTTP: its answers are those of `evaluate`; no model that could run code is loaded."""
 
 import asyncio
 import http.client
@@ -17,16 +17,16 @@ from subprocess import Popen
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
-from mlflow.models import Model, ModelSignature
-from mlflow.types import Schema, TensorSpec
 
+from mnist.core import files
 from mnist.data import store
+from tests import hostile
 from tests.checkout import NAME, Clone
 from tests.e2e.conftest import Invoke, without_store
 
 TIMEOUT_SECONDS = 120  # for a server to start, on a busy machine
-JSON = {"Content-Type": "application/json"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +41,7 @@ class Server:
         """Return status and text of an answer."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
         try:
-            connection.request(method, path, body, JSON)
+            connection.request(method, path, body, {"Content-Type": "application/json"})
             response = connection.getresponse()
             return response.status, response.read().decode()
         finally:
@@ -57,10 +57,9 @@ class Server:
 @contextmanager
 def serving(clone: Clone, log: Path) -> Iterator[Server]:
     """Start a server in a clone, and end it."""
-    # What MLflow would choose on a machine with a GPU, where a model exported for the CPU does not load.
-    environment = {**clone.environment, "MLFLOW_DEFAULT_PREDICTION_DEVICE": "cuda"}
     with log.open("w") as output:
-        command = [sys.executable, "-m", "mnist", "serve", "--port", "0"]
+        command = [sys.executable, "-X", "importtime", "-m", "mnist", "serve", "--port", "0"]
+        environment = clone.environment
         process = Popen(command, cwd=clone.folder, env=environment, stdout=output, stderr=output, text=True)
     try:
         deadline = time.monotonic() + TIMEOUT_SECONDS
@@ -99,10 +98,6 @@ def test_it_answers_as_evaluate_did_and_ends_at_an_interrupt(trained: Clone, tmp
 
         for path in ("/ping", "/health", "/version"):
             assert server.request("GET", path)[0] == 200
-        status, text = server.request("POST", "/invocations", json.dumps({"inputs": [[[0.5] * 28] * 28]}))
-        assert (status, json.loads(text)["error_code"]) == (400, "BAD_REQUEST")
-        too_long = json.dumps({"inputs": test.images_NHW[:1].tolist()}) + " " * 2**25
-        assert server.request("POST", "/invocations", too_long)[0] == 413
         # Linux has all of 127.*, so this one stands for any address of the machine but 127.0.0.1.
         with pytest.raises(OSError, match=r"refused|assign|unreachable|timed out"):
             socket.create_connection(("127.0.0.2", server.port), timeout=5)
@@ -113,6 +108,7 @@ def test_it_answers_as_evaluate_did_and_ends_at_an_interrupt(trained: Clone, tmp
         idle.close()
     log = server.log.read_text()
     assert log.endswith("serve: ended\n")
+    assert not re.search(r"\| +torch", log)
     assert "Traceback" not in log
     socket.create_server(("127.0.0.1", server.port)).close()  # the port is free at once
 
@@ -126,21 +122,11 @@ def no_files(clone: Clone) -> None:
     shutil.rmtree(clone.folder / "mlartifacts")
 
 
-def another_signature(clone: Clone) -> None:
-    make_champion(clone)
-    (description,) = clone.folder.glob("mlartifacts/**/MLmodel")
-    model = Model.load(description)
-    scaled = Schema([TensorSpec(np.dtype(np.float32), (-1, 28, 28))])
-    model.signature = ModelSignature(scaled, model.signature.outputs)
-    model.save(str(description))
-
-
 @pytest.mark.parametrize(
     ("prepare", "where"),
     [
         (no_champion, f"models:/{NAME}@champion: found no champion yet"),
-        (no_files, f"models:/{NAME}/1: found "),
-        (another_signature, f"models:/{NAME}/1: found inputs: [Tensor('float32', (-1, 28, 28))]"),
+        (no_files, f"models:/{NAME}/1/MLmodel: found no such file"),
     ],
 )
 def test_without_a_usable_champion_it_is_an_error(
@@ -151,6 +137,44 @@ def test_without_a_usable_champion_it_is_an_error(
     assert (done.exit_code, done.stdout) == (2, "")
     assert done.stderr.startswith(f"ERROR: {where}")
     assert done.stderr.count("\n") == 1
+
+
+def in_another_file(folder: Path, trace: Path) -> None:
+    """Save an ONNX model whose tensors are those of a file outside of its folder."""
+    trace.write_bytes(b"\0" * 2**16)
+    (trained_model,) = trace.parent.glob("**/mlartifacts/models/m-*/artifacts")
+    shutil.copytree(trained_model, folder)
+    model = onnx.load(folder / "model.onnx")
+    tensor = model.graph.initializer[0]
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value=f"../{trace.name}")
+    tensor.ClearField("raw_data")
+    (folder / "model.onnx").write_bytes(model.SerializeToString())
+    trace.unlink()
+
+
+@pytest.mark.parametrize("save", [hostile.pickled, hostile.with_code, in_another_file])
+def test_a_champion_that_is_another_kind_of_model_is_an_error(
+    save: Callable[[Path, Path], None], trained: Clone, invoke: Invoke, tmp_path: Path
+) -> None:
+    """In every command that loads a model: one line, and nothing that it brings has run."""
+    folder, trace = tmp_path / "model", tmp_path / "trace"
+    save(folder, trace)
+    trace.unlink(missing_ok=True)
+    ours = trained.client.get_model_version(NAME, "1")
+    file = folder / "model.onnx"
+    tags = {**ours.tags, "onnx_sha256": files.sha256(file) if file.exists() else ours.tags["onnx_sha256"]}
+    version = trained.client.create_model_version(NAME, folder.as_uri(), ours.run_id, tags=tags)
+    trained.client.set_registered_model_alias(NAME, "champion", version.version)
+    before = sorted(path for path in trained.folder.rglob("*") if path.suffix not in (".pyc", ".lock"))
+    for command in (["serve", "--port", "0"], ["reproduce"]):
+        done = invoke(trained, *command, MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR="false")
+        assert done.exit_code == 2
+        assert done.stderr.startswith(f"ERROR: models:/{NAME}/2/")
+        assert done.stderr.count("\n") == 1
+        assert not trace.exists()
+    after = sorted(path for path in trained.folder.rglob("*") if path.suffix not in (".pyc", ".lock"))
+    assert after == before
 
 
 def test_without_a_model_it_is_an_error(trained: Clone, invoke: Invoke) -> None:

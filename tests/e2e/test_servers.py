@@ -134,7 +134,8 @@ def test_the_pipeline_on_postgresql_and_s3(
         patch.setenv("MLFLOW_TRACKING_URI", remote.clone.environment["MLFLOW_TRACKING_URI"])
         model = pyfunc.load_model(f"models:/{remote.name}@challenger")
     table = np.loadtxt(remote.clone.folder / "metrics/predictions.csv", delimiter=",", skiprows=1, dtype=int)
-    assert model.predict(small_data.test.images_NHW).argmax(1).tolist() == table[:, 2].tolist()
+    probs_NK = model.predict(small_data.test.images_NHW)["probabilities"]
+    assert probs_NK.argmax(1).tolist() == table[:, 2].tolist()
 
     remote.run("dvc", "exp", "run", "--temp", "-S", "lr=0.015", "-n", "aside")
     newest, first = remote.runs()

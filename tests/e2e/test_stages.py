@@ -14,15 +14,15 @@ TIMEOUT_SECONDS = 120  # until a training that was started has logged something
 # Each takes 0.3 s or more to import. What a stage does not use itself comes with what it uses.
 BIG = {
     *("dvc", "great_expectations", "matplotlib", "mlflow", "pandas", "scipy"),
-    *("sympy", "torch", "torch._dynamo", "torchvision"),
+    *("onnx", "onnxruntime", "sympy", "torch", "torch._dynamo", "torchvision"),
 }
 USED = {
     "download": {"sympy", "torch", "torch._dynamo", "torchvision"},  # torchvision imports the others
     "validate": {"great_expectations", "pandas", "scipy"},
     "stats": set(),
     "train": {"torch"},
-    "evaluate": {"matplotlib", "torch"},
-    "register": {"matplotlib", "mlflow", "pandas", "scipy", "torch"},
+    "evaluate": {"matplotlib", "onnx", "onnxruntime", "torch"},
+    "register": {"matplotlib", "mlflow", "onnx", "onnxruntime", "pandas", "scipy"},
 }
 
 

@@ -20,7 +20,10 @@ from mnist.lineage import lock
 ROOT = Path(__file__).parents[2]
 PIPELINE: dict[str, Any] = yaml.safe_load((ROOT / paths.PIPELINE).read_text())
 STAGES = list(PIPELINE["stages"])
-HEAVY = {"torch", "torchvision", "mlflow", "great_expectations", "matplotlib", "pandas", "dvc"}
+HEAVY = {
+    *("torch", "torchvision", "mlflow", "great_expectations", "matplotlib", "pandas", "dvc"),
+    *("onnx", "onnxruntime"),
+}
 
 # They name and log a training, and determine no weight.
 NO_DEPS = {"train": {"mnist/lineage", "mnist/tracking"}}

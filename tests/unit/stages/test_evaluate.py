@@ -29,6 +29,7 @@ OUTPUTS = [
     paths.PREDICTIONS,
     paths.CLASSES,
     paths.LOG_PROBS,
+    paths.ONNX,
     paths.GALLERY,
     paths.ERRORS_GALLERY,
     paths.FILTERS,
@@ -37,13 +38,14 @@ OUTPUTS = [
 
 
 @pytest.fixture(autouse=True)
-def checkout(small_data: SmallData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def checkout(small_data: SmallData, scored: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Make a folder with everything that the stage reads, the current one."""
     monkeypatch.chdir(tmp_path)
     store.write(paths.DATASET, train=small_data.train, test=small_data.test, description=DIGITS)
     paths.VALIDATION.parent.mkdir()
     verdict_on(paths.DATASET.resolve()).rename(paths.VALIDATION)
-    architecture = Architecture(model="simple_cnn", n_features=4, permute_pixels=True)
+    monkeypatch.setenv("DVC_ROOT", str(scored))  # the exported graph is there
+    architecture = Architecture(model="simple_cnn", n_features=6, permute_pixels=False)
     classifier = model.build(architecture, classes=DIGITS.classes, seed=5, mean=0.2, std=0.4)
     for parameter in classifier.parameters():  # the probabilities of fresh weights are all alike
         parameter.data.mul_(3)

@@ -1,24 +1,29 @@
-"""Versions in a real registry: one for each set of weights, however often it is asked for."""
+"""Versions in a real registry: one for each set of weights; what `register` did not store is not read."""
 
+import contextlib
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import onnx
 import pytest
-import torch
 from mlflow import artifacts, pyfunc
 from mlflow.entities import Run
 from mlflow.entities.model_registry import ModelVersion
+from ruamel.yaml import YAML
 
-from mnist.core import config
+from mnist.core import files, paths
+from mnist.core.errors import InputError
+from mnist.data import store as data
+from mnist.evaluation import predictions
 from mnist.tracking import client, registry
-from mnist.training import model
-from mnist.training.model import Classifier
-from tests.conftest import DIGITS
+from tests import hostile
 
-ROOT = Path(__file__).parents[3]
 NAME = "mnist-simplecnn"
-CARD = f"---\nlibrary_name: pytorch\n---\n\n# A card\n\nLoad `models:/{NAME}/VERSION`.\n"
+CARD = f"---\nlibrary_name: onnx\n---\n\n# A card\n\nLoad `models:/{NAME}/VERSION`.\n"
+MODEL = "models/m-*/artifacts"
 
 
 @pytest.fixture
@@ -31,10 +36,11 @@ def new_run(store: client.Store) -> Run:
     return store.client.create_run(store.experiment_id)
 
 
-@pytest.fixture
-def classifier() -> Classifier:
-    settings = config.load(ROOT / "params.yaml")
-    return model.build(settings, classes=DIGITS.classes, seed=0, mean=0.13, std=0.31).eval()
+def ensure(store: client.Store, run: Run, scored: Path, card: str = CARD) -> tuple[ModelVersion, bool]:
+    weights_sha256 = files.sha256(scored / paths.WEIGHTS)
+    return registry.ensure(
+        store, run, scored, name=NAME, weights_sha256=weights_sha256, accuracy=0.95, card=card
+    )
 
 
 def card_beside(version: ModelVersion) -> str:
@@ -43,17 +49,17 @@ def card_beside(version: ModelVersion) -> str:
 
 
 def test_equal_weights_are_one_version_and_a_broken_attempt_leaves_no_second_model(
-    store: client.Store, classifier: Classifier
+    store: client.Store, scored: Path
 ) -> None:
     run = new_run(store)
     store.client.create_logged_model(store.experiment_id, "model", run.info.run_id)  # and then it was cut off
-    asked = {"name": NAME, "weights_sha256": "w" * 64, "accuracy": 0.95, "card": CARD}
-    version, is_new = registry.ensure(store, run, classifier, **asked)  # type: ignore[arg-type]
-    again, is_new_again = registry.ensure(store, run, classifier, **asked)  # type: ignore[arg-type]
+    version, is_new = ensure(store, run, scored)
+    again, is_new_again = ensure(store, run, scored)
     assert (is_new, is_new_again) == (True, False)
     assert version.version == again.version
     assert version.run_id == run.info.run_id
     assert version.tags["test_accuracy"] == "0.9500"
+    assert version.tags[registry.ONNX] == files.sha256(scored / paths.ONNX)
     assert version.description == f"Load `models:/{NAME}/1`.\n"
     assert card_beside(version) == CARD.replace("VERSION", "1")
     (logged,) = store.client.search_logged_models([store.experiment_id])
@@ -61,63 +67,185 @@ def test_equal_weights_are_one_version_and_a_broken_attempt_leaves_no_second_mod
     assert len(store.client.search_model_versions()) == 1
 
 
-def test_a_version_that_lost_its_files_gets_them_back(
-    store: client.Store, classifier: Classifier, tmp_path: Path
+def test_mlflow_loads_it_with_the_weights_beside_it(
+    store: client.Store, scored: Path, tmp_path: Path
+) -> None:
+    version, _ = ensure(store, new_run(store), scored)
+    images_NHW = data.load(scored / paths.DATASET, "test").images_NHW
+    (probs_NK,) = pyfunc.load_model(f"models:/{NAME}/1").predict(images_NHW).values()
+    expected_NK = np.exp(predictions.read_log_probs(scored / paths.LOG_PROBS))
+    np.testing.assert_allclose(probs_NK, expected_NK, rtol=0, atol=1e-6)
+    np.testing.assert_array_equal(registry.load_version(store, version).predict(images_NHW), probs_NK)
+    (stored,) = (tmp_path / "mlartifacts").glob(MODEL)
+    assert (stored / "model.safetensors").read_bytes() == (scored / paths.WEIGHTS).read_bytes()
+    assert (stored / "model.onnx").read_bytes() == (scored / paths.ONNX).read_bytes()
+
+
+def test_a_version_that_lost_its_files_gets_them_back_and_keeps_what_people_wrote(
+    store: client.Store, scored: Path, tmp_path: Path
 ) -> None:
     run = new_run(store)
-    asked = {"name": NAME, "weights_sha256": "w" * 64, "accuracy": 0.95, "card": CARD}
-    version, _ = registry.ensure(store, run, classifier, **asked)  # type: ignore[arg-type]
-    assert registry.has_files(store, version)
+    version, _ = ensure(store, run, scored)
+    store.client.update_model_version(NAME, version.version, "Ours")
     shutil.rmtree(tmp_path / "mlartifacts")
     assert not registry.has_files(store, version)
-    again, is_new = registry.ensure(store, run, classifier, **asked)  # type: ignore[arg-type]
+    again, is_new = ensure(store, run, scored)
     assert (again.version, is_new) == (version.version, False)
-    assert registry.has_files(store, version)
+    assert registry.load_version(store, again).about.weights_sha256 == again.tags["weights_sha256"]
     assert card_beside(version) == CARD.replace("VERSION", "1")
-    loaded = pyfunc.load_model(f"models:/{NAME}/1")
-    images_NHW = np.zeros((3, 28, 28), np.uint8)
-    with torch.inference_mode():
-        np.testing.assert_allclose(
-            loaded.predict(images_NHW), classifier(torch.from_numpy(images_NHW)), atol=1e-6
-        )
+    assert store.client.get_model_version(NAME, again.version).description == "Ours"
 
 
-def test_a_version_that_was_cut_off_before_its_card_gets_it(
-    store: client.Store, classifier: Classifier
-) -> None:
+def test_a_version_that_was_cut_off_before_its_card_gets_it(store: client.Store, scored: Path) -> None:
     run = new_run(store)
-    asked = {"name": NAME, "weights_sha256": "w" * 64, "accuracy": 0.95}
-    version, _ = registry.ensure(store, run, classifier, **asked, card="")  # type: ignore[arg-type]
+    version, _ = ensure(store, run, scored, card="")
     assert not registry.is_whole(store, version)
-    again, is_new = registry.ensure(store, run, classifier, **asked, card=CARD)  # type: ignore[arg-type]
+    again, is_new = ensure(store, run, scored)
     assert (again.version, is_new) == (version.version, False)
     assert registry.is_whole(store, again)
     assert card_beside(again) == CARD.replace("VERSION", "1")
 
 
-def test_what_people_wrote_of_a_version_stays(
-    store: client.Store, classifier: Classifier, tmp_path: Path
-) -> None:
-    run = new_run(store)
-    asked = {"name": NAME, "weights_sha256": "w" * 64, "accuracy": 0.95, "card": CARD}
-    version, _ = registry.ensure(store, run, classifier, **asked)  # type: ignore[arg-type]
-    store.client.update_model_version(NAME, version.version, "Ours")
-    shutil.rmtree(tmp_path / "mlartifacts")
-    again, _ = registry.ensure(store, run, classifier, **asked)  # type: ignore[arg-type]
-    assert store.client.get_model_version(NAME, again.version).description == "Ours"
-    assert card_beside(again) == CARD.replace("VERSION", "1")
+def other_scores(folder: Path) -> None:
+    log_probs_NK = predictions.read_log_probs(folder / paths.LOG_PROBS)
+    predictions.write_log_probs(folder / paths.LOG_PROBS, np.roll(log_probs_NK, 1, axis=0))
 
 
-def test_an_older_result_does_not_take_the_challengers_place(
-    store: client.Store, classifier: Classifier
+def other_weights(folder: Path) -> None:
+    with (folder / paths.WEIGHTS).open("r+b") as stream:
+        stream.seek(-1, 2)
+        stream.write(b"x")
+
+
+@pytest.mark.parametrize(
+    ("change", "where"),
+    [
+        (other_scores, str(paths.ONNX)),
+        (other_weights, "models:/m-"),
+        (lambda folder: (folder / paths.ONNX).unlink(), str(paths.ONNX)),
+    ],
+    ids=["scores", "weights", "no ONNX"],
+)
+def test_what_is_not_of_one_evaluation_is_not_registered(
+    change: Callable[[Path], None], where: str, store: client.Store, scored: Path, tmp_path: Path
 ) -> None:
-    run = new_run(store)
-    old, _ = registry.ensure(
-        store, run, classifier, name=NAME, weights_sha256="a" * 64, accuracy=0.9, card=CARD
-    )
-    new, _ = registry.ensure(
-        store, run, classifier, name=NAME, weights_sha256="b" * 64, accuracy=0.9, card=CARD
-    )
+    folder = tmp_path / "checkout"
+    shutil.copytree(scored, folder)
+    change(folder)
+    with pytest.raises(InputError) as caught:
+        ensure(store, new_run(store), folder)
+    assert where in caught.value.where
+    assert store.client.search_model_versions() == []
+
+
+def test_an_older_result_does_not_take_the_challengers_place(store: client.Store) -> None:
+    store.client.create_registered_model(NAME)
+    old, new = (store.client.create_model_version(NAME, "file:///none") for _ in range(2))
     for version, time_ms, challenger in ((new, 2000, new), (old, 1000, new), (old, 3000, old)):
-        registry.set_challenger(store, version, time_ms=time_ms)
+        stays = registry.set_challenger(store, version, time_ms=time_ms)
         assert store.client.get_model_version_by_alias(NAME, "challenger").version == challenger.version
+        assert bool(stays) == (version.version != challenger.version)
+    stays = registry.set_challenger(store, new, time_ms=1)
+    assert "stays version 1: its result is of 1970-01-01 00:00:03+00:00" in stays
+
+
+@pytest.mark.parametrize("save", [hostile.pickled, hostile.with_code])
+def test_a_model_that_brings_code_is_not_read(
+    save: Callable[[Path, Path], None], store: client.Store, scored: Path, tmp_path: Path
+) -> None:
+    trace = tmp_path / "trace"
+    save(tmp_path / "model", trace)
+    trace.unlink(missing_ok=True)
+    store.client.create_registered_model(NAME)
+    tags = {
+        "weights_sha256": files.sha256(scored / paths.WEIGHTS),
+        "onnx_sha256": files.sha256(scored / paths.ONNX),
+    }
+    version = store.client.create_model_version(NAME, (tmp_path / "model").as_uri(), tags=tags)
+    with pytest.raises(InputError) as caught:
+        registry.load_version(store, version)
+    assert caught.value.where == f"models:/{NAME}/1/MLmodel"
+    assert not trace.exists()
+    with contextlib.suppress(Exception):
+        pyfunc.load_model(f"models:/{NAME}/1")
+    assert trace.exists()  # so the model is as bad as it should be
+
+
+def edited(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], None]:
+    def edit(folder: Path) -> None:
+        yaml = YAML()
+        description = yaml.load(folder / "MLmodel")
+        change(description["flavors"])
+        yaml.dump(description, folder / "MLmodel")
+
+    return edit
+
+
+def beside(folder: Path) -> None:
+    shutil.copy(folder / "model.onnx", folder.parent / "model.onnx")
+    edited(lambda flavors: flavors["onnx"].update(data="../model.onnx"))(folder)
+
+
+def half(folder: Path) -> None:
+    text = (folder / "MLmodel").read_text()
+    (folder / "MLmodel").write_text(text[: len(text) // 2] + "\n  - [")
+
+
+def long(folder: Path) -> None:
+    with (folder / "MLmodel").open("a") as stream:
+        stream.write("#" * registry.MAX_MLMODEL_BYTES)
+
+
+def folder_instead(folder: Path) -> None:
+    (folder / "model.onnx").rename(folder / "other")
+    (folder / "model.onnx").mkdir()
+    (folder / "other").rename(folder / "model.onnx/model.onnx")
+
+
+def flipped(folder: Path) -> None:
+    model = onnx.load(folder / "model.onnx")
+    model.producer_name = "other"
+    onnx.save(model, folder / "model.onnx")
+
+
+@pytest.mark.parametrize(
+    ("change", "file"),
+    [
+        (edited(lambda flavors: flavors["python_function"].update(code="code")), "MLmodel"),
+        (edited(lambda flavors: flavors["onnx"].update(code="code")), "MLmodel"),
+        (edited(lambda flavors: flavors["python_function"].update(loader_module="evil")), "MLmodel"),
+        (edited(lambda flavors: flavors.update(sklearn={})), "MLmodel"),
+        (edited(lambda flavors: flavors.pop("onnx")), "MLmodel"),
+        (edited(lambda flavors: flavors["onnx"].update(data=["model.onnx"])), "MLmodel"),
+        (beside, "MLmodel"),
+        (half, "MLmodel"),
+        (long, "MLmodel"),
+        (lambda folder: (folder / "MLmodel").unlink(), "MLmodel"),
+        (lambda folder: (folder / "model.onnx").unlink(), "model.onnx"),
+        (folder_instead, "model.onnx"),
+        (flipped, "model.onnx"),
+    ],
+)
+def test_a_stored_model_of_another_form_is_not_read(
+    change: Callable[[Path], None], file: str, store: client.Store, scored: Path, tmp_path: Path
+) -> None:
+    version, _ = ensure(store, new_run(store), scored)
+    (stored,) = (tmp_path / "mlartifacts").glob(MODEL)
+    change(stored)
+    with pytest.raises(InputError) as caught:
+        registry.load_version(store, version)
+    assert caught.value.where == f"models:/{NAME}/1/{file}"
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("tag", ["weights_sha256", "onnx_sha256"])
+def test_a_version_of_other_digests_is_not_read(tag: str, store: client.Store, scored: Path) -> None:
+    ensure(store, new_run(store), scored)
+    changes: tuple[Callable[[], object], ...] = (
+        lambda: store.client.set_model_version_tag(NAME, "1", tag, "d" * 64),
+        lambda: store.client.delete_model_version_tag(NAME, "1", tag),
+    )
+    for change in changes:
+        change()
+        with pytest.raises(InputError, match=f"the tag {tag}"):
+            registry.load_version(store, store.client.get_model_version(NAME, "1"))

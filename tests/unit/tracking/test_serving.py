@@ -1,15 +1,22 @@
-"""Tests of the check of a request, and of the application around MLflow's."""
+"""Requests to the server: what is refused, with which reason, and what it does not wait for."""
 
-import asyncio
+import http.client
 import json
+import logging
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from mlflow.models import Model
-from mlflow.pyfunc import PyFuncModel, scoring_server
 
-from mnist.tracking import registry, serving
+from mnist.core import paths
+from mnist.evaluation import onnx_model
+from mnist.evaluation.onnx_model import OnnxModel
+from mnist.tracking import serving
 from mnist.tracking.serving import RefusedError
 from tests.conftest import digits
 
@@ -72,14 +79,9 @@ REQUESTS: dict[str, tuple[bytes | str, str]] = {
 }
 
 
-def checked(body: bytes | str, *, path: str = "/invocations", content_type: str = "application/json") -> Any:
-    sent = body if isinstance(body, bytes) else body.encode()
-    return json.loads(serving.checked(sent, path=path, content_type=content_type))
-
-
-def refused(body: bytes | str, **where: str) -> RefusedError:
+def refused(body: bytes | str) -> RefusedError:
     with pytest.raises(RefusedError) as caught:
-        checked(body, **where)
+        serving.parse(body if isinstance(body, bytes) else body.encode())
     assert "\n" not in str(caught.value)
     return caught.value
 
@@ -87,13 +89,9 @@ def refused(body: bytes | str, **where: str) -> RefusedError:
 @pytest.mark.parametrize("name", ["inputs", "instances"])
 @pytest.mark.parametrize("value", [0, 255, -0])
 def test_raw_pixels_pass(name: str, value: int) -> None:
-    batch = [[[value] * 28] * 28]
-    assert checked(json.dumps({name: batch})) == {"inputs": batch}
-
-
-@pytest.mark.parametrize("content_type", ["application/json; charset=utf-8", "Application/JSON"])
-def test_the_content_type_may_have_any_case_and_a_charset(content_type: str) -> None:
-    assert checked(json.dumps({"inputs": [IMAGE]}), content_type=content_type) == {"inputs": [IMAGE]}
+    images_NHW = serving.parse(json.dumps({name: [[[value] * 28] * 28]}).encode())
+    assert images_NHW.dtype == np.uint8
+    assert images_NHW.tolist() == [[[value] * 28] * 28]
 
 
 @pytest.mark.parametrize(("value", "found"), PIXELS.values(), ids=PIXELS)
@@ -115,62 +113,138 @@ def test_another_request_is_refused(body: bytes | str, found: str) -> None:
     assert str(error).startswith(f"the request: found {found}")
 
 
-@pytest.mark.parametrize("content_type", ["", "application/jsonl"])
-def test_another_content_type_is_refused(content_type: str) -> None:
-    assert refused(json.dumps({"inputs": [IMAGE]}), content_type=content_type).status == 415
-
-
-def test_the_size_is_limited() -> None:
-    body = json.dumps({"inputs": [IMAGE]})
-    assert checked(body + " " * (serving.MAX_BYTES - len(body))) == {"inputs": [IMAGE]}
-    assert refused(body + " " * (serving.MAX_BYTES - len(body) + 1)).status == 413
-
-
-# MLflow's router takes "/invocations\n" for /invocations.
-@pytest.mark.parametrize("path", ["/invocations\n", "/invocations/", "/ping"])
-def test_other_paths_are_refused(path: str) -> None:
-    assert refused(json.dumps({"inputs": [IMAGE]}), path=path).status == 404
-
-
-class Broken:
-    """A model that fails at a right request."""
+class Broken(OnnxModel):
+    """A model that fails at a right request of one image."""
 
     def predict(self, images_NHW: Any) -> Any:
-        raise RuntimeError(f"a secret of {len(images_NHW)} image")
+        if len(images_NHW) == 1:
+            raise RuntimeError("a secret of 1 image")
+        return super().predict(images_NHW)
+
+
+@pytest.fixture(scope="module")
+def port(scored: Path) -> Iterator[int]:
+    """The port of a server in this process, with short deadlines."""
+    with pytest.MonkeyPatch.context() as patch, serving.listen(0) as listener:
+        patch.setattr(serving, "HEADER_SECONDS", 1)
+        patch.setattr(serving, "BODY_SECONDS", 2)
+        model, port = onnx_model.load(scored / paths.ONNX), listener.getsockname()[1]
+        server = serving.server(Broken(model.about, model.session), port)
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        yield port
+        server.should_exit = True
+        thread.join(30)
+
+
+BODY = json.dumps({"inputs": [IMAGE, IMAGE]})
+JSON = {"Content-Type": "application/json"}
+
+
+def request(
+    port: int, *, method: str = "POST", path: str = "/invocations", body: Any = None, **headers: str
+) -> tuple[int, Any]:
+    """Return status and body of an answer."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    try:
+        sent = {**JSON, **{key.replace("_", "-"): value for key, value in headers.items()}}
+        connection.request(method, path, body, sent, encode_chunked=not isinstance(body, str | None))
+        response = connection.getresponse()
+        assert response.getheader("Connection") == "close"
+        text = response.read()
+        return response.status, json.loads(text) if text.startswith(b"{") else text.decode()
+    finally:
+        connection.close()
+
+
+@pytest.mark.parametrize("kind", ["application/json; charset=utf-8", "Application/JSON"])
+def test_right_requests_are_answered(kind: str, port: int, scored: Path) -> None:
+    status, answer = request(port, body=BODY, Content_Type=kind, Host=f"localhost:{port}")
+    assert status == 200
+    expected_NK = onnx_model.load(scored / paths.ONNX).predict(np.array([IMAGE, IMAGE], np.uint8))
+    np.testing.assert_array_equal(np.array(answer["predictions"], np.float32), expected_NK)
+
+
+@pytest.mark.parametrize(
+    ("status", "asked"),
+    [
+        (400, {"body": json.dumps({"inputs": [IMAGE, IMAGE[1:]]})}),
+        (400, {"body": BODY, "Host": "example.org"}),
+        (400, {"body": BODY, "Host": "127.0.0.1:1"}),
+        (415, {"body": BODY, "Content_Type": "application/jsonl"}),
+        (404, {"body": BODY, "path": "/invocations/"}),
+        (404, {"method": "GET", "path": "/docs"}),
+        (404, {"method": "GET", "path": "/openapi.json"}),
+        (405, {"method": "GET"}),
+    ],
+)
+def test_other_requests_are_refused(status: int, asked: dict[str, str], port: int) -> None:
+    answer = request(port, **asked)
+    assert answer[0] == status
+    assert set(answer[1]) <= {"error_code", "message", "detail"}
 
 
 def test_a_model_that_fails_shows_its_traceback_on_the_terminal_alone(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    port: int, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("_MLFLOW_IS_IN_SERVING_ENVIRONMENT", "false")  # MLflow sets it, for good
-    meta = Model(signature=registry.signature(10))
-    meta.add_flavor("python_function", loader_module="none", python_version="3")
-    guard = serving.Guard(scoring_server.init(PyFuncModel(model_meta=meta, model_impl=Broken())))
-    requests = [
-        {"type": "http.request", "body": json.dumps({"inputs": [IMAGE]}).encode(), "more_body": False}
-    ]
-    responses: list[Any] = []
+    monkeypatch.setattr(logging.getLogger("uvicorn.error"), "handlers", [caplog.handler])
+    status, answer = request(port, body=json.dumps({"inputs": [IMAGE]}))
+    assert status == 500
+    message = "the server failed on a valid request; its terminal shows why"
+    assert answer == {"error_code": "INTERNAL_ERROR", "message": message}
+    deadline = time.monotonic() + 10  # it is logged after the answer
+    while "a secret of 1 image" not in caplog.text:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
-    async def receive() -> Any:
-        return requests.pop() if requests else await asyncio.Event().wait()
 
-    async def send(message: Any) -> None:
-        responses.append(message)
+def chunks(num_bytes: int) -> Iterator[bytes]:
+    while num_bytes > 0:
+        yield b" " * min(num_bytes, 2**20)
+        num_bytes -= 2**20
 
-    scope = {
-        "type": "http",
-        "method": "POST",
-        "path": "/invocations",
-        "headers": [(b"content-type", b"application/json")],
-        "query_string": b"",
-        "http_version": "1.1",
-    }
-    asyncio.run(guard(scope, receive, send))
 
-    start, body = responses
-    assert start["status"] == 500
-    assert json.loads(body["body"]) == {
-        "error_code": "INTERNAL_ERROR",
-        "message": "the server failed on a valid request; its terminal shows why",
-    }
-    assert "a secret of 1 image" in capsys.readouterr().err
+def test_the_size_is_limited(port: int) -> None:
+    assert request(port, body=BODY + " " * (serving.MAX_BYTES - len(BODY)))[0] == 200
+    assert request(port, body=BODY + " " * (serving.MAX_BYTES - len(BODY) + 1))[0] == 413
+    assert request(port, body=chunks(serving.MAX_BYTES + 1))[0] == 413
+    with pytest.raises(OSError, match=r"reset|Broken pipe"):  # a body without an end
+        request(port, body=chunks(2**40))
+
+
+def connect(port: int, text: bytes) -> socket.socket:
+    connection = socket.create_connection(("127.0.0.1", port), timeout=30)
+    connection.sendall(text)
+    return connection
+
+
+START = b"POST /invocations HTTP/1.1\r\nContent-Type: application/json\r\n"
+
+
+def test_a_client_that_does_not_go_on_is_not_waited_for(port: int) -> None:
+    host = b"Host: 127.0.0.1:%d\r\n" % port
+    with connect(port, START) as headers, connect(port, START + host + b"Content-Length: 9\r\n\r\n{") as body:
+        begun = time.monotonic()
+        assert headers.recv(1000) == b""
+        assert body.recv(1000).startswith(b"HTTP/1.1 408 ")
+        assert 1 < time.monotonic() - begun < 20
+
+
+def test_small_requests_do_not_wait_for_large_ones(port: int) -> None:
+    host = b"Host: 127.0.0.1:%d\r\n" % port
+    large = START + host + b"Content-Length: 3000000\r\n\r\n" + b" " * (serving.LARGE_BYTES + 1)
+    with connect(port, large), connect(port, large):
+        begun = time.monotonic()
+        assert request(port, body=BODY)[0] == 200
+        assert time.monotonic() - begun < 1.5
+
+
+def test_connections_are_limited(port: int) -> None:
+    idle = [connect(port, b"") for _ in range(serving.MAX_CONNECTIONS)]
+    time.sleep(0.1)
+    with connect(port, b"") as one_more:
+        assert one_more.recv(1000).startswith(b"HTTP/1.1 503 ")
+    for connection in idle:
+        assert connection.recv(1000) == b""  # after the deadline
+        connection.close()
+    assert request(port, method="GET", path="/ping")[0] == 200

@@ -1,0 +1,277 @@
+"""The classifier as an ONNX file: written with torch by `evaluate`, read with onnxruntime alone.
+
+Its graph takes raw pixels, `images`, uint8 (N, 28, 28), and gives `probabilities`, float32 (N, K);
+normalization is inside. A graph holds no code; still, a file may come from anybody, and `load` accepts only
+the form that `export` writes.
+
+Shape suffixes: N images, H rows, W columns, K classes.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import numpy as np
+import onnx
+import onnxruntime
+from numpy.typing import NDArray
+from onnx import AttributeProto, ModelProto, TensorProto, ValueInfoProto
+from pydantic import Field, ValidationError
+
+from mnist.core import files, paths
+from mnist.core.config import Digest, Section
+from mnist.core.errors import InputError
+from mnist.data.store import IMAGE_SHAPE, Bytes, Images
+
+if TYPE_CHECKING:
+    from mnist.training.model import Classifier
+
+IMAGES, PROBABILITIES = "images", "probabilities"  # names of the input and the output
+ABOUT = "classifier"  # the one key of a file's metadata
+EXPECTED = "an ONNX file that `evaluate` wrote"
+MAX_BYTES = 256 * 2**20  # of a file; simple_cnn with the most features has 110 MB
+MAX_SHOWN = 60  # characters of a file's content in a message
+BATCH = 1000  # images that are scored at once; more need more memory, and no less time
+# Kinds of attributes that hold graphs (of If, Loop, Scan), or tensors of other kinds.
+NESTED = (
+    AttributeProto.GRAPH,
+    AttributeProto.GRAPHS,
+    AttributeProto.SPARSE_TENSOR,
+    AttributeProto.SPARSE_TENSORS,
+)
+CHECKED = 1, 7, 1000  # batch sizes
+EXPORTERS = "torch", "onnx", "onnx-ir", "onnxscript"
+# Of a probability, for each unit of the largest log-probability: onnxruntime adds in another order than
+# torch. Seen were at most 1e-7, and 1e-6 at 30 for the default params; a wrong tensor gives 0.03.
+TOLERANCE = 1e-5
+
+
+class About(Section):
+    """The names of the K classes, and the digest of the weights file, in the metadata of an ONNX file."""
+
+    classes: Annotated[tuple[str, ...], Field(min_length=2)]
+    weights_sha256: Digest
+
+
+@dataclass(frozen=True)
+class OnnxModel:
+    """A classifier that needs no torch."""
+
+    about: About
+    session: onnxruntime.InferenceSession
+
+    def predict(self, images_NHW: Bytes) -> NDArray[np.float32]:
+        """Return the probabilities, float32 (N, K), of raw images, uint8 (N, 28, 28)."""
+        batches = np.split(images_NHW, range(BATCH, len(images_NHW), BATCH))
+        return np.concatenate([self.session.run(None, {IMAGES: batch})[0] for batch in batches])
+
+    def agrees(self, images_NHW: Bytes, log_probs_NK: NDArray[np.float32]) -> bool:
+        """Return whether it gives these log-probabilities, float32 (N, K), up to `TOLERANCE`.
+
+        Then it predicts the same classes, but where two probabilities are as close to each other.
+        """
+        bound = TOLERANCE * max(1, np.abs(log_probs_NK).max())
+        return bool((np.abs(self.predict(images_NHW) - np.exp(log_probs_NK)) <= bound).all())
+
+
+def export(path: Path, classifier: "Classifier", *, weights_sha256: str, test: Images) -> None:
+    """Write a classifier as an ONNX file; equal ones give equal bytes.
+
+    torch exports the graph of an architecture once, in 3 to 5 s. It is kept, and filled with other tensors.
+
+    Args:
+        path: to write.
+        classifier: in evaluation mode.
+        weights_sha256: digest of its weights file.
+        test: images on which the file must agree with the classifier, as on random ones.
+
+    Raises:
+        RuntimeError: the file does not agree.
+    """
+    about = About(classes=classifier.classes, weights_sha256=weights_sha256)
+    kept = _kept(classifier)
+    if kept.is_file():
+        try:
+            model = _parse(kept, str(kept))
+            _fill(model, classifier)
+            _write(path, model, about, classifier, test)
+        except (InputError, RuntimeError) as error:
+            print(f"evaluate: {kept} is exported again: {error}")
+        else:
+            return
+    model = _exported(classifier)
+    is_filled = _fill(model, classifier)
+    _write(path, model, about, classifier, test)
+    if is_filled:  # not so with `permute_pixels`: the permutation became a constant
+        for tensor in model.graph.initializer:
+            if tensor.name in classifier.state_dict():
+                tensor.ClearField("raw_data")
+        model.ClearField("metadata_props")
+        with files.replacing(kept) as part:
+            part.write_bytes(model.SerializeToString(deterministic=True))
+
+
+def _kept(classifier: "Classifier") -> Path:
+    """Return the file that keeps the graph of an architecture, as this code and these versions export it."""
+    from mnist.training import model
+
+    shapes = {name: list(tensor.shape) for name, tensor in classifier.state_dict().items()}
+    versions = {name: version(name) for name in EXPORTERS}
+    code = [files.sha256(Path(file)) for file in (model.__file__, __file__)]
+    key = json.dumps([type(classifier.network).__name__, shapes, versions, code])
+    return paths.root() / ".cache" / "onnx" / f"{hashlib.sha256(key.encode()).hexdigest()}.onnx"
+
+
+def _exported(classifier: "Classifier") -> ModelProto:
+    """Export the graph by torch, without the paths and lines of code that torch notes in it."""
+    import torch
+
+    exported = torch.onnx.export(
+        classifier.cpu(),
+        (torch.zeros((2, *IMAGE_SHAPE), dtype=torch.uint8),),  # one image would make 1 the only batch size
+        dynamo=True,
+        dynamic_shapes=({0: torch.export.Dim("N")},),
+        input_names=[IMAGES],
+        output_names=[PROBABILITIES],
+        verbose=False,
+    )
+    assert exported
+    model: ModelProto = exported.model_proto
+    graph = model.graph
+    graph.ClearField("value_info")
+    for noted in (model, graph, *graph.node, *graph.initializer, *graph.input, *graph.output):
+        noted.ClearField("doc_string")
+        noted.ClearField("metadata_props")
+    return model
+
+
+def _fill(model: ModelProto, classifier: "Classifier") -> bool:
+    """Set the tensors of a graph to those of a classifier, by name; return whether it has them all."""
+    found = {tensor.name: tensor for tensor in model.graph.initializer}
+    is_filled = True
+    for name, tensor in classifier.state_dict().items():
+        new = onnx.numpy_helper.from_array(tensor.cpu().numpy(), name)
+        if name in found and (found[name].dims, found[name].data_type) == (new.dims, new.data_type):
+            found[name].CopyFrom(new)
+        else:
+            is_filled = False
+    return is_filled
+
+
+def _write(path: Path, model: ModelProto, about: About, classifier: "Classifier", test: Images) -> None:
+    """Write the file of a graph, if it agrees with the classifier."""
+    import torch
+
+    from mnist.training.model import log_probabilities
+
+    onnx.helper.set_model_props(model, {ABOUT: about.model_dump_json()})
+    with files.replacing(path) as part:
+        part.write_bytes(model.SerializeToString(deterministic=True))
+        written, rng = load(part), np.random.default_rng(0)
+        for size in CHECKED:
+            noise_NHW = rng.integers(0, 256, (size, *IMAGE_SHAPE), np.uint8)
+            noise = Images(images_NHW=noise_NHW, labels_N=np.zeros(size, np.uint8))
+            for images in (test.take(np.arange(min(size, len(test)))), noise):
+                log_probs_NK = log_probabilities(classifier, images, torch.device("cpu")).numpy()
+                if not written.agrees(images.images_NHW, log_probs_NK):
+                    raise RuntimeError(f"{path} is not the classifier, at batch {size}")
+
+
+def load(path: Path, *, num_threads: int = 1, where: str = "") -> OnnxModel:
+    """Read an ONNX file that may come from anybody; it must have the form that `export` writes.
+
+    Args:
+        path: of the file.
+        num_threads: of onnxruntime.
+        where: the name of the file in errors; without it, the path.
+
+    Raises:
+        InputError: the file is missing, or has another form.
+    """
+    where = where or str(path)
+    model = _parse(path, where)
+    about = _about(model, where)
+    if fault := next(_faults(model, about), ""):
+        raise InputError(where, found=fault, expected=EXPECTED)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = num_threads, 1
+    options.log_severity_level = 4  # errors are raised
+    options.add_session_config_entry("session.load_model_format", "ONNX")
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    try:
+        session = onnxruntime.InferenceSession(
+            model.SerializeToString(),
+            options,
+            providers=["CPUExecutionProvider"],
+            enable_fallback=0,
+            read_config_from_model=0,
+        )
+        loaded = OnnxModel(about, session)
+        probs_NK = loaded.predict(np.zeros((2, *IMAGE_SHAPE), np.uint8))
+    except Exception as error:  # onnxruntime has a class for each of its status codes
+        raise InputError(where, found=_shown(error), expected=EXPECTED) from error
+    if probs_NK.shape != (2, len(about.classes)):
+        raise InputError(where, found=f"probabilities {probs_NK.shape} of 2 images", expected=EXPECTED)
+    return loaded
+
+
+def _parse(path: Path, where: str) -> ModelProto:
+    try:
+        size = path.stat().st_size
+    except FileNotFoundError:
+        raise files.missing(path) from None
+    if size > MAX_BYTES:
+        raise InputError(where, found=f"more than {MAX_BYTES // 2**20} MiB", expected=EXPECTED)
+    try:
+        return onnx.load_model_from_string(path.read_bytes())
+    except Exception as error:  # DecodeError of protobuf
+        raise InputError(where, found=f"no ONNX ({_shown(error)})", expected=EXPECTED) from error
+
+
+def _about(model: ModelProto, where: str) -> About:
+    """Return the metadata of a file."""
+    values = {entry.key: entry.value for entry in model.metadata_props}
+    try:
+        return About.model_validate_json(values.get(ABOUT, "null"))
+    except ValidationError:
+        found = f"no classes and digest of weights in the metadata {_shown(values)}"
+        raise InputError(where, found=found, expected=EXPECTED) from None
+
+
+def _faults(model: ModelProto, about: About) -> Iterator[str]:
+    """Yield what a graph must not have: other operators, graphs within it, files beside it, other ends."""
+    graph, tensors = model.graph, [*model.graph.initializer]
+    domains = [entry.domain for entry in model.opset_import]
+    if domains != [""] or model.functions or model.training_info:
+        yield f"operators that are not ONNX's own: {_shown(domains)}"
+    for node in graph.node:
+        if node.domain:
+            yield f"the operator {_shown(f'{node.domain}.{node.op_type}')}"
+        for attribute in node.attribute:
+            if attribute.type in NESTED:
+                yield f"a graph within the operator {_shown(node.op_type)}"
+            tensors += [attribute.t, *attribute.tensors]
+    if graph.sparse_initializer or any(tensor.external_data or tensor.data_location for tensor in tensors):
+        yield "tensors in another file"
+    ends = [_end(value) for value in (*graph.input, *graph.output)]
+    expected = [
+        (IMAGES, TensorProto.UINT8, [0, *IMAGE_SHAPE]),
+        (PROBABILITIES, TensorProto.FLOAT, [0, len(about.classes)]),
+    ]
+    if ends != expected:
+        yield f"inputs and outputs {_shown(ends)}"
+
+
+def _end(value: ValueInfoProto) -> tuple[str, int, list[int]]:
+    """Return name, type and shape of an input or output; 0 is any size."""
+    kind = value.type.tensor_type
+    return value.name, kind.elem_type, [size.dim_value for size in kind.shape.dim]
+
+
+def _shown(content: object) -> str:
+    text = " ".join(str(content).split())
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."

@@ -32,11 +32,21 @@ def perform(run: Callable[..., None], settings: config.Section) -> None:
 
     The first of several processes checks what the stage reads, and writes its receipt (`mnist.core.custody`).
     """
+    _refuse_shallow_clone()
     is_first = os.environ.get("RANK", "0") == "0"
     with custody.held(Path(run.__code__.co_filename).stem) if is_first else nullcontext():
         run(params=settings)
     if run.__module__ == "__main__":  # not in a test
         leave()
+
+
+def _refuse_shallow_clone() -> None:
+    """Refuse an experiment that DVC would lose without a word: one in a tree beside a shallow clone."""
+    is_beside = "DVC_EXP_NAME" in os.environ and Path.cwd() != paths.checkout()
+    folders = (paths.root(), *paths.root().parents)
+    if is_beside and any((folder / ".git/shallow").is_file() for folder in folders):
+        expected = "all history, or DVC loses what --temp and queues make: run `git fetch --unshallow`"
+        raise InputError("git", found="a shallow clone", expected=expected)
 
 
 def leave(status: int = 0) -> NoReturn:

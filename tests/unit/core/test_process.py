@@ -63,6 +63,30 @@ def test_bad_params_stop_a_stage_before_it_runs(capsys: pytest.CaptureFixture[st
     assert line.startswith("ERROR: params.yaml: ")
 
 
+@pytest.mark.parametrize(("tree", "is_refused"), [(".dvc/tmp/exps/one", True), (".", False)])
+def test_an_experiment_that_dvc_would_lose_is_refused(
+    tree: str, is_refused: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / ".git").mkdir()
+    (tmp_path / ".git/shallow").touch()
+    (tmp_path / tree).mkdir(parents=True, exist_ok=True)
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    monkeypatch.setenv("DVC_EXP_NAME", "one")
+    settings = config.load(paths.PARAMS).only(config.Split)
+    monkeypatch.chdir(tmp_path / tree)
+    seen = []
+
+    def run(*, params: config.Split) -> None:
+        seen.append(params)
+
+    if is_refused:
+        with pytest.raises(InputError, match="git fetch --unshallow"):
+            process.perform(run, settings)
+    else:
+        process.perform(run, settings)
+    assert bool(seen) != is_refused
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupt_is_exit_status_130_without_a_traceback(
     capsys: pytest.CaptureFixture[str], number: signal.Signals

@@ -29,7 +29,6 @@ def draw(
     num_images: int,
     *,
     num_wrong: int = 0,
-    title: str = "Some digits",
     classes: Sequence[str] = DIGITS.classes,
 ) -> Path:
     """A gallery in which the first `num_wrong` predictions are wrong."""
@@ -37,7 +36,7 @@ def draw(
     wrong_N = np.arange(num_images) < num_wrong
     figures.gallery(
         path,
-        title=title,
+        title="Some digits",
         images=shown,
         predicted_N=(shown.labels_N.astype(np.int64) + wrong_N) % 10,
         confidence_N=np.linspace(0.5, 1, num_images),
@@ -53,25 +52,18 @@ def share_of(picture: NDArray[Any], color: str) -> float:
     return float((np.abs(picture[:, :, :3] - wanted).max(2) < 0.01).mean())
 
 
-@pytest.mark.parametrize(("num_images", "num_rows"), [(0, 1), (5, 1), (6, 2)])
+@pytest.mark.parametrize(("num_images", "num_rows"), [(0, 1), (6, 2)])
 def test_a_gallery_has_rows_of_five(tmp_path: Path, num_images: int, num_rows: int) -> None:
-    path = draw(tmp_path / "gallery.png", num_images)
-
-    picture = imread(path)
-    assert path.read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+    picture = imread(draw(tmp_path / "gallery.png", num_images))
     assert picture.shape[:2] == (34 + 192 * num_rows, 800)
-    assert path.stat().st_size < 100_000
-    assert [path.name for path in tmp_path.iterdir()] == ["gallery.png"]
 
 
 def test_right_is_green_and_wrong_is_red(tmp_path: Path) -> None:
-    right = imread(draw(tmp_path / "right.png", 10))
-    mixed = imread(draw(tmp_path / "mixed.png", 10, num_wrong=4))
-    wrong = imread(draw(tmp_path / "wrong.png", 10, num_wrong=10))
+    right = imread(draw(tmp_path / "right.png", 1))
+    wrong = imread(draw(tmp_path / "wrong.png", 1, num_wrong=1))
 
-    assert share_of(right, figures.RIGHT) > share_of(mixed, figures.RIGHT) > 0
-    assert share_of(wrong, figures.WRONG) > share_of(mixed, figures.WRONG) > 0
-    assert share_of(right, figures.WRONG) == share_of(wrong, figures.RIGHT) == 0
+    assert share_of(right, figures.RIGHT) > 0 == share_of(right, figures.WRONG)
+    assert share_of(wrong, figures.WRONG) > 0 == share_of(wrong, figures.RIGHT)
 
 
 def test_every_pixel_of_an_image_is_on_it(tmp_path: Path) -> None:
@@ -98,29 +90,19 @@ def test_every_pixel_of_an_image_is_on_it(tmp_path: Path) -> None:
 
 def test_a_caption_of_long_names_stays_in_its_cell_and_off_its_image(tmp_path: Path) -> None:
     """Without that the last column would run over the edge."""
-    longest = [f"mammmmmmalian rrrrrrrrrrrrrrrrr {number}" for number in range(10)]
-    for classes in (longest, ["Ankle boot"] * 5 + ["T-shirt/top"] * 5):
-        drawn = imread(draw(tmp_path / "long.png", 10, num_wrong=10, classes=classes))[:, :, 1]
-        for row in (0, 1):
-            top = 34 + 192 * row
-            for column in range(5):
-                caption = drawn[top : top + 30, 160 * column : 160 * column + 160]
-                assert (caption[:, 5:-5] < 0.5).any()
-                assert (caption[:, [0, 1, -2, -1]] > 0.9).all()
-                assert (caption[[0, -1]] > 0.9).all()
+    classes = [f"mammmmmmalian rrrrrrrrrrrrrrrrr {number}" for number in range(10)]
+    drawn = imread(draw(tmp_path / "long.png", 5, num_wrong=5, classes=classes))[:, :, 1]
+    for column in range(5):
+        caption = drawn[34:64, 160 * column : 160 * column + 160]
+        assert (caption[:, 5:-5] < 0.5).any()
+        assert (caption[:, [0, 1, -2, -1]] > 0.9).all()
+        assert (caption[[0, -1]] > 0.9).all()
 
 
 def test_a_name_between_dollars_is_no_formula(tmp_path: Path) -> None:
-    """A broken one would be an error, and a whole one would lose its dollars."""
-    whole, plain, broken = "$a$", "a", "$\\frac{$"
-    pairs = []
-    for name in (whole, plain, broken):
-        gallery = imread(draw(tmp_path / "gallery.png", 1, classes=[name] * 10))[34:64, :, 1]
-        maps = draw_maps(tmp_path / "maps.png", name=name)[66:]
-        columns_of_ink = (gallery < 0.9).any(axis=0).sum(), (maps[:, :, 3] > 0.1).any(axis=0).sum()
-        pairs.append([int(count) for count in columns_of_ink])
-
-    assert all(dollars > none + 5 for dollars, none in zip(pairs[0], pairs[1], strict=True))
+    """It would be an error."""
+    draw(tmp_path / "gallery.png", 1, classes=["$\\frac{$"] * 10)
+    draw_maps(tmp_path / "maps.png", name="$\\frac{$")
 
 
 def draw_maps(path: Path, *, name: str = "7") -> NDArray[Any]:
@@ -147,7 +129,7 @@ def draw_all(folder: Path) -> list[Path]:
     return [folder / name for name in ("gallery.png", "maps.png", "filters.png")]
 
 
-@pytest.mark.parametrize(("num_filters", "num_rows"), [(1, 1), (8, 1), (9, 2), (40, 4)])
+@pytest.mark.parametrize(("num_filters", "num_rows"), [(8, 1), (9, 2), (40, 4)])
 def test_filters_are_in_rows_of_eight_up_to_thirty_two(
     tmp_path: Path, num_filters: int, num_rows: int
 ) -> None:
@@ -161,20 +143,14 @@ def test_filters_are_in_rows_of_eight_up_to_thirty_two(
     assert picture.shape[0] == 66 + num_rows * 97 - 12 + 16
 
 
-@pytest.mark.parametrize("scale", [1.0, 1e-3], ids=["large", "small"])
-def test_positive_weights_are_orange_and_negative_ones_purple_at_any_scale(
-    tmp_path: Path, scale: float
-) -> None:
-    picture = draw_filters(tmp_path / "filters.png", 1, scale=scale)
+def test_positive_weights_are_orange_and_negative_ones_purple_at_any_scale(tmp_path: Path) -> None:
+    picture = draw_filters(tmp_path / "filters.png", 1, scale=1e-3)
 
     positive, zero, negative = (picture[66 + at, 16 + at, :3] for at in (5, 42, 80))
     assert positive[0] > positive[2] + 0.3  # more red than blue
     assert negative[2] > negative[0] + 0.1
     assert zero.min() > 0.95
-
-
-def test_filters_that_are_all_zero_are_drawn(tmp_path: Path) -> None:
-    assert draw_filters(tmp_path / "filters.png", 2, scale=0).shape[2] == 4
+    draw_filters(tmp_path / "zero.png", 2, scale=0)  # nothing to divide by
 
 
 def test_maps_are_beside_their_image_black_for_zero_and_bright_for_the_largest(tmp_path: Path) -> None:
@@ -186,11 +162,7 @@ def test_maps_are_beside_their_image_black_for_zero_and_bright_for_the_largest(t
     bottom, right = 66 + 2 * 52 + 48, starts[4] + 48
     assert picture[bottom - 3, right - 3, :3].min() > 0.7  # the largest of the layer
     assert picture[66:114, starts[3] : starts[3] + 48, :3].mean() < 0.6
-
-
-def test_maps_are_transparent(tmp_path: Path) -> None:
-    """They are shown on light and dark pages."""
-    assert (draw_maps(tmp_path / "maps.png")[:, :, 3] == 0).mean() > 0.3
+    assert (picture[:, :, 3] == 0).mean() > 0.3  # transparent, since it is shown on light and dark pages
 
 
 def test_the_bytes_are_the_same_in_another_process(tmp_path: Path) -> None:
@@ -208,20 +180,11 @@ def test_the_bytes_are_the_same_in_another_process(tmp_path: Path) -> None:
 # ---- weights and outputs of the network
 
 
-def classifier(kind: str, *, permute_pixels: bool = False, n_features: int = 3) -> Classifier:
+def classifier(kind: str, *, permute_pixels: bool = False) -> Classifier:
     architecture = Architecture.model_validate(
-        {"model": kind, "n_features": n_features, "permute_pixels": permute_pixels}
+        {"model": kind, "n_features": 3, "permute_pixels": permute_pixels}
     )
     return model.build(architecture, classes=DIGITS.classes, seed=2, mean=0.2, std=0.4).eval()
-
-
-def test_filters_of_a_cnn_are_its_first_kernels() -> None:
-    net = classifier("simple_cnn")
-
-    patterns_FHW = figures.first_weights(net)
-
-    assert isinstance(net.network, SimpleCNN)
-    assert np.array_equal(patterns_FHW, net.network.conv1.weight[:, 0].detach().numpy())
 
 
 @pytest.mark.parametrize("permute_pixels", [False, True], ids=["in place", "shuffled"])
@@ -240,12 +203,14 @@ def test_filters_of_an_mlp_lie_where_the_pixels_of_the_image_are(permute_pixels:
     assert np.allclose(by_hand_NF, net.network.fc1(x_NCHW.flatten(1)).detach().numpy(), atol=1e-4)
 
 
-def test_maps_of_a_cnn_are_its_rectified_convolutions() -> None:
+def test_filters_of_a_cnn_are_its_first_kernels_and_maps_its_rectified_convolutions() -> None:
     net, images_NHW = classifier("simple_cnn", permute_pixels=True), digits(4, seed=1).images_NHW
 
     inputs_NHW, maps = figures.layers(net, images_NHW)
 
     assert isinstance(net.network, SimpleCNN)
+    assert not any(module._forward_hooks for module in net.modules())
+    assert np.array_equal(figures.first_weights(net), net.network.conv1.weight[:, 0].detach().numpy())
     x_NCHW = net.preprocess(torch.from_numpy(images_NHW))
     with torch.no_grad():
         first_NCHW = F.relu(net.network.conv1(x_NCHW))
@@ -267,13 +232,3 @@ def test_maps_of_an_mlp_are_its_units() -> None:
         expected_NF = F.relu(net.network.fc2(x_NF)).numpy()
     assert maps["first hidden layer"].shape == (3, 8, 1, 1)
     assert np.allclose(maps["second hidden layer"][:, :, 0, 0], expected_NF, atol=1e-6)
-
-
-def test_looking_leaves_the_network_as_it_was() -> None:
-    net, images_NHW = classifier("simple_cnn"), digits(2, seed=1).images_NHW
-    before_NK = net(torch.from_numpy(images_NHW))
-
-    figures.layers(net, images_NHW)
-
-    assert not any(module._forward_hooks for module in net.modules())
-    assert torch.equal(net(torch.from_numpy(images_NHW)), before_NK)

@@ -186,15 +186,10 @@ def test_long_curves_are_thinned_and_keep_their_end() -> None:
     assert list(pages.thinned(range(3))) == [0, 1, 2]
 
 
-@pytest.mark.parametrize(
-    ("predicted", "section", "text"),
-    [
-        ([1, 2, 3], "confusion", "There is no mistake"),
-        ([2, 3, 1], "images", "Right: none"),
-    ],
-)
-def test_an_empty_gallery_is_announced(tmp_path: Path, predicted: list[int], section: str, text: str) -> None:
-    assert text in page(Made(tmp_path, labels=[1, 2, 3], predicted=predicted)).sections[section]
+def test_empty_galleries_are_announced(tmp_path: Path) -> None:
+    right, wrong = (page(Made(tmp_path, labels=[1], predicted=[predicted])) for predicted in (1, 2))
+    assert "There is no mistake" in right.sections["confusion"]
+    assert "Right: none" in wrong.sections["images"]
 
 
 def test_classes_are_called_by_their_names(tmp_path: Path) -> None:
@@ -247,15 +242,13 @@ def test_an_experiment_is_reproduced_by_its_name_and_a_plain_run_is_searched(tmp
     ("patch", "names", "is_shown"),
     [
         ("", "nothing", False),
-        ("diff --git a/mnist/model.py b/mnist/model.py\n+x\n", "mnist/model.py; ", True),
         ('diff --git "a/mnist/\\303\\251.py" "b/mnist/\\303\\251.py"\n+x\n', "mnist/\\303\\251.py; ", True),
         ("diff --git a/x b/x\n+caf\udce9\n", "x; ", True),
-        ("no names in it\n", "something; ", True),
         ("diff --git a/x b/x\n+- https://ada:SECRET@example.org/mnist\n", "x; ", False),
         ("diff --git a/x b/x\nGIT binary patch\nSECRET\n", "x; ", False),
         ("diff --git a/x b/x\n+" + 60_000 * "x", "x; ", False),
     ],
-    ids=["none", "one file", "odd name", "no UTF-8", "no name", "password", "binary", "long"],
+    ids=["none", "odd name", "no UTF-8", "password", "binary", "long"],
 )
 def test_a_patch_is_shown_unless_it_may_hold_a_secret(
     tmp_path: Path, patch: str, names: str, is_shown: bool
@@ -294,8 +287,7 @@ def card(made: Made, **params: Any) -> str:
 def front_matter(whole: str) -> dict[str, Any]:
     opening, front, _ = whole.split("---\n", 2)
     assert opening == ""
-    values = yaml.safe_load(front)
-    assert isinstance(values, dict)
+    values: dict[str, Any] = yaml.safe_load(front)
     return values
 
 
@@ -303,26 +295,17 @@ def test_the_front_matter_of_the_card_has_the_fields_of_the_hub(tmp_path: Path) 
     made = Made(tmp_path, num_images=300)
     result_scores = scores.read(tmp_path / paths.TEST_METRICS)
     values = front_matter(card(made))
-    assert values["library_name"] == "pytorch"
     assert values["pipeline_tag"] == "image-classification"
-    assert {"image-classification", "mnist", "pytorch"} <= set(values["tags"])
     assert values["datasets"] == ["ylecun/mnist"]
-    assert values["metrics"] == ["accuracy"]
     assert values["license"] == "mit"
-    (index,) = values["model-index"]
-    assert index["name"] == "mnist-simplecnn"
-    (result,) = index["results"]
-    assert result["task"] == {"type": "image-classification", "name": "Image classification"}
+    (result,) = values["model-index"][0]["results"]
+    assert result["task"]["type"] == "image-classification"
     assert result["dataset"] == {"type": "ylecun/mnist", "name": "MNIST", "split": "test"}
-    metrics = {one["type"]: one for one in result["metrics"]}
-    assert metrics["accuracy"] == {
-        "type": "accuracy",
-        "value": result_scores.accuracy,
-        "name": "Accuracy",
-        "verified": False,
+    assert {one["type"]: one["value"] for one in result["metrics"]} == {
+        "accuracy": result_scores.accuracy,
+        "loss": result_scores.loss,
+        "expected_calibration_error": result_scores.expected_calibration_error,
     }
-    assert metrics["loss"]["value"] == result_scores.loss
-    assert metrics["expected_calibration_error"]["value"] == result_scores.expected_calibration_error
 
 
 def test_a_data_set_that_is_not_on_the_hub_has_its_own_name_there(tmp_path: Path) -> None:

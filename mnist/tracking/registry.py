@@ -58,10 +58,10 @@ def description(classes: Sequence[str]) -> str:
 
 
 def find(store: Store, name: str, weights_sha256: str) -> ModelVersion | None:
-    """Return the version of these weights, if they have one."""
+    """Return the version of these weights that `register` made, if they have one."""
     wanted = f"name = '{name}' and tags.`{events.WEIGHTS}` = '{weights_sha256}'"
-    versions = store.client.search_model_versions(wanted, max_results=1)
-    return versions[0] if versions else None
+    versions = store.client.search_model_versions(wanted)
+    return next((version for version in versions if ONNX in version.tags), None)
 
 
 def ensure(

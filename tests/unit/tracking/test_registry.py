@@ -96,6 +96,17 @@ def test_a_version_that_lost_its_files_gets_them_back_and_keeps_what_people_wrot
     assert store.client.get_model_version(NAME, again.version).description == "Ours"
 
 
+def test_a_version_that_somebody_else_made_of_equal_weights_is_left_alone(
+    store: client.Store, scored: Path
+) -> None:
+    store.client.create_registered_model(NAME)
+    tags = {"weights_sha256": files.sha256(scored / paths.WEIGHTS)}
+    theirs = store.client.create_model_version(NAME, "somewhere/else", tags=tags, description="Theirs")
+    version, is_new = ensure(store, new_run(store), scored)
+    assert is_new
+    assert version.version != theirs.version
+
+
 def test_a_version_that_was_cut_off_before_its_card_gets_it(store: client.Store, scored: Path) -> None:
     run = new_run(store)
     version, _ = ensure(store, run, scored, card="")

@@ -50,16 +50,15 @@ def run(
     predicted_N, confidence_N = log_probs_NK.argmax(1), scores.confidence(log_probs_NK)
     one_a_class = test.take(np.unique(test.labels_N, return_index=True)[1][:NUM_IMAGES])
     inputs_NHW, maps = figures.layers(classifier, one_a_class.images_NHW)
-
     result = scores.score(log_probs_NK, test.labels_N)
     files.write_json(test_metrics, result.model_dump())
     write_table(predictions, labels_N=test.labels_N, predicted_N=predicted_N, classes=classes)
     scores.write_classes(by_class, labels_N=test.labels_N, predicted_N=predicted_N, classes=classes)
     write_log_probs(log_probs, log_probs_NK)
-    mistakes_M = scores.confident_mistakes(log_probs_NK, test.labels_N)
+    mistakes_M = scores.confident_mistakes(log_probs_NK, test.labels_N)[:NUM_IMAGES]
     for path, title, index_M in (
-        (gallery, "The first test images, as predicted", np.arange(len(test))[:NUM_IMAGES]),
-        (errors_gallery, "The most confident mistakes", mistakes_M[:NUM_IMAGES]),
+        (gallery, "The first test images, as predicted", np.arange(min(NUM_IMAGES, len(test)))),
+        (errors_gallery, "The most confident mistakes", mistakes_M),
     ):
         figures.gallery(
             path,
@@ -73,10 +72,10 @@ def run(
     figures.filters(filters, figures.first_weights(classifier))
     figures.feature_maps(feature_maps, inputs_NHW, [classes[label] for label in one_a_class.labels_N], maps)
     onnx_model.export(onnx, classifier, weights_sha256=files.sha256(weights), test=test)
-    print(
-        f"evaluate: accuracy {result.accuracy:.2%} on {result.num_images:,} test images"
-        f" ({result.num_wrong:,} wrong), loss {result.loss:.4f}"
+    right = (
+        f"accuracy {result.accuracy:.2%} on {result.num_images:,} test images ({result.num_wrong:,} wrong)"
     )
+    print(f"evaluate: {right}, loss {result.loss:.4f}")
 
 
 if __name__ == "__main__":

@@ -166,10 +166,8 @@ def _differ(beside: Model | None, model: Model) -> bool:
 def _runs_of(store: Store, weights_sha256: str, beside: Model | None) -> Iterator[Run]:
     """Yield finished runs of these weights, newest first, on the test data of the model `beside`."""
     wanted = f"tags.`weights_sha256` = '{weights_sha256}' and attributes.status = 'FINISHED'"
-    for key in promotion.TESTED_ON:
-        if beside and (digest := beside.tags.get(key)):
-            wanted += f" and tags.`{key}` = '{digest}'"
-            break
+    if beside and (digest := beside.tags.get(promotion.TESTED_ON)):
+        wanted += f" and tags.{promotion.TESTED_ON} = '{digest}'"
     newest = ["start_time DESC"]
     yield from store.client.search_runs([store.experiment_id], wanted, order_by=newest, max_results=MAX_RUNS)
 

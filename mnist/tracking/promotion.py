@@ -15,8 +15,7 @@ from mnist.evaluation.statistics import Paired
 
 CHALLENGER, CHAMPION = "challenger", "champion"  # aliases in the registry
 
-# Tags of a run with the digest of its test data: of the test split, or of the whole data set.
-TESTED_ON = ("test_sha256", "dataset_sha256")
+TESTED_ON = "test_sha256"  # tag of a run: digest of the test images and labels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,36 +136,22 @@ def tested_on_others(challenger: Model, champion: Model) -> str:
     """Return the reason why their test images differ, and the remedy; empty if they are the same."""
     assert challenger.predictions
     assert champion.predictions
-    key = next((key for key in TESTED_ON if challenger.tags.get(key) and champion.tags.get(key)), "")
-    ours, theirs = challenger.tags.get(key, ""), champion.tags.get(key, "")
+    ours, theirs = (model.tags.get(TESTED_ON, "") for model in (challenger, champion))
     again = (
         f"run the champion's experiment on the present data "
         f"(it was made by `{champion.tags.get('rerun') or 'a command that its run does not name'}`)"
     )
-    if not key:
-        return f"no digest shows whether both were tested on the same images; {again}"
-    if ours != theirs:
+    if not ours or ours != theirs:
         return (
-            f"they were tested on different data: the challenger on {key} {ours[:12]}, "
-            f"the champion on {theirs[:12]}; {again}"
-        )
-    our_names, their_names = (
-        set(predictions.labels_N.tolist()) for predictions in (challenger.predictions, champion.predictions)
-    )
-    if our_names != their_names:
-        return (
-            f"their classes have other names: {_some(our_names - their_names)} in the challenger, "
-            f"{_some(their_names - our_names)} in the champion; {again}"
+            f"they were tested on different data: the challenger on {TESTED_ON} {ours[:12] or 'unknown'}, "
+            f"the champion on {theirs[:12] or 'unknown'}; {again}"
         )
     if not np.array_equal(challenger.predictions.labels_N, champion.predictions.labels_N):
         return (
-            f"the labels in their predictions differ, though {key} is the same: one of the files is altered"
+            f"the labels in their predictions differ, though {TESTED_ON} is the same: classes have other "
+            f"names, or one of the files is altered; {again}"
         )
     return ""
-
-
-def _some(names: set[str]) -> str:
-    return ", ".join(sorted(names)) or "none"
 
 
 def record(decision: Decision, *, time: datetime, who: str, store: str, name: str) -> dict[str, Any]:

@@ -80,15 +80,11 @@ def test_a_worse_network_and_its_gates(trained: Clone, invoke: Invoke) -> None:
     report = invoke(trained, "diff", "HEAD~1", "HEAD")
     assert report.stdout.splitlines()[2].startswith("**Worse**: accuracy 99.67% → 86.67%, **-13.00 pp** (")
     assert re.search(r"\| `num_wrong` ↓ +\| +1 \| +40 \| +\+39 \|", report.stdout)
-    for gates, status in (
-        (["--fail-if", "worse"], 1),
-        (["--fail-if", "not-comparable", "--fail-if", "worse"], 1),
-        (["--max-drop", "0.12"], 1),
-        (["--max-drop", "0.14", "--fail-if", "not-comparable"], 0),
-    ):
-        done = invoke(trained, "diff", "HEAD~1", "HEAD", *gates)
-        assert (done.exit_code, done.stdout) == (status, report.stdout)
-        assert done.stderr.startswith("gate: ") == bool(status)
+    assert report.stderr == ""
+    for gate in (["--fail-if", "not-comparable", "--fail-if", "worse"], ["--max-drop", "0.12"]):
+        done = invoke(trained, "diff", "HEAD~1", "HEAD", *gate)
+        assert (done.exit_code, done.stdout) == (1, report.stdout)
+        assert done.stderr.startswith("gate: ")
     assert invoke(trained, "diff", "HEAD", "HEAD~1", "--fail-if", "worse", "--max-drop", "0").exit_code == 0
 
 
@@ -110,37 +106,12 @@ def test_make_diff_writes_the_report_and_stops_at_the_gate(trained: Clone) -> No
     assert "**Worse**" in trained.read("new/diff.md")
 
 
-@pytest.mark.parametrize(
-    ("change", "stale"),
-    [
-        (("params.yaml", "momentum: 0.9", "momentum: 0.8"), "momentum"),
-        (("mnist/evaluation/scores.py", '"""', '"""Edited. '), "mnist/evaluation"),
-        ((TEST, '"loss": ', '"loss": 0.5, "other": '), TEST),
-    ],
-)
-def test_stale_and_edited_results(
-    trained: Clone, invoke: Invoke, change: tuple[str, str, str], stale: str
-) -> None:
-    edit(trained, *change)
+def test_results_of_other_code_are_stale(trained: Clone, invoke: Invoke) -> None:
+    edit(trained, "mnist/evaluation/scores.py", '"""', '"""Edited. ')
     (warning,) = as_json(invoke(trained, "diff", "HEAD", "--json"))["warnings"]
-    assert stale in warning
+    assert "mnist/evaluation" in warning
     assert invoke(trained, "diff", "HEAD", "--fail-if", "stale").exit_code == 1
     assert invoke(trained, "diff", "HEAD", "HEAD", "--fail-if", "stale").exit_code == 0
-
-
-def test_files_that_cannot_be_read_on_one_side(trained: Clone, invoke: Invoke) -> None:
-    write(trained, TEST, '{"accuracy": 0.')
-    (trained.folder / PREDICTIONS).unlink()
-    found = as_json(invoke(trained, "diff", "HEAD", "--json"))
-    assert found["outcome"] == "not comparable"
-    assert found["problems"]["base"] == {}
-    assert set(found["problems"]["head"]) == {TEST, PREDICTIONS}
-    by_name = {metric["name"]: (metric["base"], metric["head"]) for metric in found["metrics"]}
-    assert by_name["loss"][0] is not None
-    assert by_name["loss"][1] is None
-    assert by_name["val_loss"][0] == by_name["val_loss"][1]
-    assert invoke(trained, "diff", "HEAD", "--max-drop", "1").exit_code == 1
-    assert invoke(trained, "diff", "HEAD", "--fail-if", "worse").exit_code == 0
 
 
 def test_a_shallow_clone_fetches_its_base(trained: Clone, invoke: Invoke, tmp_path: Path) -> None:
@@ -160,12 +131,7 @@ def test_a_shallow_clone_fetches_its_base(trained: Clone, invoke: Invoke, tmp_pa
 
 @pytest.mark.parametrize(
     "arguments",
-    [
-        ["nowhere"],
-        ["main", "--upload-pack=touch owned"],
-        ["main:refs/heads/owned"],
-        ["main", "--output", "metrics"],
-    ],
+    [["main", "--upload-pack=touch owned"], ["main:refs/heads/owned"], ["main", "--output", "metrics"]],
     ids=" ".join,
 )
 def test_errors(trained_module: Clone, invoke: Invoke, arguments: list[str]) -> None:

@@ -32,22 +32,6 @@ def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def test_a_subfolder_of_a_repository_is_a_checkout(trained: Clone, invoke: Invoke) -> None:
-    (trained.folder / ".git").rename(trained.folder.parent / ".git")
-    trained.commit("In a subfolder")
-    edit(trained, "params.yaml", "epochs: 4", "epochs: 1")
-    trained.dvc("repro")
-    done = invoke(trained, "reproduce", trained.runs()[0].info.run_id)
-    assert done.exit_code == 0, done.output
-    assert "patch       changes clone/params.yaml" in done.stdout
-    assert set(answers(done.stdout).values()) == {"equal"}
-
-    trained.commit("What the pipeline made")
-    done = invoke(trained, "verify")
-    assert done.exit_code == 0, done.output
-    assert set(answers(done.stdout).values()) == {"equal"}
-
-
 def state(clone: Clone) -> dict[str, object]:
     """Return all that a run in a sandbox must leave as it is."""
     questions = (
@@ -173,9 +157,7 @@ def test_an_experiment_is_reproduced_by_name(trained: Clone, invoke: Invoke) -> 
         ("", f"models:/{NAME}@champion"),  # there is none yet
         ("nothing", f"models:/{NAME}@challenger"),
         (f"models:/{NAME}/9", f"models:/{NAME}@challenger"),
-        ("models:/nothing@champion", f"models:/{NAME}@challenger"),
-        ("it's", "no such version, experiment or finished run"),
-        ("%", "no such version, experiment or finished run"),
+        ("it's%", "no such version, experiment or finished run"),
     ],
 )
 def test_what_is_not_there_is_an_error_that_lists_what_is(
@@ -197,8 +179,7 @@ def test_code_of_a_store_that_is_not_the_checkouts_own_is_not_run(
 
 
 @pytest.mark.parametrize(
-    ("tag", "value"),
-    [("mlflow.source.git.commit", "f" * 40), ("mlflow.source.git.commit", ""), ("fingerprint", "")],
+    ("tag", "value"), [("mlflow.source.git.commit", "f" * 40), ("mlflow.source.git.commit", "")]
 )
 def test_a_record_that_leads_nowhere_is_an_error(
     trained: Clone, invoke: Invoke, tag: str, value: str

@@ -3,7 +3,6 @@
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -190,18 +189,12 @@ def run_queue(clone: Clone) -> None:
 
 def stop_workers(folder: Path) -> None:
     """End the workers that wait for more; the message of `dvc queue stop` can get lost."""
-    ids = [path.read_text() for path in folder.glob(".dvc/tmp/exps/celery/dvc-exp-worker-*.pid")]
     deadline = time.monotonic() + 60
-    while alive := [worker for worker in ids if _is_worker(worker)]:
-        assert time.monotonic() < deadline, alive
-        for worker in alive:
-            os.kill(int(worker), signal.SIGTERM)
-        time.sleep(1)
-
-
-def _is_worker(process: str) -> bool:
-    shown = subprocess.run(["ps", "-o", "args=", "-p", process], capture_output=True, text=True, check=False)
-    return "exp queue-worker" in shown.stdout
+    while workers := [process for process in processes_in(folder) if "queue-worker" in process.cmdline()]:
+        assert time.monotonic() < deadline, workers
+        for worker in workers:
+            worker.terminate()
+        psutil.wait_procs(workers, timeout=1)
 
 
 def set_up(clone: Clone) -> None:

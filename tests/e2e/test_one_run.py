@@ -173,18 +173,15 @@ def test_a_result_that_mlflow_missed_is_registered_by_other_code(trained: Clone)
     assert set(complete_runs(trained)) == {"0.02", "0.016"}
 
 
-def test_sync_names_a_workspace_whose_files_are_no_result_of_it(trained: Clone, invoke: Invoke) -> None:
-    checkout.edit(trained, "params.yaml", "lr: 0.02", "lr: 0.018")
-    done = invoke(trained, "sync")
-    assert done.exit_code == 0
-    (line,) = (line for line in done.output.splitlines() if "workspace left out" in line)
-    assert "lr" in line
-
-
-def test_experiments_that_left_the_cache_are_named(trained: Clone, invoke: Invoke) -> None:
+def test_sync_names_what_it_leaves_out(trained: Clone, invoke: Invoke) -> None:
+    """A workspace whose files are no result of it, and an experiment that left the cache."""
     trained.run("dvc", "exp", "save", "-n", "kept")
+    checkout.edit(trained, "params.yaml", "lr: 0.02", "lr: 0.018")
+    assert invoke(trained, "sync").exit_code == 0
     shutil.rmtree(trained.folder / ".dvc/cache")
     done = invoke(trained, "sync")
     assert done.exit_code == 1
-    (line,) = (line for line in done.output.splitlines() if "kept" in line)
-    assert "data/" in line
+    (workspace,) = (line for line in done.output.splitlines() if "workspace left out" in line)
+    assert "lr" in workspace
+    (kept,) = (line for line in done.output.splitlines() if "kept" in line)
+    assert "data/" in kept

@@ -17,7 +17,7 @@ def pickled(folder: Path, trace: Path) -> None:
         def __reduce__(self) -> tuple[Callable[..., object], tuple[object, ...]]:
             return exec, (f"open({str(trace)!r}, 'w').close()",)
 
-        def predict(self, context: Any, model_input: Any, params: Any = None) -> Any:
+        def predict(self, context: Any, model_input: list[float], params: Any = None) -> Any:
             del context, params
             return model_input
 

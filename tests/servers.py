@@ -135,12 +135,7 @@ def mlflow_server(
 
 def new_folder(user: str = "") -> Path:
     """Make a temporary folder of this user, by default ours, where that user can reach it."""
-    for place in (tempfile.gettempdir(), "/tmp", "/var/tmp"):  # noqa: S108 mkdtemp makes it safe
-        parents = [Path(place).resolve(), *Path(place).resolve().parents]
-        if not user or all(parent.stat().st_mode & 1 for parent in parents):
-            break
-    else:
-        raise AssertionError(f"no folder for temporary files that {user} can reach")
+    place = "/tmp" if user else None  # noqa: S108 mkdtemp makes it safe
     folder = Path(tempfile.mkdtemp(prefix="mnist-server-", dir=place))
     if user:
         entry = pwd.getpwnam(user)

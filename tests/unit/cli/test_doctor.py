@@ -7,9 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
-from threading import Thread
 
 import pytest
 from click.testing import CliRunner
@@ -18,6 +16,7 @@ import mnist.cli
 from mnist.cli import doctor
 from mnist.core.errors import InputError
 from mnist.tracking import client
+from tests import servers
 from tests.checkout import ROOT, Repository
 
 Check = Callable[[], str]
@@ -239,7 +238,6 @@ def test_a_clone_with_autocrlf_has_the_committed_bytes(place: Repository) -> Non
     ("name", "text"),
     [
         ("params.yaml", "lr: ["),
-        ("dvc.yaml", "stages: hello"),
         ("dvc.yaml", "stages: {train: {deps: [a]}}"),
         ("dvc.lock", "schema: '2.0'\nstages: {train: }"),
     ],
@@ -292,10 +290,6 @@ def change(store: Path, statement: str, *values: object) -> None:
     connection.close()
 
 
-def test_a_store_of_this_mlflow_is_fine(store: Path) -> None:
-    assert doctor.check_store() == f"sqlite:///{store.name}"
-
-
 @pytest.mark.parametrize("kind", ["folder", "text", "no tables"])
 def test_what_is_no_store_is_found(kind: str, place: Repository) -> None:
     file = place.folder / "mlflow.db"
@@ -324,7 +318,7 @@ def test_a_store_of_a_checkout_that_was_moved_follows_it(store: Path) -> None:
         "INSERT INTO experiments (experiment_id, name, artifact_location, lifecycle_stage)"
         " VALUES (9, 'mnist', 'file:///old%20place/mlartifacts', 'active')",
     )
-    repaired(doctor.check_store)
+    assert repaired(doctor.check_store) == f"sqlite:///{store.name}"
 
 
 def test_a_challenger_of_the_future_is_replaced_by_newer_models(store: Path) -> None:
@@ -338,29 +332,16 @@ def test_a_challenger_of_the_future_is_replaced_by_newer_models(store: Path) -> 
     repaired(doctor.check_store)
 
 
-@pytest.mark.parametrize(("status", "is_fine"), [(200, True), (502, False)])
 @pytest.mark.usefixtures("place")
-def test_a_server_has_to_answer(status: int, is_fine: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Server(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(status)
-            self.end_headers()
-
-        def log_message(self, *_: object) -> None:
-            pass
-
+def test_a_server_has_to_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
         monkeypatch.delenv(name)
-    with HTTPServer(("127.0.0.1", 0), Server) as server:
-        address = f"http://127.0.0.1:{server.server_port}"
-        monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
-        Thread(target=server.serve_forever, daemon=True).start()
-        if is_fine:
-            assert doctor.check_store() == address
-        else:
-            assert refused(doctor.check_store).found == f"answer {status}"
-            # The server as the proxy of another one.
-            monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://tracking.invalid:5000")
-            monkeypatch.setenv("http_proxy", address)
-            assert "NO_PROXY=tracking.invalid" in refused(doctor.check_store).expected
-        server.shutdown()
+    with servers.faulty_proxy("", 200) as server:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", server.url)
+        assert doctor.check_store() == server.url
+        server.fault = 502
+        assert refused(doctor.check_store).found == "answer 502"
+        # The server as the proxy of another one.
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://tracking.invalid:5000")
+        monkeypatch.setenv("http_proxy", server.url)
+        assert "NO_PROXY=tracking.invalid" in refused(doctor.check_store).expected

@@ -3,7 +3,6 @@
 import json
 import os
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,18 +23,6 @@ ROOT = Path(__file__).parents[3]
 NOWHERE = "http://127.0.0.1:9"  # the discard port, at which nothing listens
 START = events.start(TRAINING, {"device": "CPU"}, 1_700_000_000_000)
 CPU = "system/cpu_utilization_percentage"
-
-# A training in a process of its own: it logs a window, prints that, and goes on when it gets a line.
-CHILD = """
-import sys
-from mnist.tracking import events
-from tests.unit.tracking.conftest import TRAINING, WINDOW
-
-with events.recorded(TRAINING, device="CPU") as record:
-    record.log(WINDOW)
-    print("logged", flush=True)
-    sys.stdin.readline()
-"""
 
 
 def await_runs(status: str) -> list[Run]:
@@ -123,18 +110,6 @@ def test_a_pipe_that_was_read_takes_points_again() -> None:
     os.close(writer)
 
 
-def test_a_training_that_is_gone_without_a_word_leaves_a_killed_run() -> None:
-    training = subprocess.Popen(
-        [sys.executable, "-c", CHILD], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    assert training.stdout
-    assert training.stdout.readline() == "logged\n"
-    training.kill()
-    training.communicate(timeout=120)
-    (run,) = await_runs("KILLED")
-    assert run.data.metrics["train_loss"] == 0.9
-
-
 def test_a_system_without_room_for_a_process_costs_the_training_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -197,20 +172,6 @@ def test_params_that_could_not_be_logged_are_logged_the_next_time(monkeypatch: p
     logger.log()
     (run,) = await_runs("FAILED")
     assert run.data.params == {"lr": "0.01", "permute_pixels": "False"}
-
-
-def test_the_same_training_again_leaves_one_run_with_both_names() -> None:
-    end = End(time_ms=1_700_000_009_000, status="FINISHED", weights_sha256="w" * 64)
-    follow(START, events.point(WINDOW, 1), end)
-    (first,) = await_runs("FINISHED")
-    tags = {**START.tags, events.EXPERIMENTS: "x"}
-    again = Start(time_ms=START.time_ms + 1, name="x", params=START.params, tags=tags)
-    other = Start(time_ms=START.time_ms + 2, name="y", params={**START.params, "lr": 0.1}, tags=START.tags)
-    follow(again, events.point(WINDOW, 1), end)
-    follow(other, events.point(WINDOW, 1), end)
-    found = {run.info.run_id: run for run in await_runs("FINISHED")}
-    assert len(found) == 2
-    assert found[first.info.run_id].data.tags[events.EXPERIMENTS] == "x"
 
 
 def test_what_the_machine_does_is_logged_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,6 @@
 import json
 
 from tests.checkout import ROOT, Clone
-from tests.e2e.conftest import Invoke
 
 PAGE = (ROOT / "docs/troubleshooting.md").read_text()
 
@@ -21,20 +20,15 @@ def test_a_lock_file_of_a_killed_dvc_is_removed(trained: Clone) -> None:
     assert trained.dvc("repro") == []
 
 
-def test_an_edited_output_is_checked_out_again(trained: Clone) -> None:
+def test_outputs_that_were_edited_or_left_the_cache_come_back(trained: Clone) -> None:
     path = trained.folder / "data/stats.json"
     before = path.read_bytes()
     path.write_bytes(b"edited")
-    refused = trained.run("dvc", "checkout", check=False)
-    assert "unsaved files" in refused.stdout
+    assert "unsaved files" in trained.run("dvc", "checkout", check=False).stdout
     assert "unsaved files" in PAGE
     fix(trained, "dvc checkout --force")
     assert path.read_bytes() == before
 
-
-def test_an_output_that_left_the_cache_is_made_again(trained: Clone) -> None:
-    path = trained.folder / "data/stats.json"
-    before = path.read_bytes()
     for cached in trained.folder.glob(".dvc/cache/files/md5/*/*"):
         if cached.read_bytes() == before:
             cached.unlink()
@@ -52,11 +46,3 @@ def test_data_that_changed_after_validation_are_validated_again(trained: Clone) 
     fix(trained, "dvc repro validate")
     assert json.loads(path.read_text()) == verdict
     trained.run("python", "-m", "stages.stats")
-
-
-def test_a_deleted_experiment_of_mlflow_is_restored(trained: Clone, invoke: Invoke) -> None:
-    trained.client.delete_experiment("1")
-    assert invoke(trained, "sync").exit_code != 0
-    assert "mlflow experiments restore --experiment-id 1" in PAGE
-    trained.client.restore_experiment("1")
-    assert invoke(trained, "sync").exit_code == 0

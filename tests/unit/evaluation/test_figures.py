@@ -1,7 +1,5 @@
-"""Figures: what is drawn where, of which weights and outputs, and that the bytes are the same each time."""
+"""Figures: what is drawn where, and of which weights and outputs."""
 
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,8 +18,6 @@ from mnist.evaluation import figures
 from mnist.training import model
 from mnist.training.model import MLP, Classifier, SimpleCNN
 from tests.conftest import DIGITS, digits
-
-ROOT = Path(__file__).parents[3]
 
 
 def draw(
@@ -122,13 +118,6 @@ def draw_filters(path: Path, num_filters: int, *, scale: float = 1.0) -> NDArray
     return np.asarray(imread(path))
 
 
-def draw_all(folder: Path) -> list[Path]:
-    draw(folder / "gallery.png", 10, num_wrong=3)
-    draw_maps(folder / "maps.png")
-    draw_filters(folder / "filters.png", 9)
-    return [folder / name for name in ("gallery.png", "maps.png", "filters.png")]
-
-
 @pytest.mark.parametrize(("num_filters", "num_rows"), [(8, 1), (9, 2), (40, 4)])
 def test_filters_are_in_rows_of_eight_up_to_thirty_two(
     tmp_path: Path, num_filters: int, num_rows: int
@@ -163,18 +152,6 @@ def test_maps_are_beside_their_image_black_for_zero_and_bright_for_the_largest(t
     assert picture[bottom - 3, right - 3, :3].min() > 0.7  # the largest of the layer
     assert picture[66:114, starts[3] : starts[3] + 48, :3].mean() < 0.6
     assert (picture[:, :, 3] == 0).mean() > 0.3  # transparent, since it is shown on light and dark pages
-
-
-def test_the_bytes_are_the_same_in_another_process(tmp_path: Path) -> None:
-    script = (
-        "import sys; from pathlib import Path; from tests.unit.evaluation.test_figures import draw_all;"
-        "draw_all(Path(sys.argv[1]))"
-    )
-    (tmp_path / "there").mkdir()
-    subprocess.run([sys.executable, "-c", script, tmp_path / "there"], cwd=ROOT, check=True)
-
-    for path in draw_all(tmp_path):
-        assert path.read_bytes() == (tmp_path / "there" / path.name).read_bytes()
 
 
 # ---- weights and outputs of the network

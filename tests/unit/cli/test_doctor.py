@@ -192,9 +192,11 @@ def test_an_experiment_that_runs_is_left_alone(place: Repository) -> None:
     with subprocess.Popen([sys.executable, "../dvc"], stdout=subprocess.PIPE) as running:
         assert running.stdout
         running.stdout.readline()
-        doctor.check_head()
-        doctor.check_locks()
-        running.kill()
+        try:
+            doctor.check_head()
+            doctor.check_locks()
+        finally:
+            running.kill()
 
 
 @pytest.mark.parametrize(("scope", "is_fine"), [("--global", True), ("--local", False)])

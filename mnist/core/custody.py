@@ -185,6 +185,9 @@ class _Pipeline:
         file = receipt_of(stage)
         if file.as_posix() not in self.makers:
             return None
+        if not (self.folder / file).is_file():
+            expected = f"the receipt of a `{stage}` that succeeded: run `dvc repro`"
+            raise InputError(str(file), found="no such file", expected=expected)
         return config.check(Receipt, files.read_json(self.folder / file), str(file))
 
 

@@ -114,4 +114,4 @@ def test_bad_data_stop_the_pipeline(trained: Clone) -> None:
     # A stage that is started without DVC refuses them too.
     by_hand = trained.run("python", "-m", "stages.train", check=False)
     assert by_hand.returncode != 0
-    assert "test_size" in by_hand.stdout
+    assert "a `validate` that succeeded" in by_hand.stdout

@@ -97,7 +97,7 @@ def test_a_number_is_equal_to_itself_however_it_is_written(folder: Path) -> None
 
 def test_a_missing_receipt_is_refused(folder: Path) -> None:
     (folder / custody.receipt_of("make")).unlink()
-    assert refusal(folder).where == str(folder / custody.receipt_of("make"))
+    assert refusal(folder).where == str(custody.receipt_of("make"))
 
 
 def test_a_stage_that_fails_leaves_no_receipt(folder: Path) -> None:

@@ -36,15 +36,6 @@ def test_a_gpu_is_taken(device: str) -> None:
     assert devices.describe(taken) == torch.cuda.get_device_name()
 
 
-@pytest.mark.parametrize(
-    "device", ["cpu", pytest.param("auto", marks=pytest.mark.skipif(GPU, reason="a GPU"))]
-)
-def test_the_cpu_is_taken(device: str) -> None:
-    taken = devices.prepare(Machine.model_validate({"device": device, "num_threads": 1}))
-
-    assert taken == torch.device("cpu")
-
-
 def test_threads_are_as_many_as_asked_for() -> None:
     device = devices.prepare(Machine(device="cpu", num_threads=2))
 

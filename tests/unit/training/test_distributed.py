@@ -41,7 +41,6 @@ def results(made_once: MadeOnce) -> Path:
 
 @pytest.mark.parametrize("name", CASES)
 def test_the_result_is_that_of_one_process(results: Path, name: str) -> None:
-    torch.set_num_threads(1)
     case, classifier = CASES[name], CASES[name].build()
     events = case.train(classifier, SINGLE)
     single_P, untrained_P = teammate.weights(classifier), teammate.weights(case.build())

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
-from hypothesis import given, strategies as st
 
 from mnist.core.errors import InputError
 from mnist.training import history
@@ -57,23 +56,6 @@ def test_a_row_can_be_read_as_soon_as_it_is_added(tmp_path: Path) -> None:
         for event in EVENTS[:3]:
             add(event)
         assert [row.step for row in history.read(tmp_path / "history.csv", Epoch)] == [150]
-
-
-@given(
-    loss=st.floats(0, 1e30, allow_subnormal=False),
-    accuracy=st.floats(0, 1, allow_subnormal=False),
-    step=st.integers(1, 10**12),
-)
-def test_a_table_that_was_read_is_written_as_it_was(
-    tmp_path_factory: pytest.TempPathFactory, loss: float, accuracy: float, step: int
-) -> None:
-    folder = tmp_path_factory.mktemp("tables")
-    events = [Window(epoch=1, step=step, num_images=64, loss=loss, accuracy=accuracy)]
-
-    write(folder / "first.csv", events, Window)
-    write(folder / "second.csv", history.read(folder / "first.csv", Window), Window)
-
-    assert (folder / "second.csv").read_bytes() == (folder / "first.csv").read_bytes()
 
 
 @pytest.mark.parametrize(

@@ -328,19 +328,6 @@ def made_of(folder: Path, data: SmallData, **contents: bytes) -> SmallData:
     return SmallData(train=data.train, test=data.test, mirror=folder)
 
 
-def read(data: SmallData) -> None:
-    download.read({name: data.mirror / name for name in ARCHIVES})
-
-
-def test_the_images_are_those_in_the_archives(small_data: SmallData) -> None:
-    train, test = download.read({name: small_data.mirror / name for name in ARCHIVES})
-
-    for images, made in ((train, small_data.train), (test, small_data.test)):
-        np.testing.assert_array_equal(images.images_NHW, made.images_NHW, strict=True)
-        np.testing.assert_array_equal(images.labels_N, made.labels_N, strict=True)
-    assert files_in(small_data.mirror) == sorted(ARCHIVES)  # nothing is unpacked there
-
-
 BLACK: Bytes = np.zeros((1200, 28, 28), np.uint8)
 INT32 = b"\0\0\x0c\x03" + b"".join(size.to_bytes(4, "big") for size in (1, 28, 28)) + bytes(4 * 28 * 28)
 
@@ -349,30 +336,25 @@ INT32 = b"\0\0\x0c\x03" + b"".join(size.to_bytes(4, "big") for size in (1, 28, 2
     ("name", "content", "named"),
     [
         (ARCHIVES[0], idx(BLACK[:3]), "train-labels"),
-        (ARCHIVES[3], idx(np.zeros(0, np.uint8)), "t10k-labels"),
         (ARCHIVES[2], idx(np.zeros((300, 14, 56), np.uint8)), "t10k-images"),
         (ARCHIVES[0], INT32, "train-images"),
         (ARCHIVES[0], idx(BLACK)[:-1], "train-images"),
-        (ARCHIVES[1], b"not IDX at all", "train-labels"),
     ],
-    ids=["count", "empty", "28x28", "dtype", "short", "no IDX"],
+    ids=["count", "28x28", "dtype", "short"],
 )
 def test_wrong_contents_are_named(
     name: str, content: bytes, named: str, small_data: SmallData, tmp_path: Path
 ) -> None:
+    data = made_of(tmp_path / "mirror", small_data, **{name: content})
+
     with pytest.raises(InputError, match=f"^{named}.*: found "):
-        read(made_of(tmp_path / "mirror", small_data, **{name: content}))
+        download.read({one: data.mirror / one for one in ARCHIVES})
 
 
-@pytest.mark.parametrize(
-    "spoil",
-    [lambda packed: packed[:-20], lambda packed: b"PK" + packed, lambda packed: packed[:50] + packed[70:]],
-)
-def test_an_archive_that_is_not_gzip_is_named(
-    spoil: Callable[[bytes], bytes], small_data: SmallData, tmp_path: Path
-) -> None:
-    data = made_of(tmp_path / "mirror", small_data)
-    (data.mirror / ARCHIVES[1]).write_bytes(spoil((data.mirror / ARCHIVES[1]).read_bytes()))
+def test_an_archive_that_is_cut_off_is_named(small_data: SmallData, tmp_path: Path) -> None:
+    cut_off = tmp_path / ARCHIVES[1]
+    cut_off.write_bytes((small_data.mirror / ARCHIVES[1]).read_bytes()[:-20])
+    archives: dict[str, Path] = {name: small_data.mirror / name for name in ARCHIVES}
 
     with pytest.raises(InputError, match=f"^{ARCHIVES[1]}: found "):
-        read(data)
+        download.read({**archives, ARCHIVES[1]: cut_off})

@@ -30,13 +30,7 @@ BOUNDS = Validation(
 def validate(
     train: Images, test: Images, bounds: Validation = BOUNDS, description: Description = DIGITS
 ) -> Verdict:
-    return expectations.validate(
-        train,
-        test,
-        description=description,
-        bounds=bounds,
-        dataset_sha256="0" * 64,
-    )
+    return expectations.validate(train, test, description=description, bounds=bounds, dataset_sha256="0" * 64)
 
 
 def copies(data: SmallData) -> tuple[Images, Images]:
@@ -69,17 +63,6 @@ def gray(train: Images, test: Images) -> Splits:
     return train, test
 
 
-def dim(train: Images, test: Images) -> Splits:
-    test.images_NHW[[2, 6]] //= 2
-    return train, test
-
-
-def rescaled(train: Images, test: Images) -> Splits:
-    train.images_NHW[:] //= 2
-    test.images_NHW[:] //= 2
-    return train, test
-
-
 def inverted(train: Images, test: Images) -> Splits:
     return (
         Images(images_NHW=255 - train.images_NHW, labels_N=train.labels_N),
@@ -109,11 +92,6 @@ def missing_class(train: Images, test: Images) -> Splits:
     train.labels_N[train.labels_N == 3] = 4
     test.labels_N[(test.labels_N == 0) | (test.labels_N == 9)] = 1
     return train, test
-
-
-def half_a_class(train: Images, test: Images) -> Splits:
-    threes = np.flatnonzero(train.labels_N == 3)
-    return train.take(np.delete(np.arange(len(train)), threes[::2])), test
 
 
 def repeated(train: Images, test: Images) -> Splits:
@@ -166,20 +144,6 @@ CASES = [
         offending=[("train", 3)],
     ),
     Case(
-        breaks=dim,
-        observed={"brightest_pixel": "0.49804 to 1, 2 images outside"},
-        offending=[("test", 2), ("test", 6)],
-    ),
-    Case(
-        breaks=rescaled,
-        observed={
-            "brightest_pixel": "0.32549 to 0.49804, 1,500 images outside",
-            "image_mean": "0.019218 to 0.09908, 95 images outside",
-            "train_mean": "0.063133",
-            "test_mean": "0.062964",
-        },
-    ),
-    Case(
         breaks=inverted,
         observed={
             "darkest_pixel": "0 to 0.3451, 300 images outside",
@@ -211,13 +175,6 @@ CASES = [
             "test_has_all_digits": "no 0, 9",
             "train_class_share": "0.1 (label 9) to 0.2 (label 4), 240 images outside",
             "test_class_share": "0.1 (label 7) to 0.3 (label 1), 90 images outside",
-        },
-    ),
-    Case(
-        breaks=half_a_class,
-        observed={
-            "train_size": "1,140 images",
-            "train_class_share": "0.052632 (label 3) to 0.10526 (label 9), 60 images outside",
         },
     ),
     Case(breaks=repeated, observed={"train_duplicates": "2", "test_duplicates": "1"}),
@@ -287,23 +244,18 @@ def test_duplicates_are_counted_and_named_with_their_originals(small_data: Small
     assert places(failed["no_image_in_both_splits"]) == [("train", 10), ("test", 50)]
 
 
-def test_duplicates_up_to_the_bound_are_let_through(small_data: SmallData) -> None:
-    train, test = repeated(*copies(small_data))
+@pytest.mark.parametrize(
+    ("breaks", "bound", "expectation"),
+    [(repeated, "max_duplicates", "train_duplicates"), (leaked, "max_in_both", "no_image_in_both_splits")],
+)
+def test_equal_images_up_to_the_bound_are_let_through(
+    small_data: SmallData, breaks: Callable[[Images, Images], Splits], bound: str, expectation: str
+) -> None:
+    train, test = breaks(*copies(small_data))
 
-    assert validate(train, test, BOUNDS.model_copy(update={"max_duplicates": 2})).success
-    failed = validate(train, test, BOUNDS.model_copy(update={"max_duplicates": 1})).failed
-    assert [finding.expectation for finding in failed] == ["train_duplicates"]
-
-
-def test_images_in_both_splits_up_to_the_bound_are_let_through(small_data: SmallData) -> None:
-    train, test = leaked(*copies(small_data))
-
-    assert validate(train, test, BOUNDS.model_copy(update={"max_in_both": 2})).success
-    (failed,) = validate(train, test, BOUNDS.model_copy(update={"max_in_both": 1})).failed
-    assert failed.line == (
-        "no_image_in_both_splits: expected at most 1 image in both, observed 2 images in both;"
-        " see train 31, test 7, train 900, test 6"
-    )
+    assert validate(train, test, BOUNDS.model_copy(update={bound: 2})).success
+    (failed,) = validate(train, test, BOUNDS.model_copy(update={bound: 1})).failed
+    assert failed.expectation == expectation
 
 
 def test_classes_are_shown_by_their_names(small_data: SmallData) -> None:
@@ -326,13 +278,6 @@ def test_classes_are_shown_by_their_names(small_data: SmallData) -> None:
     findings = {finding.expectation: finding for finding in verdict.expectations}
     assert findings["train_has_all_classes"].expected == "each of fish to frog, a"
     assert findings["test_class_share"].observed == "0.3 (label bird) to 0.4 (label fish)"
-
-
-def test_one_pixel_makes_an_image_different(small_data: SmallData) -> None:
-    train, test = leaked(*copies(small_data))
-    test.images_NHW[[6, 7], 0, 0] += 1
-
-    assert validate(train, test).success
 
 
 def test_bounds_include_their_ends(small_data: SmallData) -> None:

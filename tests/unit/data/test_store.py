@@ -53,21 +53,6 @@ def test_equal_images_make_equal_bytes(small_data: SmallData, dataset_path: Path
     assert (tmp_path / "other name").read_bytes() == dataset_path.read_bytes()
 
 
-def test_the_file_is_what_the_design_says(dataset_path: Path) -> None:
-    content = dataset_path.read_bytes()
-    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-
-    assert {name: json.loads(text) for name, text in header.pop("__metadata__").items()} == {
-        "dataset": {"name": "mnist", "title": "MNIST", "classes": list("0123456789")}
-    }
-    assert {name: (tensor["dtype"], tensor["shape"]) for name, tensor in header.items()} == {
-        "train_images": ("U8", [1200, 28, 28]),
-        "train_labels": ("U8", [1200]),
-        "test_images": ("U8", [300, 28, 28]),
-        "test_labels": ("U8", [300]),
-    }
-
-
 @pytest.mark.parametrize(
     ("images", "labels", "found"),
     [
@@ -124,10 +109,6 @@ def test_the_file_says_which_data_set_it_is(dataset_path: Path) -> None:
     with pytest.raises(InputError) as caught:
         store.expect(dataset_path, "kmnist")
     assert caught.value.where == str(dataset_path)
-
-
-def test_a_class_and_an_unknown_label_are_named() -> None:
-    assert [DIGITS.class_of(label) for label in (0, 9, 10, 255)] == ["0", "9", "unknown 10", "unknown 255"]
 
 
 @pytest.mark.parametrize(
@@ -187,7 +168,3 @@ def test_a_missing_file_or_tensor_is_named(tmp_path: Path) -> None:
 def test_a_cut_that_leaves_nothing_to_train_on_is_refused(val_size: int) -> None:
     with pytest.raises(InputError, match=f"val_size: found {val_size}, .* 10 training images"):
         store.cut(numbered(10), val_size=val_size, seed=0)
-
-
-def test_images_are_taken_with_their_labels() -> None:
-    assert numbers(numbered(10).take(np.array([7, 2, 2]))) == [7, 2, 2]

@@ -3,13 +3,11 @@
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from mnist.core import files
 from mnist.core.errors import InputError
 from mnist.data import statistics, store, validation
-from mnist.data.store import Images
 from stages import stats
 from tests.conftest import DIGITS, SmallData, digits
 from tests.made_result import verdict
@@ -61,11 +59,3 @@ def test_bad_data_stop_it(dataset_path: Path) -> None:
         stats.run(params=stats.Params(), dataset=dataset_path, validation=bad, stats=path)
 
     assert not path.exists()
-
-
-def test_images_without_contrast_stop_it(dataset_path: Path) -> None:
-    gray = Images(images_NHW=np.full((3, 28, 28), 7, np.uint8), labels_N=np.arange(3, dtype=np.uint8))
-    store.write(dataset_path, train=gray, test=gray, description=DIGITS)
-
-    with pytest.raises(InputError, match="pixels that are all alike"):
-        run(dataset_path)

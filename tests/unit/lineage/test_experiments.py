@@ -1,6 +1,5 @@
 """Experiments, branches and their files, in a small repository."""
 
-import os
 import shutil
 import subprocess
 import sys
@@ -70,13 +69,7 @@ def restored(root: Path, folder: Path) -> set[str]:
     return {path.name for path in (folder / "there").iterdir() if not path.name.startswith((".", "dvc."))}
 
 
-def test_files_come_back_from_git_and_the_cache(
-    reproduced: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """In a hook of another repository, too."""
-    monkeypatch.setenv("GIT_DIR", os.fspath(tmp_path / "other/.git"))
-    monkeypatch.setenv("GIT_INDEX_FILE", os.fspath(tmp_path / "other/.git/index"))
-
+def test_files_come_back_from_git_and_the_cache(reproduced: Path, tmp_path: Path) -> None:
     assert restored(reproduced, tmp_path) == {"cached", "committed.json", "folder"}
     assert (tmp_path / "there/cached").read_text() == "1\n"
     assert (tmp_path / "there/folder/deep/a").read_text() == "4\n"

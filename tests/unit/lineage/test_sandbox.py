@@ -70,34 +70,6 @@ def test_a_commit_that_is_not_here_is_an_error() -> None:
         pass
 
 
-def test_the_checkout_may_be_a_subfolder_of_the_repository(
-    home: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (home / "deep/sub").mkdir(parents=True)
-    (home / "deep/sub/dvc.yaml").write_text("stages: {}")
-    git.text("add", ".", folder=home)
-    git.text(*NAMED, "commit", "-qm", "two", folder=home)
-    monkeypatch.chdir(home / "deep/sub")
-    with sandbox.temporary("HEAD", "test") as aside:
-        assert (aside.repository / "params.yaml").is_file()
-        assert (aside.checkout / "dvc.yaml").is_file()
-
-
-@pytest.mark.usefixtures("home")
-def test_it_is_removed_whatever_ends_it() -> None:
-    made = []
-
-    def interrupt() -> None:
-        with sandbox.temporary("HEAD", "test") as aside:
-            made.append(aside.folder)
-            (aside.folder / "file").write_text("x")
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        interrupt()
-    assert not made[0].exists()
-
-
 @pytest.mark.usefixtures("home")
 def test_what_a_process_still_writes_is_removed_too(monkeypatch: pytest.MonkeyPatch) -> None:
     removed, rmtree = [], shutil.rmtree

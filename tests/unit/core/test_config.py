@@ -50,14 +50,6 @@ def fault(path: Path) -> str:
     return message.removeprefix(f"{path}: ")
 
 
-def test_the_defaults_are_the_tutorials() -> None:
-    read = config.load(ROOT / paths.PARAMS)
-
-    assert (read.model, read.n_features, read.permute_pixels) == ("simple_cnn", 6, False)
-    assert (read.optimizer, read.lr, read.momentum, read.schedule) == ("sgd", 0.01, 0.5, "constant")
-    assert (read.epochs, read.batch_size, read.label_smoothing, read.shift) == (1, 64, 0.0, 0)
-
-
 # ---- numbers
 
 
@@ -108,16 +100,8 @@ def test_what_dvc_writes_for_a_small_number_is_that_number(edited: Edit) -> None
     ("key", "spelling", "line"),
     [
         ("lr", '"fast"', "lr: found 'fast', expected a valid number"),
-        ("lr", "true", "lr: found True, expected a valid number"),
-        ("lr", "", "lr: found None, expected a valid number"),
-        ("epochs", "true", "epochs: found True, expected a valid integer"),
-        ("epochs", "1.0", "epochs: found 1.0, expected a valid integer"),
-        ("permute_pixels", "1", "permute_pixels: found 1, expected a valid boolean"),
         ("model", "cnn", "model: found 'cnn', expected 'simple_cnn' or 'mlp'"),
         ("optimizer", "SGD", "optimizer: found 'SGD', expected 'sgd', 'nesterov' or 'adam'"),
-        ("schedule", "cosine", "schedule: found 'cosine', expected 'constant' or 'one_cycle'"),
-        ("device", "gpu", "device: found 'gpu', expected 'auto', 'cpu' or 'cuda'"),
-        ("dataset", "3", "dataset: found 3, expected a valid string"),
         ("dataset", "a.b", "dataset: found 'a.b', expected String should match pattern"),
         (
             "model_name",
@@ -232,13 +216,6 @@ def test_all_mistakes_are_told_at_once(edited: Edit) -> None:
     ]
 
 
-def test_an_empty_section_is_told() -> None:
-    values = config.load(ROOT / paths.PARAMS).model_dump()
-
-    with pytest.raises(InputError, match=r"^params: registry: found None, expected "):
-        config.check(Params, values | {"registry": None}, "params")
-
-
 @pytest.mark.parametrize(
     ("more", "line"),
     [
@@ -317,44 +294,31 @@ def test_a_file_with_a_byte_order_mark_is_read(edited: Edit) -> None:
 # ---- as a user sees them
 
 
-def start(stage: str, folder: Path) -> "subprocess.CompletedProcess[str]":
-    """Run a stage in `folder`, which is no checkout; the times of its imports come on stderr too."""
-    return subprocess.run(
+@pytest.mark.parametrize(
+    ("stage", "error"),
+    [
+        ("train", "params.yaml: lr: found '1e-', expected a valid number"),
+        ("validate", f"{paths.DATASET}: found no such file"),
+        ("evaluate", f"{paths.VALIDATION}: found no such file"),
+    ],
+)
+def test_a_mistake_is_one_line_before_any_heavy_import(edited: Edit, stage: str, error: str) -> None:
+    folder = edited(lr="1e-" if stage == "train" else "0.01").parent
+    shutil.copytree(ROOT / paths.DATASETS, folder / paths.DATASETS)
+
+    done = subprocess.run(
         [sys.executable, "-X", "importtime", "-m", f"stages.{stage}"],
         cwd=folder,
         env={"PYTHONPATH": str(ROOT), "HOME": str(folder)},
         capture_output=True,
         text=True,
-        timeout=60,
         check=False,
     )
 
-
-def expect_one_line_and_no_heavy_import(done: "subprocess.CompletedProcess[str]", line: str) -> None:
-    times = [line for line in done.stderr.splitlines() if line.startswith("import time:")]
-    others = [line for line in done.stderr.splitlines() if not line.startswith("import time:")]
-    imported = {line.rsplit("|")[-1].strip() for line in times}
-    assert (done.returncode, done.stdout, others) == (1, "", [line])
+    lines = done.stderr.splitlines()
+    imported = {line.rsplit("|")[-1].strip() for line in lines if line.startswith("import time:")}
+    (message,) = [line for line in lines if not line.startswith("import time:")]
+    assert (done.returncode, done.stdout) == (1, "")
+    assert message.startswith(f"ERROR: {error}")
     assert "mnist.core.config" in imported
     assert imported & HEAVY == set()
-
-
-def test_a_typo_is_one_line_before_any_heavy_import(edited: Edit) -> None:
-    path = edited(lr="1e-", epochs="0")
-
-    expect_one_line_and_no_heavy_import(
-        start("train", path.parent),
-        "ERROR: params.yaml: epochs: found 0, expected greater than or equal to 1;"
-        " lr: found '1e-', expected a valid number",
-    )
-
-
-@pytest.mark.parametrize(("stage", "missing"), [("validate", paths.DATASET), ("evaluate", paths.VALIDATION)])
-def test_a_missing_input_is_one_line_before_any_heavy_import(edited: Edit, stage: str, missing: Path) -> None:
-    folder = edited().parent
-    shutil.copytree(ROOT / paths.DATASETS, folder / paths.DATASETS)
-
-    expect_one_line_and_no_heavy_import(
-        start(stage, folder),
-        f"ERROR: {missing}: found no such file, expected the output of an earlier stage: run `dvc repro`",
-    )

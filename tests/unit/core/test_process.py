@@ -1,6 +1,5 @@
 """How a process ends: what its user sees, and what the shell gets."""
 
-import gc
 import os
 import shutil
 import signal
@@ -48,19 +47,6 @@ def test_an_error_is_one_line_and_the_exit_status_that_a_tool_chose(
 
     assert caught.value.code == failure
     assert capsys.readouterr() == ("", f"ERROR: {error}\n")
-
-
-def test_bad_params_stop_a_stage_before_it_runs(capsys: pytest.CaptureFixture[str]) -> None:
-    paths.PARAMS.write_text("lr: fast\n")
-
-    def run(*, params: config.Split) -> None:
-        raise AssertionError(params)
-
-    with pytest.raises(SystemExit):
-        process.main(run, config.Split)
-
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("ERROR: params.yaml: ")
 
 
 @pytest.mark.parametrize(("tree", "is_refused"), [(".dvc/tmp/exps/one", True), (".", False)])
@@ -121,31 +107,13 @@ def test_a_title_that_stdout_cannot_encode_is_printed_with_marks() -> None:
 
 
 @pytest.mark.parametrize("stage", ["download", "validate", "stats", "train", "evaluate", "register"])
-@pytest.mark.parametrize("library", ["safetensors", "pydantic", "numpy"])
-def test_a_python_without_our_libraries_is_named_in_one_line(stage: str, library: str) -> None:
+def test_a_python_without_our_libraries_is_named_in_one_line(stage: str) -> None:
     code = (
         "import runpy, sys\n"
-        f"sys.modules[{library!r}] = None\n"
+        "sys.modules['pydantic'] = None\n"
         f"runpy.run_module('stages.{stage}', run_name='__main__')"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     (line,) = done.stderr.splitlines()
     assert done.returncode == 1
-    assert line.startswith(f"ERROR: {sys.executable}: found no module {library}")
-
-
-@pytest.fixture
-def _gc_threshold() -> Iterator[None]:
-    before = gc.get_threshold()
-    yield
-    gc.set_threshold(*before)
-
-
-@pytest.mark.usefixtures("_gc_threshold")
-def test_garbage_is_collected_rarely_while_libraries_are_imported() -> None:
-    def run(*, params: config.Split) -> None:
-        del params
-        assert gc.isenabled()
-        assert gc.get_threshold()[0] == process.GC_THRESHOLD
-
-    process.main(run, config.Split)
+    assert line.startswith(f"ERROR: {sys.executable}: found no module pydantic")

@@ -4,14 +4,13 @@ import hashlib
 import json
 import math
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import pytest
 from click.testing import CliRunner, Result as Outcome
-from ruamel.yaml import YAML
 
 import mnist.cli
 from mnist.comparison import ranking
@@ -25,16 +24,17 @@ from tests.conftest import MadeOnce
 METRICS = {"val_loss": 0.5, "val_accuracy": 0.9}
 
 
-def lock(metrics: bytes, *, file: Path = paths.TRAINING_METRICS, **params: Any) -> dict[str, Any]:
-    """A `dvc.lock` that records these metrics and these params."""
-    digest = hashlib.md5(metrics, usedforsecurity=False).hexdigest()
+def files_of(metrics: str, **params: Any) -> dict[Path, str]:
+    """Return the files of a result: these metrics, and a `dvc.lock` that records them and these params."""
+    digest = hashlib.md5(metrics.encode(), usedforsecurity=False).hexdigest()
     train = {
         "cmd": "train",
         "deps": [{"path": "data/mnist.safetensors", "md5": "digest"}],
         "params": {"params.yaml": {"seed": 0, "val_size": 200, **params}},
-        "outs": [{"path": file.as_posix(), "md5": digest}],
+        "outs": [{"path": paths.TRAINING_METRICS.as_posix(), "md5": digest}],
     }
-    return {"schema": "2.0", "stages": {"train": train}}
+    lock = json.dumps({"schema": "2.0", "stages": {"train": train}})
+    return {paths.TRAINING_METRICS: metrics, paths.LOCK: lock}
 
 
 @dataclass(frozen=True)
@@ -43,9 +43,9 @@ class Repository(checkout.Repository):
 
     def write(self, accuracy: float, **params: Any) -> None:
         """Write the files of a result."""
-        metrics = json.dumps({**METRICS, "val_accuracy": accuracy}).encode()
-        (self.folder / paths.TRAINING_METRICS).write_bytes(metrics)
-        YAML().dump(lock(metrics, **params), self.folder / paths.LOCK)
+        metrics = json.dumps({**METRICS, "val_accuracy": accuracy})
+        for name, text in files_of(metrics, **params).items():
+            (self.folder / name).write_text(text)
 
     def experiment(self, name: str, accuracy: float, **params: Any) -> str:
         """Make an experiment that starts from HEAD; the workspace is as before."""
@@ -123,46 +123,25 @@ def test_experiments_of_other_commits_are_loaded_on_request(repository: Reposito
         repository.load("nowhere")
 
 
-def _without_metrics(folder: Path) -> None:
-    (folder / paths.TRAINING_METRICS).unlink()
-
-
-def _without_lock(folder: Path) -> None:
-    (folder / paths.LOCK).unlink()
-
-
-def _broken_lock(folder: Path) -> None:
-    (folder / paths.LOCK).write_text("<<<<<<< HEAD")
-
-
-def _other_metrics(folder: Path) -> None:
-    (folder / paths.TRAINING_METRICS).write_text(json.dumps({**METRICS, "val_accuracy": 0.99}))
-
-
-def _metrics(text: str, **params: Any) -> Callable[[Path], None]:
-    def write(folder: Path) -> None:
-        (folder / paths.TRAINING_METRICS).write_text(text)
-        YAML().dump(lock(text.encode(), **params), folder / paths.LOCK)
-
-    return write
-
-
 @pytest.mark.parametrize(
-    ("damage", "where"),
+    ("files", "where"),
     [
-        (_without_metrics, "metrics/train.json"),
-        (_without_lock, "dvc.lock"),
-        (_broken_lock, "dvc.lock"),
-        (_other_metrics, "metrics/train.json"),
-        (_metrics('{"val_accuracy": 0.9}'), "metrics/train.json: val_loss"),
-        (_metrics('{"val_accuracy": 0.9, "val_loss": NaN}'), "metrics/train.json: val_loss"),
-        (_metrics(json.dumps(METRICS), val_size=0), "dvc.lock: train: val_size"),
+        ({paths.TRAINING_METRICS: None}, "metrics/train.json"),
+        ({paths.LOCK: None}, "dvc.lock"),
+        ({paths.LOCK: "<<<<<<< HEAD"}, "dvc.lock"),
+        ({paths.TRAINING_METRICS: '{"val_accuracy": 0.99}'}, "metrics/train.json"),
+        (files_of('{"val_accuracy": 0.9}'), "metrics/train.json: val_loss"),
+        (files_of('{"val_accuracy": 0.9, "val_loss": NaN}'), "metrics/train.json: val_loss"),
+        (files_of(json.dumps(METRICS), val_size=0), "dvc.lock: train: val_size"),
     ],
 )
 def test_what_is_no_result_is_left_out_with_a_note(
-    damage: Callable[[Path], None], where: str, repository: Repository
+    files: dict[Path, str | None], where: str, repository: Repository
 ) -> None:
-    damage(repository.folder)
+    for name, text in files.items():
+        (repository.folder / name).unlink()
+        if text is not None:
+            (repository.folder / name).write_text(text)
 
     results = repository.load("HEAD")
 
@@ -170,20 +149,6 @@ def test_what_is_no_result_is_left_out_with_a_note(
     (note,) = results.notes
     assert note.startswith(f"left out: workspace: {where}: found ")
     assert "\n" not in note
-
-
-def test_without_git_or_without_dvc_there_is_no_checkout(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
-    made = Repository(tmp_path)
-    with pytest.raises(InputError, match=r"^revision HEAD: .*not a git repository"):
-        made.load("HEAD")
-    made.git("init", "-q")
-    (tmp_path / "file").touch()
-    made.commit()
-    with pytest.raises(InputError, match=str(tmp_path)):
-        made.load("HEAD")
 
 
 def test_mnist_best_ranks_what_it_finds(repository: Repository, monkeypatch: pytest.MonkeyPatch) -> None:

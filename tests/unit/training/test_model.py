@@ -3,7 +3,6 @@
 Shape suffixes: N images, C channels, H rows, W columns, K classes.
 """
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -164,21 +163,6 @@ def test_a_classifier_comes_back_bit_for_bit(tmp_path: Path, architecture: Archi
     probabilities_NK = loaded(images_NHW)
     assert torch.equal(saved.eval()(images_NHW), probabilities_NK)
     assert probabilities_NK.shape == (3, 37)
-
-
-def test_the_file_holds_tensors_and_one_line_about_them(tmp_path: Path) -> None:
-    path = tmp_path / "weights"
-    model.save(path, build(CNN), CNN)
-
-    content = path.read_bytes()
-    size = int.from_bytes(content[:8], "little")
-    header = json.loads(content[8 : 8 + size])
-    assert header.pop("__metadata__") == {
-        "classifier": '{"architecture":{"model":"simple_cnn","n_features":6,"permute_pixels":false},'
-        '"classes":["0","1","2","3","4","5","6","7","8","9"]}'
-    }
-    assert {tensor["dtype"] for tensor in header.values()} == {"F32"}
-    assert len(content) == 8 + size + 4 * (6_422 + 2)  # the parameters, the mean and the deviation
 
 
 def header(architecture: Architecture) -> dict[str, str]:

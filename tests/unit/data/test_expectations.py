@@ -2,7 +2,6 @@
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -106,102 +105,101 @@ def leaked(train: Images, test: Images) -> Splits:
     return train, test
 
 
-@dataclass(frozen=True, kw_only=True)
-class Case:
-    """Data that are broken in one way, and the verdict on them."""
-
-    breaks: Callable[[Images, Images], Splits]
-    observed: dict[str, str]
-    offending: list[tuple[str, int]] | None = None  # of every expectation that names images
-
-
+# What is broken; what is observed by each expectation that fails; the images that each of these names.
 CASES = [
-    Case(
-        breaks=blank,
-        observed={
+    (
+        blank,
+        {
             "brightest_pixel": "0 to 1, 1 image outside",
             "no_blank_image": "0 to 0.22194, 1 image outside",
             "image_mean": "0 to 0.19869, 1 image outside",
         },
-        offending=[("train", 17)],
+        [("train", 17)],
     ),
-    Case(
-        breaks=saturated,
-        observed={
+    (
+        saturated,
+        {
             "darkest_pixel": "0 to 1, 1 image outside",
             "no_saturated_image": "0.076531 to 1, 1 image outside",
             "image_mean": "0.03856 to 1, 1 image outside",
         },
-        offending=[("test", 5)],
+        [("test", 5)],
     ),
-    Case(
-        breaks=gray,
-        observed={
+    (
+        gray,
+        {
             "darkest_pixel": "0 to 0.2, 1 image outside",
             "brightest_pixel": "0.2 to 1, 1 image outside",
             "no_saturated_image": "0.076531 to 1, 1 image outside",
         },
-        offending=[("train", 3)],
+        [("train", 3)],
     ),
-    Case(
-        breaks=inverted,
-        observed={
+    (
+        inverted,
+        {
             "darkest_pixel": "0 to 0.3451, 300 images outside",
             "no_saturated_image": "0.94005 to 1, 1,500 images outside",
             "image_mean": "0.80131 to 0.96144, 1,500 images outside",
             "train_mean": "0.87337",
             "test_mean": "0.87371",
         },
+        None,
     ),
-    Case(
-        breaks=floats,
-        observed={"pixel_type": "float32, uint8, 300 images outside"},
-        offending=[("test", index) for index in range(10)],
+    (
+        floats,
+        {"pixel_type": "float32, uint8, 300 images outside"},
+        [("test", index) for index in range(10)],
     ),
-    Case(breaks=one_too_few, observed={"train_size": "1,199 images"}),
-    Case(breaks=one_too_many, observed={"test_size": "301 images"}),
-    Case(
-        breaks=unknown_label,
-        observed={
+    (one_too_few, {"train_size": "1,199 images"}, []),
+    (one_too_many, {"test_size": "301 images"}, []),
+    (
+        unknown_label,
+        {
             "known_labels": "0 to 11, 1 image outside",
             "train_class_share": "0.00083333 (label unknown 11) to 0.1 (label 9), 1 image outside",
         },
-        offending=[("train", 100)],
+        [("train", 100)],
     ),
-    Case(
-        breaks=missing_class,
-        observed={
+    (
+        missing_class,
+        {
             "train_has_all_digits": "no 3",
             "test_has_all_digits": "no 0, 9",
             "train_class_share": "0.1 (label 9) to 0.2 (label 4), 240 images outside",
             "test_class_share": "0.1 (label 7) to 0.3 (label 1), 90 images outside",
         },
+        None,
     ),
-    Case(breaks=repeated, observed={"train_duplicates": "2", "test_duplicates": "1"}),
-    Case(
-        breaks=leaked,
-        observed={"no_image_in_both_splits": "2 images in both"},
-        offending=[("train", 31), ("test", 7), ("train", 900), ("test", 6)],
+    (repeated, {"train_duplicates": "2", "test_duplicates": "1"}, None),
+    (
+        leaked,
+        {"no_image_in_both_splits": "2 images in both"},
+        [("train", 31), ("test", 7), ("train", 900), ("test", 6)],
     ),
 ]
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.breaks.__name__)
-def test_broken_data_break_just_the_right_expectations(small_data: SmallData, case: Case) -> None:
-    verdict = validate(*case.breaks(*copies(small_data)))
+@pytest.mark.parametrize(("breaks", "observed", "offending"), CASES)
+def test_broken_data_break_just_the_right_expectations(
+    small_data: SmallData,
+    breaks: Callable[[Images, Images], Splits],
+    observed: dict[str, str],
+    offending: list[tuple[str, int]] | None,
+) -> None:
+    verdict = validate(*breaks(*copies(small_data)))
 
     assert not verdict.success
-    assert {finding.expectation: finding.observed for finding in verdict.failed} == case.observed
-    if case.offending is not None:
+    assert {finding.expectation: finding.observed for finding in verdict.failed} == observed
+    if offending is not None:
         for finding in verdict.failed:
-            assert places(finding) == case.offending
-            assert finding.num_offending >= len(case.offending)
+            assert places(finding) == offending
+            assert finding.num_offending >= len(offending)
 
 
 def test_every_expectation_is_broken_by_some_case(small_data: SmallData) -> None:
     names = [finding.expectation for finding in validate(small_data.train, small_data.test).expectations]
 
-    assert set().union(*(case.observed for case in CASES)) == set(names)
+    assert set().union(*(observed for _, observed, _ in CASES)) == set(names)
     assert len(names) == len(set(names))
 
 

@@ -10,7 +10,6 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from dvc.utils.hydra import apply_overrides
 from dvc.utils.serialize import parse_yaml
 
 from mnist.core import config, paths
@@ -81,16 +80,6 @@ def test_values_are_read_as_dvc_reads_them(edited: Edit, spelling: str) -> None:
             got = read.registry.model_name if key == "model_name" else getattr(read, key)
             assert (got, type(got)) == (value, float if key == "lr" else kind)
         assert (f"{key}: found {value!r}, expected " in line) is not taken
-
-
-def test_what_dvc_writes_for_a_small_number_is_that_number(edited: Edit) -> None:
-    path = edited()
-
-    apply_overrides(path, ["lr=1e-5", "registry.min_accuracy=5e-1"])  # as dvc exp run -S does
-
-    assert re.search("^lr: 1e-05 ", path.read_text(), re.MULTILINE)  # which PyYAML takes for a string
-    read = config.load(path)
-    assert (read.lr, read.registry.min_accuracy) == (0.00001, 0.5)
 
 
 # ---- mistakes

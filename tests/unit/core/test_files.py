@@ -1,7 +1,6 @@
 """Files that are whole or not there, whatever happens while they are written."""
 
 import errno
-import json
 import math
 import os
 import resource
@@ -129,17 +128,6 @@ def test_a_link_into_a_cache_is_replaced_and_the_cache_left_alone(tmp_path: Path
 
 
 # ---- text and JSON
-
-
-def test_json_keeps_the_order_of_keys_and_every_digit(tmp_path: Path) -> None:
-    value = {"b": 0.1 + 0.2, "a": [1, None, True], "ö": "é"}
-
-    files.write_json(tmp_path / "value.json", value)
-
-    text = (tmp_path / "value.json").read_text()
-    assert list(json.loads(text)) == ["b", "a", "ö"]
-    assert text.endswith("\n}\n")
-    assert files.read_json(tmp_path / "value.json") == value
 
 
 def test_json_refuses_what_is_no_number(tmp_path: Path) -> None:

@@ -26,17 +26,6 @@ def _checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]
     signal.signal(signal.SIGTERM, before)  # a stage sets it for its process
 
 
-def test_a_stage_gets_its_params_and_no_others() -> None:
-    seen = []
-
-    def run(*, params: config.Split) -> None:
-        seen.append(params)
-
-    process.main(run, config.Split)
-
-    assert seen == [config.Split(seed=0, val_size=1000)]
-
-
 @pytest.mark.parametrize("error", [InputError("file", found="this", expected="that"), OSError("no space")])
 @pytest.mark.parametrize("failure", [1, 2])
 def test_an_error_is_one_line_and_the_exit_status_that_a_tool_chose(
@@ -88,12 +77,11 @@ def test_an_interrupt_is_exit_status_130_without_a_traceback(
     assert capsys.readouterr() == ("", "interrupted\n")
 
 
-@pytest.mark.parametrize("error", [ValueError, AssertionError])
-def test_a_fault_of_ours_keeps_its_traceback(error: type[Exception]) -> None:
+def test_a_fault_of_ours_keeps_its_traceback() -> None:
     def run(*, params: config.Split) -> None:
-        raise error(params.seed)
+        raise ValueError(params.seed)
 
-    with pytest.raises(error):
+    with pytest.raises(ValueError, match="0"):
         process.main(run, config.Split)
 
 

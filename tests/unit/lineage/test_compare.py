@@ -139,20 +139,6 @@ def test_equal_bytes_are_not_guaranteed_on_another_machine(name: str) -> None:
         assert compare.machine_differences(other, MACHINE) == [f"{name} {shown} there, {MACHINE[name]} here"]
 
 
-def test_a_table_is_aligned() -> None:
-    rows = [
-        compare.digest_row("weights", "a" * 64, "b" * 64, "other bytes"),
-        compare.digest_row("a longer name", "", f"{'c' * 32}.dir", "NO"),
-        compare.digest_row("data", "x", "x", "NO"),
-    ]
-    assert compare.table(rows, "committed").splitlines() == [
-        "what           committed     reproduced    equal?",
-        f"weights        {'a' * 12}  {'b' * 12}  other bytes",
-        f"a longer name  -             {'c' * 12}  NO",
-        "data           x             x             equal",
-    ]
-
-
 def test_a_receipt_of_other_bytes_is_no_difference_where_bytes_may_differ() -> None:
     before, after = (Output(digest=text, file=Path("receipt.json")) for text in ("one", "two"))
     name = custody.receipt_of("train").as_posix()

@@ -70,25 +70,6 @@ def test_of_accuracies_the_mean_counts() -> None:
     assert harness.row("one", [98.0], unit="%")["sd"] == 0
 
 
-def test_the_table_has_median_spread_ratio_and_limit() -> None:
-    limit = Limit("at most", 1.5)
-    rows = [
-        harness.row("`dvc repro`", [17.0, 15.0, 124.0], tutorial=[10.0], limit=limit),
-        harness.row("accuracy", [98.0, 99.0], unit="%"),
-    ]
-    facts = {"cpu": "Some CPU", "num_cores": 2, "memory_gib": 8.0, "python": "3", "torch": "2"}
-    facts |= {"dvc": "3", "mlflow": "3"}
-
-    text = bench.section("A part", {"commit": "abc", "date": "today", "machine": facts, "rows": rows})
-
-    assert text.startswith("### A part\n\nSome CPU, 2 cores, 8 GiB; ")
-    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines()[-2:]]
-    assert cells == [
-        ["`dvc repro`", "s", "17.00", "15.00 to 124.00", "1.70", "at most 1.5 x", "NO"],
-        ["accuracy", "%", "98.50", "± 0.71", "", "", ""],
-    ]
-
-
 def test_the_committed_results_can_be_shown() -> None:
     results = json.loads((ROOT / bench.RESULTS).read_text())
 

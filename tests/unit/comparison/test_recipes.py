@@ -74,16 +74,6 @@ def test_of_one_seed_the_first_result_counts_and_another_accuracy_is_noted() -> 
     assert "elsewhere" in note
 
 
-def test_the_table_has_the_params_that_differ() -> None:
-    table = recipes.table([recipe(0.96, 0.98, lr=0.1, epochs=1), recipe(0.9, lr=0.01, epochs=1)])
-
-    assert [line.split() for line in table.splitlines()] == [
-        ["seeds", "test", "accuracy", "sd", "95", "%", "interval", "least", "to", "most", "lr"],
-        ["2", "97.00%", "1.41", "84.29", "to", "100.00", "96.00", "to", "98.00", "0.1"],
-        ["1", "90.00%", "-", "-", "90.00", "to", "90.00", "0.01"],
-    ]
-
-
 # Shuffled pixels
 
 CNN, SHUFFLED_CNN, MLP, SHUFFLED_MLP = CASES

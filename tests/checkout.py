@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -147,6 +148,21 @@ class Repository:
         self.git("add", ".")
         self.git("commit", "-qm", "x")
         return self.git("rev-parse", "HEAD")
+
+    def write(self, files: Mapping[str, str]) -> None:
+        """Write these texts by their paths."""
+        for name, text in files.items():
+            (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (self.folder / name).write_text(text, encoding="utf-8")
+
+
+def repository(folder: Path, files: Mapping[str, str]) -> Repository:
+    """Make a repository of git at `folder` with a commit of these files."""
+    made = Repository(folder)
+    made.write(files)
+    made.git("init", "-q", "-b", "main")
+    made.commit()
+    return made
 
 
 def initialise(folder: Path) -> None:

@@ -150,15 +150,6 @@ def test_the_sections_in_order() -> None:
     assert headings(render(same, same))[1:] == ["Metrics"]
 
 
-def test_the_verdict_is_first_and_warnings_follow() -> None:
-    _, verdict, warning, *_ = render(side(number=0), side(number=1)).split("\n\n")
-    assert verdict.startswith("**Worse**: accuracy 100.00% → 78.33%, **-21.67 pp** (")
-    assert "0 fixed and 13 broken of 60 test images" in verdict
-    assert warning.startswith("> ⚠ at `x1` ")
-    _, verdict, *_ = render(side(), side(number=1, predictions=None)).split("\n\n")
-    assert verdict.startswith("**Not comparable**: ")
-
-
 @pytest.mark.parametrize(
     ("name", "base", "head", "cells"),
     [

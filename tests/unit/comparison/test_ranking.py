@@ -41,7 +41,7 @@ def files_of(metrics: str, **params: Any) -> dict[Path, str]:
 class Repository(checkout.Repository):
     """One in which experiments are made by hand, as DVC leaves them."""
 
-    def write(self, accuracy: float, **params: Any) -> None:
+    def write_result(self, accuracy: float, **params: Any) -> None:
         """Write the files of a result."""
         metrics = json.dumps({**METRICS, "val_accuracy": accuracy})
         for name, text in files_of(metrics, **params).items():
@@ -50,7 +50,7 @@ class Repository(checkout.Repository):
     def experiment(self, name: str, accuracy: float, **params: Any) -> str:
         """Make an experiment that starts from HEAD; the workspace is as before."""
         start = self.git("rev-parse", "HEAD")
-        self.write(accuracy, **params)
+        self.write_result(accuracy, **params)
         commit = self.commit()
         self.git("update-ref", f"refs/exps/{start[:2]}/{start[2:]}/{name}", commit)
         self.git("reset", "-q", "--hard", start)
@@ -74,7 +74,7 @@ def repository(empty: Path, tmp_path: Path) -> Repository:
     made = Repository(tmp_path / "repository")
     (made.folder / "metrics").mkdir()
     (made.folder / paths.PIPELINE).write_text("stages: {}\n")
-    made.write(0.9, lr=0.01)
+    made.write_result(0.9, lr=0.01)
     made.commit()
     return made
 
@@ -102,16 +102,16 @@ def test_no_other_metrics_file_is_read(repository: Repository) -> None:
 def test_the_workspace_counts_where_it_differs(repository: Repository) -> None:
     repository.experiment("a", 0.93, lr=0.02)
     assert names(repository.load("HEAD").found) == ["HEAD", "a"]
-    repository.write(0.93, lr=0.02)  # as `dvc exp apply a` does
+    repository.write_result(0.93, lr=0.02)  # as `dvc exp apply a` does
     assert names(repository.load("HEAD").found) == ["HEAD", "a"]
-    repository.write(0.97, lr=0.03)
+    repository.write_result(0.97, lr=0.03)
     assert names(repository.load("HEAD").found) == ["HEAD", "a", "workspace"]
 
 
 def test_experiments_of_other_commits_are_loaded_on_request(repository: Repository) -> None:
     first = repository.git("rev-parse", "HEAD")
     repository.experiment("same", 0.95)
-    repository.write(0.92, lr=0.03)
+    repository.write_result(0.92, lr=0.03)
     repository.commit()
     repository.experiment("same", 0.94)
     repository.git("tag", "v1", first)

@@ -64,15 +64,10 @@ FILES = {
 class Repository(checkout.Repository):
     """A repository whose files and pipeline are changed."""
 
-    def write(self, name: str, text: str) -> None:
-        path = self.folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
-
     def edit(self, name: str, old: str, new: str) -> None:
         text = (self.folder / name).read_text(encoding="utf-8")
         assert old in text
-        self.write(name, text.replace(old, new))
+        self.write({name: text.replace(old, new)})
 
     def pipeline(self, described: Any) -> None:
         with (self.folder / "dvc.yaml").open("w", encoding="utf-8") as stream:
@@ -88,11 +83,8 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("template") / "repository"
     checkout.initialise(folder)
     made = Repository(folder)
-    for name, text in FILES.items():
-        made.write(name, text)
+    made.write({**FILES, ".dvcignore": "__pycache__\n", ".gitignore": "__pycache__\n"})
     made.pipeline(PIPELINE)
-    for name in (".dvcignore", ".gitignore"):
-        made.write(name, "__pycache__\n")
     subprocess.run([sys.executable, "-m", "dvc", "repro", "-q"], cwd=folder, check=True)
     made.commit()
     # As in a fresh clone, the outputs in DVC's cache are not there.
@@ -149,7 +141,7 @@ def test_a_file_that_cannot_be_read_is_a_problem(
     if text is None:
         (made.folder / file).unlink()
     else:
-        made.write(file, text)
+        made.write({file: text})
     for name in (WORKSPACE, made.commit()):
         found = made.read(name)
         assert set(found.problems) - {"dvc.lock"} == {file}
@@ -177,7 +169,7 @@ def test_a_file_that_cannot_be_read_is_a_problem(
 )
 def test_stale_and_edited_results(made: Repository, file: str, old: str, new: str, stale: str | None) -> None:
     made.edit(file, old, new)
-    made.write("code/__pycache__/b.pyc", "bytecode")
+    made.write({"code/__pycache__/b.pyc": "bytecode"})
     for name in [WORKSPACE, *([made.commit()] if old != new else [])]:
         assert made.read(name).stale == ((stale,) if stale else ())
     assert made.read("HEAD~1" if old != new else "HEAD").stale == ()
@@ -192,7 +184,7 @@ def test_without_a_lock_all_is_stale(made: Repository) -> None:
 
 def test_names_and_commits(made: Repository) -> None:
     first = made.git("rev-parse", "HEAD")
-    made.write("extra.yaml", "gpu: 1\n")
+    made.write({"extra.yaml": "gpu: 1\n"})
     second = made.commit()
     made.git("update-ref", f"refs/exps/{first[:2]}/{first[2:]}/gusty-newt", second)
     base, head = revision.read(first, "gusty-newt", made.folder)
@@ -208,14 +200,8 @@ def test_names_and_commits(made: Repository) -> None:
 
 @pytest.mark.parametrize("pipeline", ["stages: [", "stages:\n  a: {deps: [x]}\n"])
 def test_a_pipeline_that_is_none_is_an_error(made: Repository, pipeline: str) -> None:
-    made.write("dvc.yaml", pipeline)
+    made.write({"dvc.yaml": pipeline})
     for name in (WORKSPACE, made.commit()):
         with pytest.raises(InputError, match=f"^dvc.yaml at {name}: ") as caught:
             made.read(name)
         assert "\n" not in str(caught.value)
-
-
-def test_a_checkout_of_dvc_is_needed(made: Repository) -> None:
-    shutil.rmtree(made.folder / ".dvc")
-    with pytest.raises(InputError, match="DVC repository"):
-        made.read(WORKSPACE)

@@ -7,6 +7,7 @@ import pytest
 
 from mnist.core import custody
 from mnist.core.errors import InputError
+from tests.checkout import Repository
 
 PIPELINE = """
 stages:
@@ -25,20 +26,21 @@ stages:
 """
 
 
+FILES = {
+    "dvc.yaml": PIPELINE,
+    "params.yaml": "lr: 0.1\ndevice: cpu\n",
+    "weights": "good",
+    "plots/a.png": "picture",
+    "scores": "0.95",
+    "code.py": "",
+}
+
+
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Make a checkout whose stages `make` and `score` have run."""
     monkeypatch.setenv("DVC_ROOT", str(tmp_path))
-    (tmp_path / "plots").mkdir()
-    for name, text in (
-        ("dvc.yaml", PIPELINE),
-        ("params.yaml", "lr: 0.1\ndevice: cpu\n"),
-        ("weights", "good"),
-        ("plots/a.png", "picture"),
-        ("scores", "0.95"),
-        ("code.py", ""),
-    ):
-        (tmp_path / name).write_text(text)
+    Repository(tmp_path).write(FILES)
     for stage in ("make", "score"):
         with custody.held(stage, tmp_path):
             pass

@@ -1,6 +1,5 @@
 """The store's URI: resolved, shown without secrets, shared by worktrees; and what `make ui` starts for it."""
 
-import os
 import shutil
 import subprocess
 import sys
@@ -9,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from mnist.core import paths
-
-ROOT = Path(__file__).parents[3]
+from tests import checkout
+from tests.checkout import ROOT, Repository, repository
 
 
 @pytest.mark.skipif(not shutil.which("make"), reason="no make")
@@ -40,10 +39,8 @@ def test_the_ui_opens_databases_and_names_servers(uri: str, status: int, said: s
         (binaries / name).chmod(0o755)
     for name in ("requirements.lock", ".venv/installed"):  # set up, and up to date
         (tmp_path / name).touch()
-    kept = {
-        name: value for name, value in os.environ.items() if not name.startswith(("DVC_", "MAKE", "MFLAGS"))
-    }
-    environment = kept | {"MLFLOW_TRACKING_URI": uri, "PYTHONPATH": str(ROOT), "PORT": "5000"}
+    environment = checkout.environment(tmp_path)
+    environment |= {"MLFLOW_TRACKING_URI": uri, "PYTHONPATH": str(ROOT), "PORT": "5000"}
     done = subprocess.run(
         ["make", "ui"], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
     )
@@ -90,23 +87,11 @@ def test_no_secret_of_a_store_is_shown(uri: str, shown: str, monkeypatch: pytest
     assert paths.shown(uri) == shown
 
 
-def git(folder: Path, *arguments: str) -> None:
-    identified = ["git", "-c", "user.name=t", "-c", "user.email=t@example.org", "-C", str(folder)]
-    subprocess.run([*identified, *arguments], check=True, capture_output=True)
-
-
 @pytest.fixture
 def main(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Make a repository with a commit."""
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    folder = tmp_path / "main"
-    folder.mkdir()
-    git(folder, "init", "-q")
-    (folder / "pipeline").mkdir()
-    (folder / "pipeline/file").touch()
-    git(folder, "add", ".")
-    git(folder, "commit", "-qm", "first")
-    return folder
+    return repository(tmp_path / "main", {"pipeline/file": ""}).folder
 
 
 @pytest.mark.parametrize("place", ["", "pipeline"], ids=["top", "subfolder"])
@@ -114,10 +99,10 @@ def test_a_worktree_shares_the_store_of_the_main_checkout(
     place: str, main: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tree = tmp_path / "tree"
-    git(main, "worktree", "add", "-q", str(tree))
-    for checkout in (main, tree):
-        monkeypatch.setenv("DVC_ROOT", str(checkout / place))
-        assert paths.checkout() == checkout / place
+    Repository(main).git("worktree", "add", "-q", str(tree))
+    for folder in (main, tree):
+        monkeypatch.setenv("DVC_ROOT", str(folder / place))
+        assert paths.checkout() == folder / place
         assert paths.root() == main / place
         assert paths.store_uri() == f"sqlite:///{main / place}/mlflow.db"
 
@@ -127,8 +112,8 @@ def test_a_worktree_of_a_bare_repository_has_a_store_of_its_own(
     name: str, main: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bare, tree = tmp_path / name, tmp_path / "tree"
-    git(main, "clone", "-q", "--bare", str(main), str(bare))
-    git(bare, "worktree", "add", "-q", "-b", "side", str(tree))
+    Repository(main).git("clone", "-q", "--bare", str(main), str(bare))
+    Repository(bare).git("worktree", "add", "-q", "-b", "side", str(tree))
     monkeypatch.setenv("DVC_ROOT", str(tree))
     assert paths.root() == tree
 
@@ -136,9 +121,7 @@ def test_a_worktree_of_a_bare_repository_has_a_store_of_its_own(
 def test_a_submodule_has_a_store_of_its_own(
     main: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    outer = tmp_path / "outer"
-    outer.mkdir()
-    git(outer, "init", "-q")
-    git(outer, "-c", "protocol.file.allow=always", "submodule", "--quiet", "add", str(main), "inner")
-    monkeypatch.setenv("DVC_ROOT", str(outer / "inner"))
-    assert paths.root() == outer / "inner"
+    outer = repository(tmp_path / "outer", {"file": ""})
+    outer.git("-c", "protocol.file.allow=always", "submodule", "--quiet", "add", str(main), "inner")
+    monkeypatch.setenv("DVC_ROOT", str(outer.folder / "inner"))
+    assert paths.root() == outer.folder / "inner"

@@ -3,41 +3,37 @@
 import hashlib
 import json
 import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
 
 from mnist.core.errors import InputError
 from mnist.lineage import fingerprint
+from tests.checkout import Repository, repository
 
 ROOT = Path(__file__).parents[3]
 
 
 def git(*arguments: str) -> str:
-    identified = ["git", "-c", "user.name=t", "-c", "user.email=t@example.org", *arguments]
-    return subprocess.run(identified, capture_output=True, text=True, check=True).stdout.strip()
+    return Repository(Path.cwd()).git(*arguments)
+
+
+FILES = {
+    "dvc.yaml": "stages: {train: {cmd: t, deps: [data/mnist.safetensors, code.py], params: [lr, seed]}}",
+    "params.yaml": "lr: 0.01\nseed: 0\nsection:\n  names: [a, b]\n",
+    "data/mnist.safetensors": "images",
+    "code.py": "one = 1\n",
+    "metrics/test.json": "{}",
+}
 
 
 @pytest.fixture
 def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A small repository whose training depends on two files; it is the current folder."""
-    monkeypatch.chdir(tmp_path)
     for variable in ("DVC_ROOT", "DVC_EXP_NAME", "DVC_EXP_BASELINE_REV"):
         monkeypatch.delenv(variable, raising=False)
-    for name, text in {
-        "dvc.yaml": "stages: {train: {cmd: t, deps: [data/mnist.safetensors, code.py], params: [lr, seed]}}",
-        "params.yaml": "lr: 0.01\nseed: 0\nsection:\n  names: [a, b]\n",
-        "data/mnist.safetensors": "images",
-        "code.py": "one = 1\n",
-        "metrics/test.json": "{}",
-    }.items():
-        path = tmp_path / name
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(text)
-    git("init", "-q", "-b", "topic")
-    git("add", ".")
-    git("commit", "-qm", "first")
+    monkeypatch.chdir(repository(tmp_path, FILES).folder)
+    git("branch", "-m", "topic")
     return tmp_path
 
 

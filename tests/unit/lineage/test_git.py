@@ -7,25 +7,19 @@ import pytest
 
 from mnist.core.errors import InputError
 from mnist.lineage import git
-
-NAMED = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
+from tests.checkout import Repository, repository
 
 
 def commit(folder: Path, text: str) -> str:
     (folder / "file").write_text(text)
-    git.text("add", ".", folder=folder)
-    git.text(*NAMED, "commit", "-qm", "a commit", folder=folder)
-    return git.text("rev-parse", "HEAD", folder=folder)
+    return Repository(folder).commit()
 
 
 @pytest.fixture
 def origin(tmp_path: Path) -> Path:
-    folder = tmp_path / "origin"
-    folder.mkdir()
-    git.text("init", "-q", "-b", "main", folder=folder)
-    git.text("config", "uploadpack.allowAnySHA1InWant", "true", folder=folder)
-    commit(folder, "one")
-    return folder
+    made = repository(tmp_path / "origin", {"file": "one"})
+    made.git("config", "uploadpack.allowAnySHA1InWant", "true")
+    return made.folder
 
 
 def clone(origin: Path, *options: str) -> Path:
@@ -75,7 +69,7 @@ def test_blobs_are_read_in_order(origin: Path) -> None:
 
 def test_a_commit_has_many_names(origin: Path) -> None:
     head = git.text("rev-parse", "HEAD", folder=origin)
-    git.text(*NAMED, "tag", "-a", "v1", "-m", "v1", folder=origin)
+    Repository(origin).git("tag", "-a", "v1", "-m", "v1")
     git.text("update-ref", f"refs/exps/{'a' * 2}/{'b' * 38}/runny-jibe", "HEAD", folder=origin)
     for name in ("main", "HEAD", head, head[:7], "v1", "runny-jibe"):
         assert git.resolve(name, folder=origin) == head
@@ -84,7 +78,7 @@ def test_a_commit_has_many_names(origin: Path) -> None:
 def test_the_newest_experiment_of_a_name_is_meant(origin: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     new = git.text("rev-parse", "HEAD", folder=origin)
     monkeypatch.setenv("GIT_COMMITTER_DATE", "2001-01-01T00:00:00Z")
-    old = git.text(*NAMED, "commit-tree", f"{new}^{{tree}}", "-m", "old", folder=origin)
+    old = Repository(origin).git("commit-tree", f"{new}^{{tree}}", "-m", "old")
     for baseline, experiment in (("aa/" + "b" * 38, new), ("cc/" + "d" * 38, old)):
         git.text("update-ref", f"refs/exps/{baseline}/twice", experiment, folder=origin)
     assert git.resolve("twice", folder=origin) == new
@@ -104,7 +98,7 @@ def test_what_is_at_origin_alone_is_fetched_into_no_ref(origin: Path) -> None:
     here = clone(origin)
     git.text("checkout", "-qb", "new", folder=origin)
     new = commit(origin, "new")
-    git.text(*NAMED, "tag", "-a", "v9", "-m", "v9", folder=origin)
+    Repository(origin).git("tag", "-a", "v9", "-m", "v9")
     git.text("tag", "a-file", "HEAD:file", folder=origin)
     refs = git.text("for-each-ref", folder=here)
     assert git.resolve("origin/new", folder=here) == new

@@ -4,7 +4,6 @@ import dataclasses
 import hashlib
 import json
 import shutil
-import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import pytest
 from mnist.core.errors import InputError
 from mnist.lineage import lock
 from mnist.lineage.lock import Out, Stage
+from tests.checkout import repository
 
 STAGE = Stage(
     name="train",
@@ -215,12 +215,8 @@ LOCK = {
 @pytest.fixture
 def toy(tmp_path: Path) -> Path:
     """The toy pipeline in a repository, with the result of its code."""
-    folder = tmp_path / "toy"
-    for name, text in {**FILES, "dvc.lock": json.dumps({"schema": "2.0", "stages": LOCK})}.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text(text)
-    subprocess.run(["git", "init", "-q"], cwd=folder, check=True)
-    return folder
+    lock_text = json.dumps({"schema": "2.0", "stages": LOCK})
+    return repository(tmp_path / "toy", {**FILES, "dvc.lock": lock_text}).folder
 
 
 def test_a_result_of_what_is_there_passes(toy: Path) -> None:

@@ -10,21 +10,14 @@ import pytest
 from mnist.core.errors import InputError
 from mnist.lineage import git, sandbox
 from mnist.lineage.sandbox import Sandbox
-
-NAMED = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
+from tests.checkout import Repository, repository
 
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The user's repository, with a hook; it is the current folder."""
-    folder = tmp_path / "home"
-    folder.mkdir()
-    git.text("init", "-q", folder=folder)
-    (folder / "params.yaml").write_text(
-        "dataset: kmnist\ndata: {mirrors: [none, '../{dataset}', https://example.org/]}\n"
-    )
-    git.text("add", ".", folder=folder)
-    git.text(*NAMED, "commit", "-qm", "one", folder=folder)
+    params = "dataset: kmnist\ndata: {mirrors: [none, '../{dataset}', https://example.org/]}\n"
+    folder = repository(tmp_path / "home", {"params.yaml": params}).folder
     hook = folder / ".git/hooks/post-checkout"
     hook.parent.mkdir(exist_ok=True)
     hook.write_text(f"#!/bin/sh\ntouch {tmp_path}/hooked\n")
@@ -56,7 +49,7 @@ def test_a_commit_is_checked_out_without_a_trace(home: Path, tmp_path: Path) -> 
 
 
 def test_a_shallow_clone_will_do(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    git.text(*NAMED, "commit", "-q", "--allow-empty", "-m", "two", folder=home)
+    Repository(home).git("commit", "-q", "--allow-empty", "-m", "two")
     git.text("clone", "-q", "--depth=1", home.as_uri(), str(tmp_path / "shallow"), folder=home)
     monkeypatch.chdir(tmp_path / "shallow")
     with sandbox.temporary(git.text("rev-parse", "HEAD", folder=home), "test") as aside:

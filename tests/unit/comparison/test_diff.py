@@ -58,7 +58,7 @@ def metrics(found: Comparison) -> dict[str, Metric]:
         (range(20), range(20), "within noise"),
     ],
 )
-def test_the_verdict_is_mcnemar_s_on_the_same_images(base: range, head: range, outcome: str) -> None:
+def test_the_verdict_is_on_the_same_images(base: range, head: range, outcome: str) -> None:
     found = compare({"wrong": base}, {"wrong": head})
     fixed, broken = sorted(set(base) - set(head)), sorted(set(head) - set(base))
     assert found.outcome == outcome
@@ -68,8 +68,6 @@ def test_the_verdict_is_mcnemar_s_on_the_same_images(base: range, head: range, o
     assert images.base_accuracy == pytest.approx(1 - len(base) / 200)
     assert images.head_accuracy == pytest.approx(1 - len(head) / 200)
     assert images.change_pp == pytest.approx((len(fixed) - len(broken)) / 2)
-    expected = mcnemar([[0, len(fixed)], [len(broken), 0]], exact=True).pvalue if base != head else 1
-    assert images.p == pytest.approx(expected)
     low, high = images.interval_pp
     assert low <= images.change_pp <= high
     assert (low <= 0 <= high) == (outcome == "within noise")

@@ -6,10 +6,8 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
-from ruamel.yaml import YAML
 
 from mnist.comparison import revision
 from mnist.comparison.revision import WORKSPACE, Snapshot
@@ -20,31 +18,24 @@ from tests import checkout
 pytestmark = pytest.mark.filterwarnings("ignore:_NoneStep:DeprecationWarning")
 
 VALIDATION = Path(__file__).parents[3] / "metrics/validation.json"
-PIPELINE: dict[str, Any] = {
-    "stages": {
-        "prepare": {"cmd": "cp code/sub/a.py data.txt", "deps": ["code"], "outs": ["data.txt"]},
-        "train": {
-            "cmd": "cp train.py m.json && cp table.csv steps.csv && cp labels.csv predictions.csv",
-            "deps": ["data.txt", "train.py"],
-            "params": ["lr", "section", {"own.yaml": ["p"]}],
-            "metrics": [{"m.json": {"cache": False}}],
-            "plots": [
-                {"steps.csv": {"cache": False, "x": "step", "y": "loss"}},
-                {
-                    "predictions.csv": {
-                        "cache": False,
-                        "template": "confusion",
-                        "x": "label",
-                        "y": "predicted",
-                    }
-                },
-            ],
-        },
-        "page": {"cmd": "cp page.py page.html", "deps": ["page.py"], "outs": ["page.html"]},
-    },
-    "metrics": ["extra.yaml"],
-}
+PIPELINE = """\
+stages:
+  prepare: {cmd: cp code/sub/a.py data.txt, deps: [code], outs: [data.txt]}
+  train:
+    cmd: cp train.py m.json && cp table.csv steps.csv && cp labels.csv predictions.csv
+    deps: [data.txt, train.py]
+    params: [lr, section, {own.yaml: [p]}]
+    metrics: [m.json: {cache: false}]
+    plots:
+      - steps.csv: {cache: false, x: step, y: loss}
+      - predictions.csv: {cache: false, template: confusion, x: label, y: predicted}
+  page: {cmd: cp page.py page.html, deps: [page.py], outs: [page.html]}
+metrics: [extra.yaml]
+"""
 FILES = {
+    "dvc.yaml": PIPELINE,
+    ".dvcignore": "__pycache__\n",
+    ".gitignore": "__pycache__\n",
     "code/sub/a.py": "a",
     "code/b.py": "b",
     "train.py": json.dumps({"accuracy": 0.5, "deep": {"f1": 0.25, "of": 3}}),
@@ -69,10 +60,6 @@ class Repository(checkout.Repository):
         assert old in text
         self.write({name: text.replace(old, new)})
 
-    def pipeline(self, described: Any) -> None:
-        with (self.folder / "dvc.yaml").open("w", encoding="utf-8") as stream:
-            YAML(typ="safe").dump(described, stream)
-
     def read(self, name: str) -> Snapshot:
         """Read a revision; the workspace is compared with itself."""
         return revision.read(name, WORKSPACE, self.folder)[0]
@@ -83,8 +70,7 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("template") / "repository"
     checkout.initialise(folder)
     made = Repository(folder)
-    made.write({**FILES, ".dvcignore": "__pycache__\n", ".gitignore": "__pycache__\n"})
-    made.pipeline(PIPELINE)
+    made.write(FILES)
     subprocess.run([sys.executable, "-m", "dvc", "repro", "-q"], cwd=folder, check=True)
     made.commit()
     # As in a fresh clone, the outputs in DVC's cache are not there.

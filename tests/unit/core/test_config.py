@@ -139,10 +139,6 @@ def test_a_number_is_accepted_up_to_its_ends(key: str) -> None:
         assert caught.value.where == f"params: {key}"
 
 
-def test_a_data_set_may_have_a_number_and_a_dash_in_its_name(edited: Edit) -> None:
-    assert config.load(edited(dataset="2d-Shapes_2")).dataset == "2d-Shapes_2"
-
-
 def test_keys_of_any_yaml_file_are_read(tmp_path: Path) -> None:
     file = tmp_path / "keys.yaml"
     assert config.read_keys(tmp_path, Path("keys.yaml")) == {}

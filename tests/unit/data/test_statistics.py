@@ -1,6 +1,5 @@
 """Mean and standard deviation, to the last bit, and their file."""
 
-import re
 from fractions import Fraction
 from math import isqrt
 from pathlib import Path
@@ -24,12 +23,6 @@ def exact(images_NHW: Bytes) -> tuple[float, float]:
     return float(mean), float(Fraction(isqrt(int(variance * digits**2)), digits))
 
 
-def one_pixel_off(num_images: int, value: int) -> Bytes:
-    images_NHW = np.full((num_images, 28, 28), value, np.uint8)
-    images_NHW[-1, -1, -1] ^= 1
-    return images_NHW
-
-
 @given(arrays(np.uint8, st.tuples(st.integers(1, 3), st.just(4), st.just(5)), elements=st.integers(0, 255)))
 def test_it_is_the_definition(images_NHW: Bytes) -> None:
     if images_NHW.min() == images_NHW.max():
@@ -47,7 +40,8 @@ def test_it_is_the_definition(images_NHW: Bytes) -> None:
 @pytest.mark.parametrize("value", [0, 254])
 def test_one_other_pixel_counts_where_floats_lose_it(value: int) -> None:
     """The pixels are `value` but for one of N, which is 1/255 off: the deviation is sqrt(N - 1) / 255 N."""
-    images_NHW = one_pixel_off(2000, value)
+    images_NHW = np.full((2000, 28, 28), value, np.uint8)
+    images_NHW[-1, -1, -1] ^= 1
     n = images_NHW.size
     off = (value ^ 1) - value
 
@@ -64,24 +58,10 @@ def test_images_without_any_contrast_are_refused(num_images: int, value: int) ->
         statistics.measure(np.full((num_images, 28, 28), value, np.uint8))
 
 
-# ---- the file
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        '{"mean": 0.1, "std": 0.3, "num_images": 7, "median": 0}',
-        '{"mean": 0.1, "std": 0, "num_images": 7}',
-        '{"mean": 0.1, "std": 0.3, "num_images": 0}',
-        "",
-    ],
-)
-def test_another_file_is_refused_in_one_line(tmp_path: Path, text: str) -> None:
+def test_another_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "stats.json"
-    path.write_text(text)
+    path.write_text('{"mean": 0.1, "std": 0, "num_images": 7}')
 
     with pytest.raises(InputError) as caught:
         statistics.read(path)
-
-    assert re.match(rf"{re.escape(str(path))}: ((mean|std|num_images|median): )?found ", str(caught.value))
-    assert len(str(caught.value).splitlines()) == 1
+    assert caught.value.where == f"{path}: std"

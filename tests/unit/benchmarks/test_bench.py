@@ -7,14 +7,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
 
-from benchmarks import __main__ as bench, harness, loop
-from benchmarks.harness import Checkout, Limit, Outcome
+from benchmarks import __main__ as bench, harness
+from benchmarks.harness import Checkout, Limit
 from mnist.core import paths
 from mnist.core.errors import InputError
 from tests.checkout import clone
@@ -76,45 +75,6 @@ def test_the_committed_results_can_be_shown() -> None:
     for name, result in results.items():
         title, _ = bench.PARTS[name]
         assert len(bench.section(title, result).splitlines()) == 6 + len(result["rows"])
-
-
-# ---- the parts, with made numbers
-
-
-class MadeBench:
-    """A bench whose commands answer at once; what is trained is kept."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.folder = ROOT
-        self.trained: list[dict[str, object]] = []
-        monkeypatch.setattr(loop, "trained", self.train)
-
-    @contextlib.contextmanager
-    def checkout(self, *, with_inputs: bool = False) -> Iterator["MadeBench"]:
-        assert with_inputs
-        yield self
-
-    def tutorial(self, *_: str) -> Outcome:
-        return Outcome(seconds=9.0, output="epoch_seconds 6.0\n")
-
-    def train(self, _: object, **values: object) -> dict[str, float]:
-        self.trained.append(values)
-        return {"seconds": 1.5, "test_accuracy": 0.9925}
-
-
-def test_a_preset_is_measured_over_five_seeds_and_judged_by_its_claims(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    made = MadeBench(monkeypatch)
-
-    rows = {row["label"]: row for row in loop.measure_presets(made, 1)}  # type: ignore[arg-type]
-
-    assert {row["num_rounds"] for row in rows.values()} == {5}
-    assert len({values["seed"] for values in made.trained if values["n_features"] == 6}) == 5
-    assert rows["`quick`, whole training"]["holds"]  # 1.5 s are 0.25 of the tutorial's epoch
-    assert rows["`quick`, test accuracy"]["holds"]
-    assert rows["`two-minutes`, whole training"]["limit"] == "at most 120 s"
-    assert not rows["`two-minutes`, test accuracy"]["holds"]
 
 
 def test_a_part_replaces_its_result_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

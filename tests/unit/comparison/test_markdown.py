@@ -113,21 +113,6 @@ def test_hostile_text(text: str) -> None:
     test_text_of_the_repository_can_neither_act_nor_break_out.hypothesis.inner_test(text)  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize(
-    ("text", "shown"),
-    [
-        ("", "-"),
-        (" a\n b ", "`a b`"),
-        ("a`b", "`` a`b ``"),
-        ("a\x00\u202eb", "`ab`"),
-        ("x" * 60, f"`{'x' * 60}`"),
-        ("x" * 61, f"`{'x' * 57}...`"),
-    ],
-)
-def test_code_spans(text: str, shown: str) -> None:
-    assert markdown.code(text) == shown
-
-
 @pytest.mark.parametrize("text", ["a|b", "字"])
 def test_tables_are_aligned_in_a_terminal(text: str) -> None:
     tables = re.findall(r"(?:^\|.*\n)+", render(side(text, 0), side(text, 1)), re.MULTILINE)

@@ -92,11 +92,7 @@ def test_values_are_read_as_dvc_reads_them(edited: Edit, spelling: str) -> None:
         ("model", "cnn", "model: found 'cnn', expected 'simple_cnn' or 'mlp'"),
         ("optimizer", "SGD", "optimizer: found 'SGD', expected 'sgd', 'nesterov' or 'adam'"),
         ("dataset", "a.b", "dataset: found 'a.b', expected String should match pattern"),
-        (
-            "model_name",
-            "'{data}-cnn'",
-            "registry.model_name: found '{data}-cnn', expected String should match",
-        ),
+        ("model_name", "'{data}-cnn'", "registry.model_name: found '{data}-cnn', expected String should"),
     ],
 )
 def test_a_wrong_value_is_named_with_its_key(edited: Edit, key: str, spelling: str, line: str) -> None:

@@ -106,9 +106,3 @@ def test_the_checkout_may_be_a_subfolder_of_the_repository(reproduced: Path, tmp
 
     assert restored(root, tmp_path) == {"cached", "committed.json", "folder"}
     assert lock.pipeline(root)[0].outs["nowhere"].kept_in == ""
-
-
-def test_the_cache_is_that_of_the_checkout(reproduced: Path, tmp_path: Path) -> None:
-    assert experiments.cache(reproduced) == reproduced / ".dvc/cache"
-    with pytest.raises(InputError, match=str(tmp_path)):
-        experiments.cache(tmp_path)

@@ -1,7 +1,6 @@
 """The sandbox: a checkout of its own, and the environment of what runs there."""
 
 import os
-import shutil
 import sys
 from pathlib import Path
 
@@ -61,21 +60,6 @@ def test_a_commit_that_is_not_here_is_an_error() -> None:
     found = pytest.raises(InputError, match=r"^commit f{40}: found no such commit")
     with found, sandbox.temporary("f" * 40, "test"):
         pass
-
-
-@pytest.mark.usefixtures("home")
-def test_what_a_process_still_writes_is_removed_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    removed, rmtree = [], shutil.rmtree
-
-    def fail_twice(folder: Path, *, ignore_errors: bool) -> None:
-        removed.append(folder)
-        if len(removed) == 3:
-            rmtree(folder, ignore_errors=ignore_errors)
-
-    with sandbox.temporary("HEAD", "test") as aside:
-        monkeypatch.setattr("shutil.rmtree", fail_twice)
-    assert not aside.folder.exists()
-    assert removed == 3 * [aside.folder]
 
 
 def test_the_environment_is_that_of_the_sandbox(

@@ -7,15 +7,12 @@ import json
 import os
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
-from mnist.core import config, paths, process
+from mnist.core import config, paths
 from mnist.core.errors import InputError
 from mnist.training import distributed
 from mnist.training.distributed import SINGLE
@@ -55,18 +52,6 @@ def test_the_result_is_that_of_one_process(results: Path, name: str) -> None:
         assert found == pytest.approx(expected, rel=case.tolerance)
 
 
-@pytest.fixture
-def torchrun(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, int], None]:
-    """A function that sets torchrun's variables."""
-
-    def start(rank: int, size: int) -> None:
-        for name, value in {"RANK": rank, "WORLD_SIZE": size, "LOCAL_RANK": 0}.items():
-            monkeypatch.setenv(name, str(value))
-        monkeypatch.setenv("TORCHELASTIC_RUN_ID", "test")
-
-    return start
-
-
 def test_variables_of_a_batch_system_alone_start_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
     monkeypatch.setenv("WORLD_SIZE", "4")
@@ -75,8 +60,10 @@ def test_variables_of_a_batch_system_alone_start_nothing(monkeypatch: pytest.Mon
         assert ctx == SINGLE
 
 
-def test_another_number_of_processes_is_refused(torchrun: Callable[[int, int], None]) -> None:
-    torchrun(5, 8)
+def test_another_number_of_processes_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    torchrun = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "0", "TORCHELASTIC_RUN_ID": "test"}
+    for name, value in torchrun.items():
+        monkeypatch.setenv(name, value)
 
     with pytest.raises(InputError, match="processes: found 4, with 8 started"), distributed.init(4):
         pass
@@ -92,32 +79,6 @@ def test_machines_that_do_not_divide_the_processes_are_refused(
     with pytest.raises(InputError) as caught:
         distributed._start_torchrun("stages.train", settings)
     assert caught.value.where == "PET_NNODES"
-
-
-@pytest.mark.parametrize(("rank", "delay"), [(0, []), (1, [distributed.GRACE_SECONDS])])
-def test_an_error_of_all_is_first_that_of_rank_0(
-    rank: int,
-    delay: list[int],
-    torchrun: Callable[[int, int], None],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """When another process ends first, torchrun ends rank 0, whose run would be KILLED, not FAILED."""
-    torchrun(rank, 2)
-    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "error.json"))
-    slept: list[int] = []
-    monkeypatch.setattr(time, "sleep", slept.append)
-    monkeypatch.setattr(distributed, "_end_with", lambda _: None)
-    monkeypatch.setattr(process, "leave", slept.append)
-
-    def run(*, params: Any) -> None:
-        raise InputError("lr", found=str(params), expected="less")
-
-    distributed._run_worker(run, "much")  # type: ignore[arg-type]
-
-    assert slept == [*delay, 1]
-    recorded = json.loads((tmp_path / "error.json").read_text())["message"]["message"]
-    assert recorded == "InputError: lr: found much, expected less"
 
 
 def test_alone_nothing_of_torch_is_imported() -> None:

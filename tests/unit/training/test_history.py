@@ -78,17 +78,6 @@ def test_another_file_is_refused_by_its_line(tmp_path: Path, text: str, line: in
         history.read(tmp_path / "missing.csv", Window)
 
 
-def test_the_scores_of_an_epoch_have_six_decimals() -> None:
-    (last,) = EVENTS[-1:]
-    assert isinstance(last, Epoch)
-    assert last.scores == {
-        "train_loss": 0.5,
-        "train_accuracy": 0.75,
-        "val_loss": 0.333333,
-        "val_accuracy": 0.666667,
-    }
-
-
 # ---- progress
 
 

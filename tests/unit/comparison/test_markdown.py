@@ -73,18 +73,15 @@ def headings(text: str) -> list[str]:
     return [parsed[index + 1].content for index, one in enumerate(parsed) if one.type == "heading_open"]
 
 
+def tables(text: str) -> list[list[str]]:
+    """Return the lines of each table."""
+    return [table.splitlines() for table in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE)]
+
+
 def rows(text: str, title: str) -> list[list[str]]:
     """Return the cells of the first table of a section, its head included."""
-    parsed = PARSER.parse(text.partition(f"### {title}\n")[2].partition("\n### ")[0])
-    table: list[list[str]] = []
-    for index, token in enumerate(parsed):
-        if token.type == "table_close":
-            break
-        if token.type == "tr_open":
-            table.append([])
-        if token.type in ("td_open", "th_open"):
-            table[-1].append(parsed[index + 1].content)
-    return table
+    head, _, *lines = tables(text.partition(f"### {title}\n")[2])[0]
+    return [[cell.strip() for cell in line.split("|")[1:-1]] for line in (head, *lines)]
 
 
 @settings(max_examples=30)
@@ -103,8 +100,8 @@ def test_text_of_the_repository_can_neither_act_nor_break_out(text: str) -> None
         assert all(character.isprintable() or character == "\n" for character in found)
         found.encode()
         # No row has more or fewer cells than its head: a parser drops them.
-        for table in re.findall(r"(?:^\|.*\n)+", found, re.MULTILINE):
-            assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}) == 1, table
+        for table in tables(found):
+            assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table}) == 1, table
         assert len(headings(found)) == found.count("\n### ") + 1
 
 
@@ -115,10 +112,10 @@ def test_hostile_text(text: str) -> None:
 
 @pytest.mark.parametrize("text", ["a|b", "字"])
 def test_tables_are_aligned_in_a_terminal(text: str) -> None:
-    tables = re.findall(r"(?:^\|.*\n)+", render(side(text, 0), side(text, 1)), re.MULTILINE)
-    assert len(tables) == 5
-    for table in tables:
-        assert len({wcswidth(line) for line in table.splitlines()}) == 1, table
+    found = tables(render(side(text, 0), side(text, 1)))
+    assert len(found) == 5
+    for table in found:
+        assert len({wcswidth(line) for line in table}) == 1, table
 
 
 def test_the_sections_in_order() -> None:

@@ -79,12 +79,6 @@ def test_each_change_of_an_input_is_found_alone(now: dict[str, Any], found: list
     assert changes(dataclasses.replace(STAGE, **now)) == found
 
 
-def test_what_another_stage_wrote_counts_instead_of_the_file() -> None:
-    absent = dataclasses.replace(STAGE, deps={**STAGE.deps, "data.bin": None})
-    assert changes(absent, wrote={"data.bin": "d1", "elsewhere": "e1"}) == []
-    assert changes(STAGE, wrote={"data.bin": "d2"}) == [("data.bin", "changed since")]
-
-
 @pytest.mark.parametrize(
     ("now", "found"),
     [

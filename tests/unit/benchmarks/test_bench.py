@@ -22,12 +22,6 @@ from tests.conftest import SmallData
 ROOT = Path(__file__).parents[3]
 
 
-@pytest.fixture
-def here(tmp_path: Path) -> Checkout:
-    """An empty folder to run commands in."""
-    return Checkout(folder=tmp_path, environment={**os.environ, "PYTHONPATH": str(ROOT)})
-
-
 def test_the_stages_are_the_pipelines() -> None:
     assert list(harness.STAGES) == list(yaml.safe_load((ROOT / paths.PIPELINE).read_text())["stages"])
 
@@ -98,11 +92,11 @@ def test_a_part_replaces_its_result_alone(tmp_path: Path, monkeypatch: pytest.Mo
 # ---- commands
 
 
-def test_dvc_must_run_what_is_measured(here: Checkout) -> None:
-    program = here.folder / "dvc"
+def test_dvc_must_run_what_is_measured(tmp_path: Path) -> None:
+    program = tmp_path / "dvc"
     program.write_text("#!/bin/sh\necho \"Running stage 'stats':\"\n")
     program.chmod(0o755)
-    fake = Checkout(folder=here.folder, environment={"PATH": f"{here.folder}:{os.defpath}"})
+    fake = Checkout(folder=tmp_path, environment={"PATH": f"{tmp_path}:{os.defpath}"})
 
     fake.dvc("repro", expected=["stats"])
     with pytest.raises(InputError) as caught:
@@ -126,9 +120,7 @@ def checkout(tmp_path: Path, small_data: SmallData, monkeypatch: pytest.MonkeyPa
     return folder
 
 
-def test_the_tutorial_runs_on_what_is_prepared(
-    checkout: Path, capsys: pytest.CaptureFixture[str], small_data: SmallData
-) -> None:
+def test_the_tutorial_runs_on_what_is_prepared(checkout: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (checkout / "new").touch()
 
     with harness.prepared() as prepared:
@@ -140,7 +132,6 @@ def test_the_tutorial_runs_on_what_is_prepared(
 
     assert list(first) == ["accuracy", "epoch_seconds", "test_seconds"]
     assert first["accuracy"] == again["accuracy"]
-    assert 0 <= first["accuracy"] * len(small_data.test.labels_N) <= len(small_data.test.labels_N)
     assert "not measured, since not committed: 1 files" in capsys.readouterr().err
     assert not list((checkout.parent / "tmp").iterdir())
 

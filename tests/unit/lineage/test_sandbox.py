@@ -62,6 +62,18 @@ def test_a_commit_that_is_not_here_is_an_error() -> None:
         pass
 
 
+def test_the_checkout_may_be_a_subfolder_of_the_repository(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = Repository(home)
+    made.write({"deep/sub/dvc.yaml": "stages: {}"})
+    made.commit()
+    monkeypatch.chdir(home / "deep/sub")
+    with sandbox.temporary("HEAD", "test") as aside:
+        assert (aside.repository / "params.yaml").is_file()
+        assert (aside.checkout / "dvc.yaml").is_file()
+
+
 def test_the_environment_is_that_of_the_sandbox(
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

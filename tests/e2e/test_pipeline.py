@@ -17,7 +17,7 @@ from mnist.training import model
 from tests import checkout
 from tests.checkout import NAME, STAGES, Clone
 from tests.conftest import SmallData
-from tests.e2e.conftest import Invoke, copy
+from tests.e2e.conftest import Invoke, check_complete, copy
 
 LR_0_05 = ("-S", "lr=0.05", "-S", "momentum=0.5")  # with which the small data are learned
 
@@ -43,9 +43,8 @@ def test_repro_writes_every_output(trained: Clone, small_data: SmallData) -> Non
     assert json.loads(clone.read("metrics/test.json"))["num_images"] == 300
     assert json.loads(clone.read("metrics/test.json"))["accuracy"] > 0.8  # chance is 0.1
     assert len(clone.read("metrics/predictions.csv").splitlines()) == 301
-    assert (
-        clone.run("git", "status", "--porcelain").stdout == ""
-    )  # metrics are committed, the rest is ignored
+    # Metrics are committed, the rest is ignored.
+    assert clone.run("git", "status", "--porcelain").stdout == ""
 
 
 def test_a_second_repro_runs_nothing(trained: Clone) -> None:
@@ -57,11 +56,10 @@ def test_an_experiment_has_a_complete_run(experiment: Clone) -> None:
     assert (run.data.params["lr"], before.data.params["lr"]) == ("0.05", "0.02")
     assert run.info.run_name == "faster"
     assert run.data.tags["dvc.experiments"] == "faster"
+    check_complete(experiment.client, run)
     accuracy = json.loads(experiment.read("metrics/test.json"))["accuracy"]
     assert accuracy > 0.8
     assert run.data.metrics["test_accuracy"] == accuracy
-    curve = experiment.client.get_metric_history(run.info.run_id, "train_loss")
-    assert [point.step for point in curve] == [63, 126, 189, 252]  # 1,000 images, 16 a step, 4 epochs
     for name in ("metrics/report.html", "metrics/plots/errors.png", "params.yaml"):
         kept = Path(experiment.client.download_artifacts(run.info.run_id, name))
         assert kept.read_bytes() == (experiment.folder / name).read_bytes()
@@ -69,19 +67,18 @@ def test_an_experiment_has_a_complete_run(experiment: Clone) -> None:
     assert version.run_id == run.info.run_id
 
 
-@pytest.mark.parametrize("num_images", [1, 7])
 def test_the_registered_model_takes_raw_pixels(
-    experiment: Clone, small_data: SmallData, num_images: int, monkeypatch: pytest.MonkeyPatch
+    experiment: Clone, small_data: SmallData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{experiment.folder}/{experiment.store}")
     registered = pyfunc.load_model(f"models:/{NAME}@challenger")
     ours = model.load(experiment.folder / "models/model.safetensors")
-    images_NHW = small_data.test.images_NHW[:num_images]
-    probs_NK = registered.predict(images_NHW)["probabilities"]
-    assert probs_NK.dtype == np.float32
-    np.testing.assert_allclose(probs_NK, ours(torch.from_numpy(images_NHW)).detach().numpy(), atol=1e-5)
-    assert probs_NK.shape == (num_images, 10)
-    np.testing.assert_allclose(probs_NK.sum(1), 1, atol=1e-5)
+    for num_images in (1, 7):
+        images_NHW = small_data.test.images_NHW[:num_images]
+        probs_NK = registered.predict(images_NHW)["probabilities"]
+        assert probs_NK.dtype == np.float32
+        np.testing.assert_allclose(probs_NK, ours(torch.from_numpy(images_NHW)).detach().numpy(), atol=1e-5)
+        np.testing.assert_allclose(probs_NK.sum(1), 1, atol=1e-5)
 
 
 def test_an_experiment_is_compared_with_its_base(experiment: Clone, invoke: Invoke) -> None:

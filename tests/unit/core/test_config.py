@@ -170,6 +170,11 @@ def test_a_secret_in_a_mirror_is_refused_and_not_shown(url: str) -> None:
     assert "hush" not in str(raised.value)
 
 
+def test_a_mirror_may_be_a_folder_or_a_url() -> None:
+    mirrors = ["../shared/mnist#1", "https://host/mnist"]
+    assert config.check(Data, {"mirrors": mirrors}, "params.yaml").mirrors == mirrors
+
+
 def test_a_data_set_has_mirrors_and_a_registered_model_of_its_own() -> None:
     read = config.load(ROOT / paths.PARAMS)
 

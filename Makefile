@@ -79,5 +79,5 @@ lock: .venv/installed ## Pin the newest packages that pyproject.toml allows, in 
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --upgrade --constraint requirements.lock --group servers --output-file requirements-servers.lock
 
 clean: ## Remove .venv, downloads and tool caches; the MLflow store and DVC's cache stay
-	rm -rf .venv .cache dvc_plots .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .cache/mnist .cache/onnx dvc_plots .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find mnist stages benchmarks tests -name __pycache__ -prune -exec rm -rf {} +

@@ -223,7 +223,13 @@ def confirm(uri: str, *, trust: bool) -> None:
     """
     if trust or uri == paths.sqlite_uri(paths.root() / "mlflow.db"):
         return
-    if not (sys.stdin.isatty() and click.confirm(f"Run this code, which {paths.shown(uri)} recorded?")):
+    try:
+        is_allowed = sys.stdin.isatty() and click.confirm(
+            f"Run this code, which {paths.shown(uri)} recorded?"
+        )
+    except click.Abort:
+        raise KeyboardInterrupt from None
+    if not is_allowed:
         expected = "a yes, or `--trust`: it is code that others may have written"
         raise InputError(f"MLflow at {paths.shown(uri)}", found="no permission to run it", expected=expected)
 
@@ -235,7 +241,8 @@ def _device(aside: "Sandbox") -> str:
     values = config.read_keys(aside.checkout, paths.PARAMS)
     known = {key: values[key] for key in Machine.model_fields if key in values}
     device = devices.prepare(config.check(Machine, known, str(paths.PARAMS)))
-    return devices.describe(device, values.get("processes", 1))
+    processes = values.get("processes", 1)
+    return devices.describe(device, processes if isinstance(processes, int) else 1)
 
 
 def result_compared(

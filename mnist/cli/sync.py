@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mnist.core import config, paths
+from mnist.core import config, custody, paths
 from mnist.core.config import Registration
 from mnist.core.errors import InputError, ServiceUnavailableError
 from mnist.evaluation import pages, results
@@ -60,6 +60,7 @@ def _sync_workspace(store: "Store", past: Sequence[Revision], seen: set[str]) ->
     """
     try:
         lock.check(Path())
+        custody.check("register")
         here = paths.LOCK.read_bytes()
         locks = experiments.contents(paths.checkout(), past, paths.LOCK)
         same = [revision for revision, text in zip(past, locks, strict=True) if text == here]
@@ -85,6 +86,7 @@ def _sync_revision(store: "Store", revision: Revision, seen: set[str], kept: Pat
         try:
             experiments.restore(paths.checkout(), revision, folder, kept=kept)
             lock.check(folder)
+            custody.check("register", folder)
             where, source = _registration(folder), revision.source
             result = results.load(where, challenger=False, folder=folder, source=source, time_ms=time_ms)
         except InputError as error:

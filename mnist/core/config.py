@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import PydanticCustomError
 from ruamel.yaml import YAML, Node
 from ruamel.yaml.constructor import ConstructorError, SafeConstructor
@@ -30,6 +30,26 @@ DATASET = "{dataset}"  # replaced by the data set's name in a mirror, and in the
 HIDDEN = "hidden"  # the type of a fault whose value is not shown
 MAX_SHOWN = 200  # characters of a wrong value
 MAX_VALUES = 100_000  # in a YAML file; dvc.lock has 200
+
+
+def is_url(mirror: str) -> bool:
+    """Return whether a mirror is a URL; otherwise it is a folder."""
+    return bool(re.match("[a-z][a-z0-9+.-]*:", mirror, re.IGNORECASE))
+
+
+def may_hold_secret(mirror: str) -> bool:
+    """Return whether a mirror is a URL with a user, a query or a fragment."""
+    return is_url(mirror) and bool(re.search("[@?#]", mirror))
+
+
+def _without_secret(mirror: str) -> str:
+    if may_hold_secret(mirror):
+        expected = "a URL without a password, query or fragment; one with a secret goes in MNIST_MIRROR"
+        raise PydanticCustomError(HIDDEN, expected)
+    return mirror
+
+
+Mirror = Annotated[str, AfterValidator(_without_secret)]  # params and data sets' files are in git and MLflow
 
 
 class Section(BaseModel):
@@ -96,17 +116,7 @@ class Execution(Section):
 class Data(Section):
     """The source of the data set."""
 
-    mirrors: list[str]  # ahead of those of the data set's file
-
-    @field_validator("mirrors")
-    @classmethod
-    def _without_secrets(cls, mirrors: list[str]) -> list[str]:
-        """Refuse URLs with a secret: params are in `dvc.lock`, git and MLflow."""
-        if any("://" in mirror and re.search("[@?#]", mirror) for mirror in mirrors):
-            raise PydanticCustomError(
-                HIDDEN, "URLs without a password, query or fragment; one with a secret goes in MNIST_MIRROR"
-            )
-        return mirrors
+    mirrors: list[Mirror]  # ahead of those of the data set's file
 
     def mirrors_of(self, dataset: str) -> list[str]:
         """Return the mirrors of this data set."""

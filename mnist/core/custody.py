@@ -115,9 +115,19 @@ class _Pipeline:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         content = config.read_keys(folder, paths.PIPELINE)
-        self.stages = config.check(_Stages, content, str(paths.PIPELINE)).stages
-        self.makers = {out: name for name, stage in self.stages.items() for out in stage.made}
         self._values = config.flat(config.read_keys(folder, paths.PARAMS))
+        self.stages = config.check(_Stages, self._filled(content), str(paths.PIPELINE)).stages
+        self.makers = {out: name for name, stage in self.stages.items() for out in stage.made}
+
+    def _filled(self, content: Any) -> Any:
+        """Put params in the place of DVC's templates, `${key}`."""
+        if isinstance(content, dict):
+            return {self._filled(key): self._filled(value) for key, value in content.items()}
+        if isinstance(content, list):
+            return [self._filled(value) for value in content]
+        if isinstance(content, str):
+            return re.sub(r"\$\{(.+?)\}", lambda key: str(self._values.get(key[1], key[0])), content)
+        return content
 
     def check(self, stage: str) -> dict[str, str]:
         """Return the digests of the files of earlier stages that a stage reads, all as it may read them."""

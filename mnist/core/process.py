@@ -33,7 +33,7 @@ def perform(run: Callable[..., None], settings: config.Section) -> None:
     The first of several processes checks what the stage reads, and writes its receipt (`mnist.core.custody`).
     """
     _refuse_shallow_clone()
-    is_first = os.environ.get("RANK", "0") == "0"
+    is_first = "TORCHELASTIC_RUN_ID" not in os.environ or os.environ["RANK"] == "0"
     with custody.held(Path(run.__code__.co_filename).stem) if is_first else nullcontext():
         run(params=settings)
     if run.__module__ == "__main__":  # not in a test

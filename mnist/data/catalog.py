@@ -78,7 +78,7 @@ class DataSet(Section):
     title: Line
     # Labels are bytes. A classifier needs two classes.
     classes: Annotated[list[Line], Field(min_length=2, max_length=256), AfterValidator(_check_unique)]
-    mirrors: list[str]
+    mirrors: list[config.Mirror]
     checksums: Annotated[dict[Archive, Checksums], Field(min_length=4)]
     validation: Validation
 

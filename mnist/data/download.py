@@ -7,7 +7,6 @@ Shape suffixes: N images, H rows, W columns.
 
 import hashlib
 import os
-import re
 import shutil
 import tempfile
 from base64 import b64encode
@@ -21,7 +20,7 @@ from urllib.request import Request, urlopen
 
 import numpy as np
 
-from mnist.core import files, paths
+from mnist.core import config, files, paths
 from mnist.core.errors import InputError
 from mnist.data.catalog import Archive, Checksums, DataSet
 from mnist.data.store import IMAGE_SHAPE, Bytes, Images
@@ -65,7 +64,7 @@ def fetch(known: DataSet, cache: Path, *, ahead: Sequence[str] = ()) -> Fetched:
             missing[name] = path
     mirrors = filter(None, [os.environ.get(paths.MIRROR_VARIABLE), *ahead, *known.mirrors])
     for mirror in dict.fromkeys(mirrors):
-        is_url = re.match("[a-z][a-z0-9+.-]*:", mirror, re.IGNORECASE)
+        is_url = config.is_url(mirror)
         shown = paths.shown(mirror) if is_url else mirror
         for name, path in list(missing.items()):
             try:

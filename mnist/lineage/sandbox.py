@@ -173,10 +173,13 @@ def first_mirror(checkout: Path) -> str | None:
 
     Both may be relative to the main checkout, beside which a sandbox does not lie.
     """
-    values = config.flat(config.read_keys(checkout, paths.PARAMS))
-    names = [name.replace(DATASET, str(values.get("dataset"))) for name in values.get("data.mirrors") or []]
     own = os.environ.get(paths.MIRROR_VARIABLE, "")
-    if "://" in own:
-        return own
-    folders = [paths.root() / Path(name).expanduser() for name in (own, *names) if name and "://" not in name]
+    if config.is_url(own):
+        return None if config.may_hold_secret(own) else own  # a secret is not for recorded code
+    values = config.flat(config.read_keys(checkout, paths.PARAMS))
+    listed, dataset = values.get("data.mirrors"), str(values.get("dataset"))
+    names = [str(name).replace(DATASET, dataset) for name in listed] if isinstance(listed, list) else []
+    folders = [
+        paths.root() / Path(name).expanduser() for name in (own, *names) if name and not config.is_url(name)
+    ]
     return next((str(folder.resolve()) for folder in folders if folder.is_dir()), None)

@@ -160,12 +160,13 @@ def test_a_param_is_shown_as_it_is_typed(value: object, typed: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "url", ["https://me:hush@host/mnist", "https://host/mnist?token=hush", "s3://host#hush"]
+    "url",
+    ["https://me:hush@host/mnist", "https://host/mnist?token=hush", "s3://host#hush", "https:me:hush@host"],
 )
 def test_a_secret_in_a_mirror_is_refused_and_not_shown(url: str) -> None:
     with pytest.raises(InputError) as raised:
         config.check(Data, {"mirrors": ["../shared/mnist#1", url]}, "params.yaml")
-    assert raised.value.where == "params.yaml: mirrors"
+    assert raised.value.where == "params.yaml: mirrors.1"
     assert "MNIST_MIRROR" in raised.value.expected
     assert "hush" not in str(raised.value)
 

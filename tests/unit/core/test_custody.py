@@ -97,6 +97,15 @@ def test_a_number_is_equal_to_itself_however_it_is_written(folder: Path) -> None
     custody.check("publish", folder)
 
 
+def test_templates_of_dvc_are_filled_in(folder: Path) -> None:
+    (folder / "dvc.yaml").write_text(PIPELINE.replace("weights", '"${name}"'))
+    with (folder / "params.yaml").open("a") as stream:
+        stream.write("name: weights\n")
+    custody.check("publish", folder)
+    (folder / "weights").write_text("bad")
+    assert refusal(folder).where == "weights"
+
+
 def test_a_missing_receipt_is_refused(folder: Path) -> None:
     (folder / custody.receipt_of("make")).unlink()
     assert refusal(folder).where == str(custody.receipt_of("make"))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from mnist.core import config, paths, process
+from mnist.core import config, custody, paths, process
 from mnist.core.errors import InputError
 
 ROOT = Path(__file__).parents[3]
@@ -36,6 +36,19 @@ def test_an_error_is_one_line_and_the_exit_status_that_a_tool_chose(
 
     assert caught.value.code == failure
     assert capsys.readouterr() == ("", f"ERROR: {error}\n")
+
+
+@pytest.mark.parametrize(("variables", "is_first"), [({}, True), ({"TORCHELASTIC_RUN_ID": "1"}, False)])
+def test_the_first_process_writes_the_receipt(
+    variables: dict[str, str], is_first: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    receipt = custody.receipt_of(Path(__file__).stem)
+    pipeline = f"stages: {{{Path(__file__).stem}: {{cmd: a, outs: [{receipt}]}}}}"
+    (tmp_path / "dvc.yaml").write_text(pipeline)
+    for name, value in {"RANK": "1", **variables}.items():  # some schedulers set it for every process
+        monkeypatch.setenv(name, value)
+    process.perform(lambda params: None, config.load(paths.PARAMS).only(config.Split))  # noqa: ARG005
+    assert receipt.is_file() == is_first
 
 
 @pytest.mark.parametrize(("tree", "is_refused"), [(".dvc/tmp/exps/one", True), (".", False)])

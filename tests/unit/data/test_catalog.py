@@ -55,6 +55,7 @@ def test_a_file_describes_its_data_set(tmp_path: Path, small_data: SmallData) ->
         ("classes", ["a"]),
         ("classes", ["a", "b", "a"]),
         ("classes", [f"{n}" for n in range(257)]),
+        ("mirrors.1", ["/a", "https://user:secret@host/x"]),
         ("checksums", {}),
         ("checksums.train-labels-idx1-ubyte.gz.md5", {"train-labels-idx1-ubyte.gz": {"md5": "0123"}}),
         ("validation.class_share", BOUNDS | {"class_share": {"min": 0.6, "max": 0.5}}),

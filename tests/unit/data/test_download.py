@@ -176,12 +176,13 @@ def test_a_faulty_server_is_skipped_with_its_reason(
     ],
 )
 def test_an_unusable_mirror_is_skipped_with_its_reason(
-    mirror: str, reason: str, small_data: SmallData, tmp_path: Path
+    mirror: str, reason: str, small_data: SmallData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with socket.socket() as bound:  # bound but not listening: refuses
         bound.bind(("127.0.0.1", 0))
         mirror = mirror.replace("{closed}", str(bound.getsockname()[1]))
-        fetched = download.fetch(known(small_data, mirror, small_data.mirror), tmp_path / "cache")
+        monkeypatch.setenv("MNIST_MIRROR", mirror)
+        fetched = download.fetch(known(small_data), tmp_path / "cache")
 
     assert_complete(fetched, small_data)
     ((shown, found),) = fetched.reasons.items()

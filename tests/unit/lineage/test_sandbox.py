@@ -124,6 +124,8 @@ def test_the_first_mirror_is_found_beside_the_main_checkout(
     assert sandbox.first_mirror(home) == str(home / "own")
     monkeypatch.setenv("MNIST_MIRROR", "https://example.com/")
     assert sandbox.first_mirror(home) == "https://example.com/"
+    monkeypatch.setenv("MNIST_MIRROR", "https://example.com/?token=secret")
+    assert sandbox.first_mirror(home) is None
     monkeypatch.delenv("MNIST_MIRROR")
     assert sandbox.first_mirror(tmp_path) is None  # no params there
 

@@ -182,7 +182,7 @@ def test_an_unusable_mirror_is_skipped_with_its_reason(
         bound.bind(("127.0.0.1", 0))
         mirror = mirror.replace("{closed}", str(bound.getsockname()[1]))
         monkeypatch.setenv("MNIST_MIRROR", mirror)
-        fetched = download.fetch(known(small_data), tmp_path / "cache")
+        fetched = download.fetch(known(small_data, small_data.mirror), tmp_path / "cache")
 
     assert_complete(fetched, small_data)
     ((shown, found),) = fetched.reasons.items()

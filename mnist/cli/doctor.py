@@ -26,6 +26,7 @@ HERE = Path()
 MIN_FREE_BYTES = 500e6  # a data set, twice with DVC's cache, and the files of some hundred runs
 TIMEOUT_SECONDS = 2.0  # for the tracking server
 CLOCK_SECONDS = 60  # by which the clocks of two machines may differ
+KILLED_REFS = ("refs/exps/exec/EXEC_HEAD", "refs/exps/exec/EXEC_MERGE")  # of a killed `dvc exp run`
 RWLOCK = Path(".dvc/tmp/rwlock")  # of DVC
 PLACES = "SELECT artifact_location FROM experiments WHERE artifact_location LIKE '%/mlartifacts'"
 # `mnist.tracking.registry` writes it; the challenger stays until a newer model is registered.
@@ -115,19 +116,27 @@ def check_repository() -> str:
 
 
 def check_head() -> str:
-    """Check that commits go to a branch: a killed `dvc exp run` leaves HEAD detached, and refs of its own."""
-    branch = git.text_or_empty("symbolic-ref", "--quiet", "--short", "HEAD", folder=HERE)
-    left = git.text_or_empty("for-each-ref", "refs/exps/exec", folder=HERE)
-    if branch or not left or _dvc_runs():
-        return branch or "no branch"
-    found = "no branch, since `dvc exp run` was killed"
-    name = git.text_or_empty("rev-parse", "--abbrev-ref", "@{-1}", folder=HERE) or "main"
-    if git.run("merge-base", "--is-ancestor", name, "HEAD", folder=HERE).returncode:
-        head = git.text("rev-parse", "--short", "HEAD", folder=HERE)
-        expected = f"{name}: run `git switch {name}`, then `git merge {head}`"
-        raise InputError("git HEAD", found=found, expected=expected)
-    command = ["git", "switch", "-C", name]
-    raise RepairableError("git HEAD", found=found, expected=name, command=command)
+    """Check that commits go to a branch: a killed `dvc exp run` leaves HEAD detached.
+
+    In HEAD's reflog is then its checkout of `EXEC_HEAD`. A run that ends leaves that ref as well, and
+    removes `EXEC_MERGE`. A HEAD that the user detached is fine.
+    """
+    if branch := git.text_or_empty("symbolic-ref", "--quiet", "--short", "HEAD", folder=HERE):
+        return branch
+    left = git.text_or_empty("rev-parse", *KILLED_REFS, folder=HERE).split()
+    if not left or _dvc_runs():
+        return "no branch"
+    reflog = git.text_or_empty("log", "-g", "--format=%gs", "HEAD", folder=HERE)  # the newest first
+    moved = re.search(r"(?m)^(?:checkout: moving from (.+) to (.+)|dvc: .+)$", reflog)
+    if not moved or moved[2] != left[0]:
+        return "no branch"
+    name = moved[1]
+    if git.run("rev-parse", "--verify", f"refs/heads/{name}", folder=HERE).returncode:
+        return "no branch"  # as before that run
+    expected = f"{name}: run `git switch {name}`"
+    if git.run("merge-base", "--is-ancestor", "HEAD", name, folder=HERE).returncode:
+        expected += f", then `git merge {git.text('rev-parse', '--short', 'HEAD', folder=HERE)}`"
+    raise InputError("git HEAD", found="no branch, since `dvc exp run` was killed", expected=expected)
 
 
 def check_author() -> str:

@@ -156,31 +156,50 @@ def test_a_subfolder_of_a_larger_repository_is_fine(
 
 def killed(place: Repository) -> None:
     """Leave what a killed `dvc exp run` leaves."""
-    place.git("checkout", "-q", "--detach")
+    ended(place)
+    place.git("update-ref", "refs/exps/exec/EXEC_MERGE", "HEAD")
+    place.git("checkout", "-q", "--detach", place.git("rev-parse", "HEAD"))
+
+
+def ended(place: Repository) -> None:
+    """Leave what a `dvc exp run` leaves that ended."""
     place.git("update-ref", "refs/exps/exec/EXEC_HEAD", "HEAD")
 
 
-def test_a_head_that_a_killed_experiment_left_goes_back_to_its_branch_with_later_commits(
-    place: Repository,
+def test_a_head_that_a_killed_experiment_left_is_reported_and_no_branch_is_moved(place: Repository) -> None:
+    place.git("switch", "-q", "-c", "topic")
+    killed(place)
+    assert refused(doctor.check_head).expected == "topic: run `git switch topic`"
+
+    before = place.git("rev-parse", "topic")
+    place.git("commit", "-q", "--allow-empty", "-m", "later")
+    later = place.git("rev-parse", "--short", "HEAD")
+
+    assert refused(doctor.check_head).expected.endswith(f"then `git merge {later}`")
+    assert "git merge" in CliRunner().invoke(mnist.cli.main, ["doctor", "--fix"]).stdout
+    assert place.git("rev-parse", "topic") == before
+
+
+@pytest.mark.parametrize("leave", [killed, ended])
+def test_a_head_that_the_user_detached_is_fine(
+    leave: Callable[[Repository], None], place: Repository
 ) -> None:
+    place.git("tag", "v2")
+    leave(place)
+    place.git("switch", "-q", "main")
+    place.git("switch", "-q", "--detach", "v2")
+    assert doctor.check_head() == "no branch"
+
+
+def test_a_commit_of_an_ended_experiment_may_be_checked_out(place: Repository) -> None:
+    ended(place)
+    place.git("checkout", "-q", "--detach", place.git("rev-parse", "HEAD"))
+    assert doctor.check_head() == "no branch"
+
+
+def test_a_head_that_was_detached_before_a_killed_experiment_is_fine(place: Repository) -> None:
+    place.git("switch", "-q", "--detach")
     killed(place)
-    place.git("commit", "-q", "--allow-empty", "-m", "later")
-    later = place.git("rev-parse", "HEAD")
-
-    assert repaired(doctor.check_head) == "main"
-    assert place.git("rev-parse", "main") == later
-
-
-def test_a_branch_that_has_commits_of_its_own_is_not_moved(place: Repository) -> None:
-    killed(place)
-    place.git("commit", "-q", "--allow-empty", "-m", "later")
-    place.git("branch", "--force", "main", place.git("commit-tree", "-p", "main", "-m", "x", "HEAD^{tree}"))
-
-    assert "git merge" in refused(doctor.check_head).expected
-
-
-def test_a_head_that_the_user_detached_is_fine(place: Repository) -> None:
-    place.git("checkout", "-q", "--detach")
     assert doctor.check_head() == "no branch"
 
 

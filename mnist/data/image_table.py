@@ -87,6 +87,14 @@ def measure(name: str, folder: Path, *, title: str, classes: Sequence[str]) -> s
     """
     config.check(DatasetParams, {"dataset": name}, "the name")
     archives: dict[str, Path] = {archive: folder / archive for archive in catalog.ARCHIVES}
+    for archive, path in archives.items():
+        if not path.is_file():
+            plain = path.with_suffix("")
+            found = f"{plain.name}, not compressed" if plain.is_file() else "no such file"
+            expected = (
+                f"run `gzip -k {plain}`" if plain.is_file() else f"four archives: {', '.join(archives)}"
+            )
+            raise InputError(str(path), found=found, expected=expected)
     train, test = download.read(archives)
     num_labels = 1 + int(max(images.labels_N.max(initial=0) for images in (train, test)))
     names = list(classes) or [str(label) for label in range(num_labels)]

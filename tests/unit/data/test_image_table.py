@@ -100,3 +100,11 @@ def test_an_invalid_value_is_named(three: Path, name: str, classes: tuple[str, .
 def test_a_missing_archive_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"train-images-idx3-ubyte.gz: found .*No such file"):
         image_table.measure("three", tmp_path, title="", classes=())
+
+
+def test_an_archive_that_is_not_compressed_is_named_with_the_command(tmp_path: Path) -> None:
+    plain = tmp_path / "train-images-idx3-ubyte"
+    plain.touch()
+    with pytest.raises(InputError) as caught:
+        image_table.measure("mine", tmp_path, title="", classes=[])
+    assert (caught.value.where, caught.value.expected) == (f"{plain}.gz", f"run `gzip -k {plain}`")

@@ -87,7 +87,7 @@ def measure(name: str, folder: Path, *, title: str, classes: Sequence[str]) -> s
     """
     config.check(DatasetParams, {"dataset": name}, "the name")
     archives: dict[str, Path] = {archive: folder / archive for archive in catalog.ARCHIVES}
-    for archive, path in archives.items():
+    for path in archives.values():
         if not path.is_file():
             plain = path.with_suffix("")
             found = f"{plain.name}, not compressed" if plain.is_file() else "no such file"

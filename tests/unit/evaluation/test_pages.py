@@ -324,6 +324,7 @@ def test_the_card_holds_the_numbers_of_the_files(tmp_path: Path) -> None:
     assert f"95 % interval {100 * low:.2f} to {100 * high:.2f} %" in body
     assert f"| {result_scores.loss:.4f} |" in body
     assert "6,422 parameters" in body
+    assert re.search(r"epochs?; on [0-9,]+ validation images", body)
     assert f"wrong {result_scores.num_wrong} times, {summary.num_confident_mistakes} of them" in body
     for one in summary.classes:
         assert f"\n| {one.name} | 30 | {100 * (one.recall.share or 0):.2f} % |" in body

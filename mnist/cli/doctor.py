@@ -28,6 +28,7 @@ TIMEOUT_SECONDS = 2.0  # for the tracking server
 CLOCK_SECONDS = 60  # by which the clocks of two machines may differ
 KILLED_REFS = ("refs/exps/exec/EXEC_HEAD", "refs/exps/exec/EXEC_MERGE")  # of a killed `dvc exp run`
 RWLOCK = Path(".dvc/tmp/rwlock")  # of DVC
+CONNECT = "from mnist.tracking import client; client.connect()"
 PLACES = "SELECT artifact_location FROM experiments WHERE artifact_location LIKE '%/mlartifacts'"
 # `mnist.tracking.registry` writes it; the challenger stays until a newer model is registered.
 AHEAD = (
@@ -124,15 +125,12 @@ def check_head() -> str:
     if branch := git.text_or_empty("symbolic-ref", "--quiet", "--short", "HEAD", folder=HERE):
         return branch
     left = git.text_or_empty("rev-parse", *KILLED_REFS, folder=HERE).split()
-    if not left or _dvc_runs():
-        return "no branch"
     reflog = git.text_or_empty("log", "-g", "--format=%gs", "HEAD", folder=HERE)  # the newest first
     moved = re.search(r"(?m)^(?:checkout: moving from (.+) to (.+)|dvc: .+)$", reflog)
-    if not moved or moved[2] != left[0]:
+    name, place = moved.groups("") if moved else ("", "")
+    was_on_branch = git.text_or_empty("rev-parse", f"refs/heads/{name}", folder=HERE)
+    if place not in left[:1] or not was_on_branch or _dvc_runs():
         return "no branch"
-    name = moved[1]
-    if git.run("rev-parse", "--verify", f"refs/heads/{name}", folder=HERE).returncode:
-        return "no branch"  # as before that run
     expected = f"{name}: run `git switch {name}`"
     if git.run("merge-base", "--is-ancestor", "HEAD", name, folder=HERE).returncode:
         expected += f", then `git merge {git.text('rev-parse', '--short', 'HEAD', folder=HERE)}`"
@@ -237,18 +235,14 @@ def check_store() -> str:
     for (place,) in places if file == paths.root() / "mlflow.db" else []:
         old = Path(unquote(place.removeprefix("file://")))
         if old.parent != paths.root() and (paths.root() / old.name).is_dir():
-            expected, command = "files in this checkout", _python("client.connect()")
+            expected, command = "files in this checkout", ["python", "-c", CONNECT]
             raise RepairableError(shown, found=f"files in {old}", expected=expected, command=command)
     for name, when in ahead:
         found, expected = f"a challenger {name} of the future ({when} UTC)", "one that newer models replace"
         call = f"delete_registered_model_tag({name!r}, 'challenger_time_ms')"
-        command = _python(f"client.connect().client.{call}")
+        command = ["python", "-c", f"{CONNECT}.client.{call}"]
         raise RepairableError(shown, found=found, expected=expected, command=command)
     return shown
-
-
-def _python(code: str) -> list[str]:
-    return ["python", "-c", f"from mnist.tracking import client; {code}"]
 
 
 def _check_schema(version: str, uri: str, shown: str) -> None:
@@ -268,12 +262,15 @@ def _ask_server(uri: str, shown: str) -> str:
     import requests
 
     expected = "a server that answers: start it, or run `unset MLFLOW_TRACKING_URI`"
-    if requests.utils.get_environ_proxies(uri):
-        expected = f"an answer through the proxy: run `export NO_PROXY={urlsplit(uri).hostname}`"
+    is_insecure = os.environ.get("MLFLOW_TRACKING_INSECURE_TLS", "").lower() in ("true", "1")
+    verify = os.environ.get("MLFLOW_TRACKING_SERVER_CERT_PATH") or not is_insecure  # as in MLflow
     try:
-        status = requests.get(f"{uri.rstrip('/')}/health", timeout=TIMEOUT_SECONDS).status_code
+        if requests.utils.get_environ_proxies(uri):
+            expected = f"an answer through the proxy: run `export NO_PROXY={urlsplit(uri).hostname}`"
+        address = f"{uri.rstrip('/')}/health"
+        status = requests.get(address, timeout=TIMEOUT_SECONDS, verify=verify).status_code
         found = "" if status == requests.codes.ok else f"answer {status}"
-    except requests.RequestException as error:
+    except (requests.RequestException, ValueError) as error:  # ValueError: no URL
         found = type(error).__name__  # its text holds the URI
     if found:
         raise InputError(shown, found=found, expected=expected)

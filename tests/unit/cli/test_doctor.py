@@ -3,6 +3,7 @@
 import os
 import shutil
 import sqlite3
+import ssl
 import subprocess
 import sys
 import time
@@ -366,3 +367,34 @@ def test_a_server_has_to_answer(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://tracking.invalid:5000")
         monkeypatch.setenv("http_proxy", server.url)
         assert "NO_PROXY=tracking.invalid" in refused(doctor.check_store).expected
+
+
+@pytest.mark.usefixtures("place")
+@pytest.mark.skipif(not shutil.which("openssl"), reason="no openssl")
+@pytest.mark.filterwarnings("ignore:Unverified HTTPS")
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("MLFLOW_TRACKING_SERVER_CERT_PATH", "../cert.pem"), ("MLFLOW_TRACKING_INSECURE_TLS", "true")],
+)
+def test_a_server_may_have_a_certificate_of_its_own(
+    name: str, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = "openssl req -x509 -nodes -subj /CN=x -addext subjectAltName=IP:127.0.0.1"
+    subprocess.run(
+        [*request.split(), "-keyout", "../key.pem", "-out", "../cert.pem"], check=True, capture_output=True
+    )
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain("../cert.pem", "../key.pem")
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    with servers.faulty_proxy("", 200) as server:
+        server.socket = context.wrap_socket(server.socket, server_side=True)
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", server.url.replace("http", "https"))
+        assert refused(doctor.check_store).found == "SSLError"
+        monkeypatch.setenv(name, value)
+        doctor.check_store()
+
+
+@pytest.mark.usefixtures("place")
+def test_an_address_that_is_no_url_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://[x")
+    assert refused(doctor.check_store).found == "ValueError"

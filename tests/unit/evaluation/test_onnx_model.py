@@ -96,6 +96,13 @@ def test_shuffled_pixels_are_a_constant_of_a_graph_that_is_not_kept(
     assert kept(root) == []
 
 
+def test_a_log_probability_far_from_zero_does_not_make_other_probabilities_agree(scored: Path) -> None:
+    loaded, images_NHW = onnx_model.load(scored / paths.ONNX), digits(5, seed=0).images_NHW
+    log_probs_NK = np.log(loaded.predict(images_NHW))
+    log_probs_NK[:, log_probs_NK.mean(0).argmin()] = -2e5
+    assert not loaded.agrees(images_NHW, np.roll(log_probs_NK, 1, axis=1))
+
+
 def test_a_file_that_does_not_agree_is_not_written(
     tmp_path: Path, scored: Path, small_data: SmallData, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -181,14 +181,11 @@ def load_summary(folder: Path) -> Summary:
         InputError: a file is missing or malformed, or belongs to another result than the others.
     """
     about, test = store.describe(folder / paths.DATASET), store.load(folder / paths.DATASET, "test")
-    predictions, log_probs_NK = (
-        read_table(folder / paths.PREDICTIONS),
-        read_log_probs(folder / paths.LOG_PROBS),
-    )
+    predictions = read_table(folder / paths.PREDICTIONS)
+    log_probs_NK = read_log_probs(folder / paths.LOG_PROBS)
     names_K = np.array(about.classes)
     if not np.array_equal(predictions.labels_N, names_K[test.labels_N]):
         raise _mismatch(paths.PREDICTIONS, "labels", paths.DATASET)
-    log_probs_NK = read_log_probs(folder / paths.LOG_PROBS)
     predicted_N = log_probs_NK.argmax(1)
     if not np.array_equal(predictions.predicted_N, names_K[predicted_N]):
         raise _mismatch(paths.LOG_PROBS, "predictions", paths.PREDICTIONS)

@@ -12,7 +12,6 @@ The version that becomes the champion is tagged with the champions before it, th
 
 import json
 import os
-import subprocess
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -28,6 +27,7 @@ from mnist.core import paths
 from mnist.core.config import Registry
 from mnist.core.errors import InputError
 from mnist.evaluation.predictions import Predictions, parse_table
+from mnist.lineage import git
 from mnist.lineage.result import user
 from mnist.tracking import client, promotion
 from mnist.tracking.client import Store
@@ -216,12 +216,7 @@ def _artifact(store: Store, run_id: str, path: Path) -> str | None:
 
 def _who() -> str:
     """Return the user of this process, with the author name of their commits."""
-    name = user()
-    try:
-        done = subprocess.run(["git", "config", "user.name"], capture_output=True, text=True, check=False)
-    except FileNotFoundError:
-        return name
-    author = done.stdout.strip()
+    name, author = user(), git.text_or_empty("config", "user.name", folder=Path())
     return f"{name} ({author})" if author and author != name else name
 
 

@@ -22,10 +22,11 @@ from mnist.lineage.result import Result, training_info
 from mnist.tracking import client, events
 from mnist.tracking.client import Store
 from mnist.tracking.events import COMMIT, COMMITS, DATASET, EVALUATED, EXPERIMENTS, WEIGHTS, Point, Start
+from mnist.tracking.record import PATCH
 from mnist.training import history
 from mnist.training.history import Epoch, Window
 
-PATCH, CARD = "dirty.patch", "model-card.md"  # among the files of a run
+CARD = "model-card.md"  # among the files of a run
 LOGGED_BY = "logged_by"  # tag: host, id and start of the process that logs a run while its training runs
 DESCRIPTION = "mlflow.note.content"  # tag
 MAX_BATCH = 1000  # metrics that MLflow takes in one request

@@ -184,6 +184,16 @@ def test_the_first_champion_is_promoted_on_the_floor_and_written_down_in_three_p
     assert desk.records(number) == [record]
 
 
+def test_an_author_whose_name_is_no_utf_8_is_written_down(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (desk.folder / "gitconfig").write_bytes(b"[user]\n\tname = Jos\xe9\n")
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(desk.folder / "gitconfig"))
+    desk.challenger()
+    assert desk.promote().exit_code == 0
+    assert desk.log[0]["who"].endswith("(Jos\ufffd)")
+
+
 def test_a_dry_run_says_so_and_writes_nothing(desk: Desk) -> None:
     number = desk.challenger()
     done = desk.promote("--dry-run")

@@ -17,7 +17,7 @@ from mnist.core.config import Registration
 from mnist.core.errors import InputError, ServiceUnavailableError
 from mnist.evaluation.pages import Pages
 from mnist.lineage.result import Result, TrainingInfo
-from mnist.tracking import client, events, runs
+from mnist.tracking import client, events, record, runs
 from mnist.tracking.client import Store
 from mnist.tracking.events import Point
 from tests.made_result import SOURCE, Made
@@ -184,7 +184,7 @@ def test_every_experiment_and_commit_that_led_to_a_run_is_noted_once(store: Stor
 
 def test_a_patch_goes_with_the_run_of_its_code_alone(store: Store, made: Made) -> None:
     run = ensure(store, made, of(made, patch="diff --git a b\n"))
-    kept = store.client.download_artifacts(run.info.run_id, runs.PATCH)
+    kept = store.client.download_artifacts(run.info.run_id, str(record.PATCH))
     assert Path(kept).read_text() == "diff --git a b\n"
 
 

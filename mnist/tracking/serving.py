@@ -12,6 +12,7 @@ import contextlib
 import json
 import logging
 import socket
+from http import HTTPStatus
 from importlib.metadata import version
 from typing import Annotated, Any
 
@@ -31,9 +32,11 @@ from mnist.evaluation.onnx_model import OnnxModel
 HOST = "127.0.0.1"  # there is no password, so only this machine is served
 MAX_CONNECTIONS = 64
 MAX_BYTES = 32 * 2**20  # of one request: the 10,000 test images are 27 MB of JSON
-LARGE_BYTES = 2**20  # of a request; one large one at a time, so that 64 of them fit into memory
-NUM_SCORED = 2  # requests at once
+LARGE_BYTES = 2**20  # of a request; 64 smaller ones fit into memory
+NUM_LARGE = 8  # requests at once that are large; they are scored one by one, which takes more memory
+NUM_SCORED = 2  # smaller requests at once
 HEADER_SECONDS, BODY_SECONDS = 10, 60  # that a client may take to send them
+BUSY = HTTPStatus.SERVICE_UNAVAILABLE
 MAX_SHOWN = 40  # characters of what a client sent, in the reason for its refusal
 
 Pixel = Annotated[int, Field(strict=True, ge=0, le=255)]
@@ -52,11 +55,11 @@ EXPECTED = (  # of the batch and of what is in it, by depth
 
 
 class RefusedError(InputError):
-    """A request that is not valid.
+    """A request that is refused.
 
     Args:
-        status: of HTTP, 400 to 499.
-        where: the invalid part.
+        status: of HTTP.
+        where: the part that is refused.
         found: its value.
         expected: a valid value.
     """
@@ -99,15 +102,15 @@ def _shown(value: Any) -> str:
     return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."
 
 
-def application(model: OnnxModel, port: int) -> FastAPI:
+def application(model: OnnxModel) -> FastAPI:
     """Return the application that answers with the probabilities of a model."""
 
     def check_host(request: Request) -> None:
         """Refuse the pages of other sites, whose name was made to mean this machine."""
         host = request.headers.get("host", "")
-        names = [f"{name}:{port}" for name in (HOST, "localhost")]
-        if host not in names:
-            raise RefusedError(400, "Host", found=_shown(host), expected=" or ".join(names))
+        # Not the port: `ssh -L` and `docker -p` have another one.
+        if host.partition(":")[0] not in (HOST, "localhost"):
+            raise RefusedError(400, "Host", found=_shown(host), expected=f"{HOST} or localhost")
 
     # Its pages of documentation would load scripts from elsewhere.
     app = FastAPI(
@@ -117,7 +120,8 @@ def application(model: OnnxModel, port: int) -> FastAPI:
         openapi_url=None,
         redirect_slashes=False,
     )
-    scoring, large = asyncio.Semaphore(NUM_SCORED), asyncio.Semaphore(1)
+    large = asyncio.Semaphore(NUM_LARGE)
+    scoring = asyncio.Semaphore(NUM_SCORED), asyncio.Semaphore(1)  # of small requests, of large ones
 
     @app.get("/ping")
     @app.get("/health")
@@ -135,7 +139,7 @@ def application(model: OnnxModel, port: int) -> FastAPI:
             raise RefusedError(415, "Content-Type", found=_shown(kind), expected="application/json")
         async with contextlib.AsyncExitStack() as held:
             body = await _read(request, large, held)
-            async with scoring:
+            async with scoring[len(body) > LARGE_BYTES]:
                 return Response(await asyncio.to_thread(answer, body), media_type="application/json")
 
     def answer(body: bytes) -> bytes:
@@ -143,7 +147,8 @@ def application(model: OnnxModel, port: int) -> FastAPI:
 
     @app.exception_handler(RefusedError)
     async def refuse(_request: Request, error: RefusedError) -> Response:
-        return JSONResponse({"error_code": "BAD_REQUEST", "message": str(error)}, error.status)
+        code = "TEMPORARILY_UNAVAILABLE" if error.status == BUSY else "BAD_REQUEST"
+        return JSONResponse({"error_code": code, "message": str(error)}, error.status)
 
     @app.exception_handler(Exception)
     async def fail(_request: Request, _error: Exception) -> Response:
@@ -154,28 +159,31 @@ def application(model: OnnxModel, port: int) -> FastAPI:
 
 
 async def _read(request: Request, large: asyncio.Semaphore, held: contextlib.AsyncExitStack) -> bytes:
-    """Read the body; hold `large` for a large one, and wait for it without reading on."""
-    body, time = bytearray(), asyncio.get_running_loop().time
-    more, is_large = True, False
+    """Read the body; a large one holds `large`, and is refused where too many do."""
+    body, num_bytes, room, more = bytearray(), 0, LARGE_BYTES, True
     try:
-        async with asyncio.timeout(BODY_SECONDS) as deadline:
+        async with asyncio.timeout(BODY_SECONDS):
             while more:
                 message = await request.receive()
-                body += message.get("body", b"")
-                more = message.get("more_body", False)
-                if len(body) > LARGE_BYTES and not is_large:
-                    is_large = True
-                    deadline.reschedule(None)
-                    await held.enter_async_context(large)
-                    deadline.reschedule(time() + BODY_SECONDS)
+                chunk = message.get("body", b"")
+                num_bytes += len(chunk)
+                if num_bytes > LARGE_BYTES == room:
+                    room = 0 if large.locked() else MAX_BYTES
+                    if room:
+                        await held.enter_async_context(large)
+                if num_bytes <= room:
+                    body += chunk
                 # A client that still writes does not read the answer.
-                more = more and len(body) <= 2 * MAX_BYTES
+                more = message.get("more_body", False) and num_bytes <= 2 * MAX_BYTES
     except TimeoutError:
         expected = f"all of it within {BODY_SECONDS} s"
         raise RefusedError(408, "the request", found="a part", expected=expected) from None
-    if len(body) > MAX_BYTES:
+    if num_bytes > MAX_BYTES:
         most = f"{MAX_BYTES // 2**20} MiB"
         raise RefusedError(413, "the request", found=f"more than {most}", expected=f"at most {most}")
+    if not room:
+        found = f"{NUM_LARGE} requests of more than {LARGE_BYTES // 2**20} MiB"
+        raise RefusedError(BUSY, "the server", found=found, expected="fewer: try again later")
     return bytes(body)
 
 
@@ -195,10 +203,10 @@ class Connection(H11Protocol):
             self.transport.close()
 
 
-def server(model: OnnxModel, port: int) -> uvicorn.Server:
-    """Return the server of a model, for a socket on this port; a connection takes one request."""
+def server(model: OnnxModel) -> uvicorn.Server:
+    """Return the server of a model; a connection takes one request."""
     settings = uvicorn.Config(
-        application(model, port),
+        application(model),
         http=Connection,
         ws="none",
         lifespan="off",
@@ -244,5 +252,5 @@ def serve(port: int) -> None:
         name = f"version {champion.version} of {champion.name}"
         print(f"serve: {name} answers at http://{HOST}:{port}/invocations; Ctrl-C ends it", flush=True)
         with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises it again after its shutdown
-            server(model, port).run(sockets=[listener])
+            server(model).run(sockets=[listener])
     print("serve: ended")

@@ -1,5 +1,6 @@
 """Requests to the server: what is refused, with which reason, and what it does not wait for."""
 
+import contextlib
 import http.client
 import json
 import logging
@@ -129,7 +130,7 @@ def port(scored: Path) -> Iterator[int]:
         patch.setattr(serving, "HEADER_SECONDS", 1)
         patch.setattr(serving, "BODY_SECONDS", 2)
         model, port = onnx_model.load(scored / paths.ONNX), listener.getsockname()[1]
-        server = serving.server(Broken(model.about, model.session), port)
+        server = serving.server(Broken(model.about, model.session))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         yield port
@@ -157,9 +158,16 @@ def request(
         connection.close()
 
 
-@pytest.mark.parametrize("kind", ["application/json; charset=utf-8", "Application/JSON"])
-def test_right_requests_are_answered(kind: str, port: int, scored: Path) -> None:
-    status, answer = request(port, body=BODY, Content_Type=kind, Host=f"localhost:{port}")
+@pytest.mark.parametrize(
+    ("kind", "host"),
+    [
+        ("application/json; charset=utf-8", "localhost"),
+        ("Application/JSON", "localhost:1"),  # by a port that is passed on
+        ("application/json", "127.0.0.1:1"),
+    ],
+)
+def test_right_requests_are_answered(kind: str, host: str, port: int, scored: Path) -> None:
+    status, answer = request(port, body=BODY, Content_Type=kind, Host=host)
     assert status == 200
     expected_NK = onnx_model.load(scored / paths.ONNX).predict(np.array([IMAGE, IMAGE], np.uint8))
     np.testing.assert_array_equal(np.array(answer["predictions"], np.float32), expected_NK)
@@ -170,7 +178,7 @@ def test_right_requests_are_answered(kind: str, port: int, scored: Path) -> None
     [
         (400, {"body": json.dumps({"inputs": [IMAGE, IMAGE[1:]]})}),
         (400, {"body": BODY, "Host": "example.org"}),
-        (400, {"body": BODY, "Host": "127.0.0.1:1"}),
+        (400, {"body": BODY, "Host": "localhost.example.org:5001"}),
         (415, {"body": BODY, "Content_Type": "application/jsonl"}),
         (404, {"body": BODY, "path": "/invocations/"}),
         (404, {"method": "GET", "path": "/docs"}),
@@ -230,13 +238,20 @@ def test_a_client_that_does_not_go_on_is_not_waited_for(port: int) -> None:
         assert 1 < time.monotonic() - begun < 20
 
 
-def test_small_requests_do_not_wait_for_large_ones(port: int) -> None:
+def test_no_request_waits_for_large_ones_that_do_not_go_on(port: int) -> None:
     host = b"Host: 127.0.0.1:%d\r\n" % port
-    large = START + host + b"Content-Length: 3000000\r\n\r\n" + b" " * (serving.LARGE_BYTES + 1)
-    with connect(port, large), connect(port, large):
-        begun = time.monotonic()
-        assert request(port, body=BODY)[0] == 200
-        assert time.monotonic() - begun < 1.5
+    stalled = START + host + b"Content-Length: 3000000\r\n\r\n" + b" " * (serving.LARGE_BYTES + 1)
+    large = BODY + " " * serving.LARGE_BYTES
+    with contextlib.ExitStack() as clients:
+        for num_more, status in ((1, 200), (serving.NUM_LARGE - 1, 503)):
+            for _ in range(num_more):
+                clients.enter_context(connect(port, stalled))
+            time.sleep(0.1)  # until the server has read them
+            begun = time.monotonic()
+            assert request(port, body=large)[0] == status
+            assert request(port, body=BODY)[0] == 200
+            assert time.monotonic() - begun < 1
+    assert request(port, body=large)[0] == 200
 
 
 def test_connections_are_limited(port: int) -> None:

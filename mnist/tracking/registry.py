@@ -37,6 +37,7 @@ LOGGED = "models:/m-"  # how the source of a version begins that is a logged mod
 REQUIREMENTS = ("onnxruntime", "numpy", "mlflow")
 ONNX = "onnx_sha256"  # tag of a version: digest of its ONNX file
 CHALLENGER_TIME = "challenger_time_ms"  # tag: when the result of the challenger was made
+MILLISECONDS = re.compile("[0-9]{1,14}")  # since 1970, up to the year 5138
 MLMODEL, MAX_MLMODEL_BYTES = "MLmodel", 2**16  # the file that describes a stored model; ours have 1 kB
 
 
@@ -256,7 +257,8 @@ def set_challenger(store: Store, version: ModelVersion, *, time_ms: int) -> str:
     registry, name = store.client, version.name
     with client.lock("registry"):
         model = registry.get_registered_model(name)
-        latest_ms = int(model.tags.get(CHALLENGER_TIME, 0))
+        tag = model.tags.get(CHALLENGER_TIME, "")
+        latest_ms = int(tag) if MILLISECONDS.fullmatch(tag) else 0  # others may have written it
         if time_ms < latest_ms:
             latest, this = (
                 datetime.fromtimestamp(ms / 1000, UTC).isoformat(" ", "seconds")

@@ -1,6 +1,7 @@
 """MLflow runs: one for each result, found by its data, params and weights, and completed from its files."""
 
 import json
+import re
 import socket
 import sys
 import tempfile
@@ -179,14 +180,22 @@ def this_process() -> str:
     return f"{socket.gethostname()}:{process.pid}:{process.create_time():.0f}"
 
 
+def _logged_by(run: Run) -> tuple[int, int] | None:
+    """Return id and start of the process of this machine that its tag names; None without a valid tag."""
+    host = re.escape(socket.gethostname())
+    found = re.fullmatch(f"{host}:([0-9]{{1,10}}):([0-9]{{1,10}})", run.data.tags.get(LOGGED_BY, ""))
+    return (int(found[1]), int(found[2])) if found else None
+
+
 def _is_logged(run: Run) -> bool:
     """Return whether a process of this machine still logs this run."""
-    host, number, start = run.data.tags.get(LOGGED_BY, "::").split(":")
-    if run.info.status != "RUNNING" or host != socket.gethostname():
+    process = _logged_by(run)
+    if run.info.status != "RUNNING" or process is None:
         return False
+    number, start = process
     try:
-        found = psutil.Process(int(number))  # perhaps a later process that got the same number
-        is_same = abs(found.create_time() - float(start)) < CLOCK_SECONDS
+        found = psutil.Process(number)  # perhaps a later process that got the same number
+        is_same = abs(found.create_time() - start) < CLOCK_SECONDS
         return bool(is_same and found.status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return False
@@ -196,7 +205,7 @@ def close_abandoned(store: Store) -> None:
     """End the runs of this machine as KILLED whose logging process is gone."""
     wanted = f"attributes.status = 'RUNNING' and tags.{LOGGED_BY} LIKE '{socket.gethostname()}:%'"
     for run in store.client.search_runs([store.experiment_id], wanted):
-        if not _is_logged(run):
+        if _logged_by(run) and not _is_logged(run):
             store.client.set_terminated(run.info.run_id, "KILLED")
 
 

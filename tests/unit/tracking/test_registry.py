@@ -160,6 +160,14 @@ def test_an_older_result_does_not_take_the_challengers_place(store: client.Store
     assert "stays version 1: its result is of 1970-01-01 00:00:03+00:00" in stays
 
 
+@pytest.mark.parametrize("tag", ["abc", "-1", "99999999999999999"])
+def test_a_time_of_the_challenger_that_is_none_counts_as_absent(tag: str, store: client.Store) -> None:
+    store.client.create_registered_model(NAME, {registry.CHALLENGER_TIME: tag})
+    version = store.client.create_model_version(NAME, "file:///none")
+    assert registry.set_challenger(store, version, time_ms=1) == ""
+    assert store.client.get_registered_model(NAME).tags[registry.CHALLENGER_TIME] == "1"
+
+
 @pytest.mark.parametrize("save", [hostile.pickled, hostile.with_code])
 def test_a_model_that_brings_code_is_not_read(
     save: Callable[[Path, Path], None], store: client.Store, scored: Path, tmp_path: Path

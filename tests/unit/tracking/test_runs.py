@@ -255,6 +255,9 @@ def test_runs_whose_processes_are_gone_end_as_killed(store: Store, made: Made, r
             (f"{host}:{number}:{int(start) - 60}", "KILLED"),  # its number is another process's now
             (f"elsewhere:{gone.pid}:{start}", "RUNNING"),
             ("", "RUNNING"),
+            (f"{host}:x:y", "RUNNING"),  # others may have written these
+            (f"{host}:1:2:3", "RUNNING"),
+            (f"{host}:9999999999:{start}", "KILLED"),
         ],
         start=1,
     ):

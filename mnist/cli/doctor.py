@@ -48,10 +48,9 @@ class RepairableError(InputError):
 @click.command()
 @click.option("--fix", is_flag=True, help="Run the commands that need no decision of yours.")
 def doctor(*, fix: bool) -> None:
-    """Check the place where the pipeline runs, and name the commands that fix what is wrong.
+    """Check environment, git, DVC, MLflow's store and disks.
 
-    These are the environment, git, the files of the pipeline, DVC's locks and cache, MLflow's store and
-    the disks. Exit status 1 if something is wrong.
+    Each line names the command that fixes what is wrong. Exit status 1 if something is.
 
     \b
     Example:

@@ -28,6 +28,13 @@ def test_a_command_needs_a_checkout_and_its_help_none(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_the_list_of_commands_has_whole_sentences() -> None:
+    page = CliRunner().invoke(mnist.cli.main, ["--help"], terminal_width=80).stdout
+    _, _, commands = page.partition("Commands:")
+    assert "doctor" in commands
+    assert "..." not in commands
+
+
 def test_a_reader_that_has_enough_is_no_error() -> None:
     read, write = os.pipe()
     os.close(read)

@@ -27,6 +27,7 @@ MIN_FREE_BYTES = 500e6  # a data set, twice with DVC's cache, and the files of s
 TIMEOUT_SECONDS = 2.0  # for the tracking server
 CLOCK_SECONDS = 60  # by which the clocks of two machines may differ
 KILLED_REFS = ("refs/exps/exec/EXEC_HEAD", "refs/exps/exec/EXEC_MERGE")  # of a killed `dvc exp run`
+CRLF = re.compile(r"i/lf +w/(crlf|mixed) +attr/(?!.*eol=crlf *\t)")  # of `git ls-files --eol`; not as wanted
 RWLOCK = Path(".dvc/tmp/rwlock")  # of DVC
 CONNECT = "from mnist.tracking import client; client.connect()"
 PLACES = "SELECT artifact_location FROM experiments WHERE artifact_location LIKE '%/mlartifacts'"
@@ -50,7 +51,7 @@ class RepairableError(InputError):
 def doctor(*, fix: bool) -> None:
     """Check environment, git, DVC, MLflow's store and disks.
 
-    Each line names the command that fixes what is wrong. Exit status 1 if something is.
+    A line that is wrong names the command that fixes it, and the exit status is 1.
 
     \b
     Example:
@@ -153,7 +154,7 @@ def check_author() -> str:
 def check_line_ends() -> str:
     """Check that files have the line ends that are committed, since DVC compares bytes."""
     listed = git.text_or_empty("ls-files", "-z", "--eol", folder=HERE).split("\0")
-    changed = [line.partition("\t")[2] for line in listed if re.match(r"i/lf +w/(crlf|mixed)", line)]
+    changed = [line.partition("\t")[2] for line in listed if CRLF.match(line)]
     if changed:
         command = ["perl", "-pi", "-e", r"s/\r$//", *changed]
         found, expected = f"CRLF in {len(changed)} files", "line feeds, as committed"
@@ -266,8 +267,7 @@ def _ask_server(uri: str, shown: str) -> str:
     try:
         if requests.utils.get_environ_proxies(uri):
             expected = f"an answer through the proxy: run `export NO_PROXY={urlsplit(uri).hostname}`"
-        address = f"{uri.rstrip('/')}/health"
-        status = requests.get(address, timeout=TIMEOUT_SECONDS, verify=verify).status_code
+        status = requests.get(f"{uri.rstrip('/')}/health", timeout=TIMEOUT_SECONDS, verify=verify).status_code
         found = "" if status == requests.codes.ok else f"answer {status}"
     except (requests.RequestException, ValueError) as error:  # ValueError: no URL
         found = type(error).__name__  # its text holds the URI

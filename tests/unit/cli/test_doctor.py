@@ -250,6 +250,13 @@ def test_line_ends_of_another_system_are_found_and_made_ours(place: Repository) 
     assert (place.folder / "picture.png").read_bytes() == picture
 
 
+def test_a_file_that_shall_have_crlf_is_fine(place: Repository) -> None:
+    (place.folder / ".gitattributes").write_text("* text=auto eol=lf\n*.bat text eol=crlf\n")
+    (place.folder / "run.bat").write_bytes(b"dvc repro\r\n")
+    place.commit()
+    assert doctor.check_line_ends() == "as committed"
+
+
 def test_a_clone_with_autocrlf_has_the_committed_bytes(place: Repository) -> None:
     place.git("clone", "-q", "-c", "core.autocrlf=true", str(place.folder), "../clone")
     clone = place.folder.parent / "clone"

@@ -72,6 +72,8 @@ def check(stage: str, folder: Path = Path()) -> None:
 def digest(path: Path) -> str:
     """Return the SHA-256 of a file, in hex; of a folder, that of its files' names and digests.
 
+    A folder's hidden files of killed writers do not count; DVC ignores them, too.
+
     Raises:
         InputError: there is no such file.
     """
@@ -80,7 +82,7 @@ def digest(path: Path) -> str:
     lines = [
         f"{files.sha256(file)}  {file.relative_to(path).as_posix()}\n"
         for file in sorted(path.rglob("*"))
-        if file.is_file()
+        if file.is_file() and not file.name.startswith(files.PART)
     ]
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 

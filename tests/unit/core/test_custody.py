@@ -69,6 +69,11 @@ def test_another_file_than_a_stage_wrote_is_refused(folder: Path, name: str) -> 
     assert refusal(folder).where == name.partition("/")[0]
 
 
+def test_what_a_killed_writer_left_in_a_folder_does_not_count(folder: Path) -> None:
+    (folder / "plots/.part.x.a.png").touch()
+    custody.check("publish", folder)
+
+
 def test_weights_made_by_hand_are_refused_beside_the_scores_of_others(folder: Path) -> None:
     (folder / "weights").write_text("other")
     with custody.held("make", folder):

@@ -6,8 +6,10 @@ its cache or a user put there: a damaged object, or weights that a stage made by
 other weights. Such files never pass a receipt.
 """
 
+import configparser
 import hashlib
 import re
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -139,7 +141,7 @@ class _Pipeline:
             receipt = self.receipt(maker)
             if receipt and found != (wrote := receipt.outs.get(dep, "nothing")):
                 damaged = _damaged_object(self.folder / dep)
-                remove = f"`rm {damaged}`, then " if damaged else ""
+                remove = f"`rm {shlex.quote(str(damaged))}`, then " if damaged else ""
                 expected = f"{wrote[:12]}, which `{maker}` wrote: run {remove}`dvc repro --force {maker}`"
                 raise InputError(dep, found=f"SHA-256 {found[:12]}", expected=expected)
         for maker in self._before(stage):
@@ -211,15 +213,33 @@ def _damaged_object(path: Path) -> Path | None:
     for candidate in cached_objects():
         is_same = candidate.stat().st_size == len(content) and candidate.read_bytes() == content
         if is_same and is_damaged(candidate):
-            return candidate.relative_to(paths.checkout())
+            here = paths.checkout()
+            return candidate.relative_to(here) if candidate.is_relative_to(here) else candidate
     return None
 
 
 def cached_objects() -> Iterator[Path]:
     """Yield the objects in DVC's cache of this checkout; none that is being written."""
-    for path in sorted((paths.checkout() / ".dvc/cache/files/md5").glob("??/*")):
+    for path in sorted((_cache() / "files/md5").glob("??/*")):
         if re.fullmatch(r"[0-9a-f]{30}(\.dir)?", path.name):
             yield path
+
+
+def _cache() -> Path:
+    """Return the folder of DVC's cache of this checkout.
+
+    Raises:
+        InputError: a file of DVC's settings is malformed.
+    """
+    folder = paths.checkout() / ".dvc"
+    settings = configparser.ConfigParser(interpolation=None, inline_comment_prefixes="#", strict=False)
+    try:
+        settings.read([folder / "config", folder / "config.local"], encoding="utf-8")  # the latter wins
+    except (configparser.Error, UnicodeDecodeError) as error:
+        found = " ".join(str(error).split())
+        raise InputError(".dvc/config", found=found, expected="settings of DVC") from None
+    named = settings.get("cache", "dir", fallback="cache").strip("'\"")
+    return (folder / Path(named).expanduser()).resolve()
 
 
 def is_damaged(cached: Path) -> bool:

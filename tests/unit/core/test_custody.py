@@ -1,6 +1,7 @@
 """Custody: what a stage reads is what earlier stages wrote, with these params, from these files."""
 
 import hashlib
+import shlex
 from pathlib import Path
 
 import pytest
@@ -123,15 +124,34 @@ def test_a_stage_that_fails_leaves_no_receipt(folder: Path) -> None:
     assert not (folder / custody.receipt_of("make")).exists()
 
 
-def test_the_damaged_object_of_dvcs_cache_is_named(folder: Path) -> None:
+@pytest.mark.parametrize(
+    ("settings", "cache"),
+    [
+        ({}, ".dvc/cache"),
+        ({"config": "[core]\n    autostage = true\n[cache]\n    dir = ../shared\n"}, "shared"),
+        ({"config": "[cache]\n    dir = a\n", "config.local": "[cache]\n    dir = '../b c'\n"}, "b c"),
+        ({"config": "['remote \"x\"']\n    url = s3://x/%20\n[cache]\n    dir = ../../y\n"}, "../y"),
+    ],
+)
+def test_the_damaged_object_of_dvcs_cache_is_named(
+    settings: dict[str, str], cache: str, folder: Path
+) -> None:
+    Repository(folder).write({f".dvc/{name}": text for name, text in settings.items()})
     name = hashlib.md5(b"good").hexdigest()  # noqa: S324 -- as DVC names it
-    cached = folder / ".dvc/cache/files/md5" / name[:2] / name[2:]
+    cached = (folder / cache).resolve() / "files/md5" / name[:2] / name[2:]
     cached.parent.mkdir(parents=True)
     cached.write_text("good")
     (folder / "weights").write_text("evil")
     assert "rm" not in refusal(folder).expected
     cached.write_text("evil")
-    assert f"rm {cached.relative_to(folder)}" in refusal(folder).expected
+    shown = cached.relative_to(folder) if cached.is_relative_to(folder) else cached
+    assert f"rm {shlex.quote(str(shown))}" in refusal(folder).expected
+
+
+def test_malformed_settings_of_dvc_are_refused(folder: Path) -> None:
+    Repository(folder).write({".dvc/config": "dir = x\n"})
+    (folder / "weights").write_text("evil")
+    assert refusal(folder).where == ".dvc/config"
 
 
 @pytest.mark.parametrize(

@@ -110,9 +110,9 @@ def _sync(store: "Store", name: str, result: Result, folder: Path, seen: set[str
     identity = json.dumps([origin.dataset_sha256, origin.params, result.weights_sha256], sort_keys=True)
     is_seen = identity in seen
     seen.add(identity)
-    if runs.note_origin(store, result) or is_seen:
-        return True
     try:
+        if runs.note_origin(store, result, folder) or is_seen:
+            return True
         rendered = pages.render(result, folder=folder)
         # Another revision may have other files; those that the pages are made of are checked.
         artifacts = [path for path in paths.ARTIFACTS if (folder / path).is_file()]

@@ -58,17 +58,36 @@ def description(classes: Sequence[str]) -> str:
     )
 
 
-def find(store: Store, name: str, weights_sha256: str) -> ModelVersion | None:
-    """Return the version of these weights that `register` made, if they have one."""
+def find(store: Store, folder: Path, *, name: str, weights_sha256: str) -> tuple[ModelVersion | None, bool]:
+    """Return the version of these weights that `register` made, and whether its model can be used.
+
+    A version is not of these weights, whatever its tags are, if its model gives other probabilities than
+    the result in `folder`.
+
+    Raises:
+        InputError: the ONNX file is missing in `folder`.
+    """
+    digest, damaged = files.sha256(folder / paths.ONNX), None
     wanted = f"name = '{name}' and tags.`{events.WEIGHTS}` = '{weights_sha256}'"
-    versions = store.client.search_model_versions(wanted)
-    return next((version for version in versions if ONNX in version.tags), None)
+    for found in store.client.search_model_versions(wanted, order_by=["version_number ASC"]):
+        if ONNX not in found.tags or not str(found.source).startswith(LOGGED):
+            continue
+        try:
+            model = load_version(store, found)
+        except InputError:
+            damaged = damaged or found
+            continue
+        if found.tags[ONNX] == digest or _agrees(model, folder):
+            return found, True
+    return damaged, False
 
 
 def ensure(
     store: Store, run: Run, folder: Path, *, name: str, weights_sha256: str, accuracy: float, card: str
 ) -> tuple[ModelVersion, bool]:
     """Return the version of these weights, and whether it was made just now; never a second one.
+
+    A version whose stored model is lost or damaged gets it again.
 
     Args:
         store: where runs and versions are.
@@ -83,18 +102,23 @@ def ensure(
         InputError: the ONNX file is missing, or is not of these weights or this evaluation.
     """
     with client.lock("registry"):  # queued experiments may come to the same weights at once
-        existing = find(store, name, weights_sha256)
-        if existing and is_whole(store, existing):
-            return existing, False
+        existing, is_usable = find(store, folder, name=name, weights_sha256=weights_sha256)
+        if existing and is_usable:
+            return existing if existing.description else _attach(store, existing, card), False
         _use(store)
-        version = existing
-        if version is None or not has_files(store, version):
-            digest = files.sha256(folder / paths.ONNX)
-            tags = {"test_accuracy": f"{accuracy:.4f}", events.WEIGHTS: weights_sha256, ONNX: digest}
+        digest = files.sha256(folder / paths.ONNX)
+        tags = {"test_accuracy": f"{accuracy:.4f}", events.WEIGHTS: weights_sha256, ONNX: digest}
+        with client.readable("MLflow's artifacts"):
             uri = _log(store, run, folder, existing)
-            model = load(store, uri, tags)
-            _check(model, folder)
-            version = existing or _register(store, uri, name, model.about.classes, tags)
+        model = load(store, uri, tags)
+        if not _agrees(model, folder):
+            found = f"other probabilities than in {paths.LOG_PROBS}"
+            raise InputError(str(paths.ONNX), found=found, expected="one evaluation: run `dvc repro`")
+        if existing:  # other versions of torch and onnx export other bytes
+            store.client.set_model_version_tag(name, existing.version, ONNX, digest)
+            version = store.client.get_model_version(name, existing.version)
+        else:
+            version = _register(store, uri, name, model.about.classes, tags)
         return _attach(store, version, card), existing is None
 
 
@@ -111,32 +135,16 @@ def _register(
 
 def _attach(store: Store, version: ModelVersion, card: str) -> ModelVersion:
     """Put the card beside the stored model, and then, where it has none, into the description."""
-    source = str(version.source)
     if not card:
         return version
     text = pages.of_version(card, version.name, str(version.version))
-    if source.startswith(LOGGED):  # not so where it was registered from another place
-        with tempfile.TemporaryDirectory() as folder:
-            file = Path(folder) / pages.README
-            file.write_text(text, encoding="utf-8")
-            store.client.log_model_artifact(source.removeprefix("models:/"), str(file))
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / pages.README
+        file.write_text(text, encoding="utf-8")
+        store.client.log_model_artifact(_model_id(version), str(file))
     if version.description:
         return version
     return store.client.update_model_version(version.name, version.version, pages.description(text))
-
-
-def is_whole(store: Store, version: ModelVersion) -> bool:
-    """Return whether a version has all that `ensure` gives it; the description comes last."""
-    return bool(version.description) and has_files(store, version)
-
-
-def has_files(store: Store, version: ModelVersion) -> bool:
-    """Return whether the files of a version are there: they may be lost, and the store not."""
-    _use(store)
-    try:
-        return bool(ModelsArtifactRepository(_uri(version)).list_artifacts(None))
-    except (MlflowException, OSError):
-        return False
 
 
 def _use(store: Store) -> None:
@@ -145,18 +153,18 @@ def _use(store: Store) -> None:
     mlflow.set_registry_uri(store.uri)
 
 
-def _uri(version: ModelVersion) -> str:
-    return f"models:/{version.name}/{version.version}"
+def _model_id(version: ModelVersion) -> str:
+    return str(version.source).removeprefix("models:/")
 
 
 def _log(store: Store, run: Run, folder: Path, existing: ModelVersion | None) -> str:
-    """Store the ONNX file as a logged model of its run, or of a version that lost it; return its URI."""
+    """Store the ONNX file as a logged model of its run, or of this version; return its URI."""
     # Made by the client, for our experiment; `log_model` would take the process's current one, whose
     # artifacts are relative to the current folder.
     run_id = run.info.run_id
     begun = store.client.search_logged_models([store.experiment_id], f"source_run_id = '{run_id}'")
-    if existing and (source := str(existing.source)).startswith(LOGGED):
-        model_id = source.removeprefix("models:/")
+    if existing:
+        model_id = _model_id(existing)
     elif begun:  # of an attempt that was cut off
         model_id = begun[0].model_id
     else:
@@ -178,12 +186,10 @@ def _log(store: Store, run: Run, folder: Path, existing: ModelVersion | None) ->
     return f"models:/{model_id}"
 
 
-def _check(model: OnnxModel, folder: Path) -> None:
-    """Check that a stored model gives the probabilities that `evaluate` wrote with torch."""
+def _agrees(model: OnnxModel, folder: Path) -> bool:
+    """Return whether a stored model gives the probabilities that `evaluate` wrote with torch."""
     images_NHW = data.load(folder / paths.DATASET, "test").images_NHW
-    if not model.agrees(images_NHW, predictions.read_log_probs(folder / paths.LOG_PROBS)):
-        found = f"other probabilities than in {paths.LOG_PROBS}"
-        raise InputError(str(paths.ONNX), found=found, expected="one evaluation: run `dvc repro`")
+    return model.agrees(images_NHW, predictions.read_log_probs(folder / paths.LOG_PROBS))
 
 
 def load(store: Store, uri: str, tags: Mapping[str, str], *, num_threads: int = 1) -> OnnxModel:
@@ -217,7 +223,8 @@ def load(store: Store, uri: str, tags: Mapping[str, str], *, num_threads: int = 
 
 def load_version(store: Store, version: ModelVersion, *, num_threads: int = 1) -> OnnxModel:
     """Load the model of a version; see `load`."""
-    return load(store, _uri(version), version.tags, num_threads=num_threads)
+    uri = f"models:/{version.name}/{version.version}"
+    return load(store, uri, version.tags, num_threads=num_threads)
 
 
 def _download(stored: ModelsArtifactRepository, name: str, folder: str, max_bytes: int) -> Path:

@@ -89,8 +89,13 @@ def ensure(
     return Logged(run=run, version=version, is_new=is_new, stays=stays)
 
 
-def note_origin(store: Store, result: Result) -> bool:
-    """Add the origin of a result to its run; return whether the store has all that `ensure` would log."""
+def note_origin(store: Store, result: Result, folder: Path = Path()) -> bool:
+    """Add the origin of a result to its run; return whether the store has all that `ensure` would log.
+
+    Raises:
+        ServiceUnavailableError: MLflow does not answer.
+        InputError: it refuses; or the ONNX file is missing in `folder`.
+    """
     with client.answering(store.uri):
         start = _start(result)
         run = find(store, start, result.weights_sha256)
@@ -103,8 +108,9 @@ def note_origin(store: Store, result: Result) -> bool:
             return True
         from mnist.tracking import registry
 
-        version = registry.find(store, result.registration.model_name, result.weights_sha256)
-        return version is not None and registry.is_whole(store, version)
+        name, weights = result.registration.model_name, result.weights_sha256
+        version, is_usable = registry.find(store, folder, name=name, weights_sha256=weights)
+        return bool(version and is_usable and version.description)
 
 
 def find(store: Store, start: Start, weights_sha256: str) -> Run | None:

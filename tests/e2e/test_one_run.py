@@ -173,6 +173,14 @@ def test_a_result_that_mlflow_missed_is_registered_by_other_code(trained: Clone)
     assert set(complete_runs(trained)) == {"0.02", "0.016"}
 
 
+def test_sync_repairs_a_stored_model(trained: Clone, invoke: Invoke) -> None:
+    (stored,) = (trained.folder / "mlartifacts").glob("models/m-*/artifacts/model.onnx")
+    content = stored.read_bytes()
+    stored.write_bytes(content[:-1])
+    assert invoke(trained, "sync").exit_code == 0
+    assert stored.read_bytes() == content
+
+
 def test_sync_names_what_it_leaves_out(trained: Clone, invoke: Invoke) -> None:
     """A workspace whose files are no result of it, and an experiment that left the cache."""
     trained.run("dvc", "exp", "save", "-n", "kept")

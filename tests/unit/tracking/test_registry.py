@@ -17,7 +17,7 @@ from ruamel.yaml import YAML
 from mnist.core import files, paths
 from mnist.core.errors import InputError
 from mnist.data import store as data
-from mnist.evaluation import predictions
+from mnist.evaluation import onnx_model, predictions
 from mnist.tracking import client, registry
 from tests import hostile
 
@@ -41,6 +41,10 @@ def ensure(store: client.Store, run: Run, scored: Path, card: str = CARD) -> tup
     return registry.ensure(
         store, run, scored, name=NAME, weights_sha256=weights_sha256, accuracy=0.95, card=card
     )
+
+
+def is_usable(store: client.Store, folder: Path) -> bool:
+    return registry.find(store, folder, name=NAME, weights_sha256=files.sha256(folder / paths.WEIGHTS))[1]
 
 
 def card_beside(version: ModelVersion) -> str:
@@ -81,19 +85,65 @@ def test_mlflow_loads_it_with_the_weights_beside_it(
     assert (stored / "model.onnx").read_bytes() == (scored / paths.ONNX).read_bytes()
 
 
-def test_a_version_that_lost_its_files_gets_them_back_and_keeps_what_people_wrote(
-    store: client.Store, scored: Path, tmp_path: Path
+def one_bit(stored: Path) -> None:
+    content = bytearray((stored / "model.onnx").read_bytes())
+    content[-300] ^= 1
+    (stored / "model.onnx").write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    "damage", [shutil.rmtree, lambda stored: (stored / "model.onnx").unlink(), one_bit], ids=str
+)
+def test_a_version_whose_files_are_damaged_gets_them_again_and_keeps_what_people_wrote(
+    damage: Callable[[Path], None], store: client.Store, scored: Path, tmp_path: Path
 ) -> None:
     run = new_run(store)
     version, _ = ensure(store, run, scored)
     store.client.update_model_version(NAME, version.version, "Ours")
-    shutil.rmtree(tmp_path / "mlartifacts")
-    assert not registry.has_files(store, version)
+    (stored,) = (tmp_path / "mlartifacts").glob(MODEL)
+    damage(stored)
+    assert not is_usable(store, scored)
     again, is_new = ensure(store, run, scored)
     assert (again.version, is_new) == (version.version, False)
-    assert registry.load_version(store, again).about.weights_sha256 == again.tags["weights_sha256"]
+    assert is_usable(store, scored)
     assert card_beside(version) == CARD.replace("VERSION", "1")
     assert store.client.get_model_version(NAME, again.version).description == "Ours"
+
+
+def test_a_version_gets_files_of_another_export_with_their_digest(
+    store: client.Store, scored: Path, tmp_path: Path
+) -> None:
+    ensure(store, new_run(store), scored)
+    other = tmp_path / "checkout"
+    shutil.copytree(scored, other)
+    flipped(other / "models")
+    assert is_usable(store, other)
+    shutil.rmtree(tmp_path / "mlartifacts")
+    for _ in range(2):
+        version, is_new = ensure(store, new_run(store), other)
+        assert not is_new
+        assert version.tags[registry.ONNX] == files.sha256(other / paths.ONNX)
+        assert is_usable(store, other)
+
+
+def test_a_version_of_other_probabilities_is_not_taken_for_that_of_its_tags(
+    store: client.Store, scored: Path, tmp_path: Path
+) -> None:
+    forged = tmp_path / "forged"
+    shutil.copytree(scored, forged)
+    model = onnx.load(forged / paths.ONNX)
+    for tensor in model.graph.initializer:
+        if len(tensor.dims) == 2:
+            tensor.CopyFrom(onnx.numpy_helper.from_array(-onnx.numpy_helper.to_array(tensor), tensor.name))
+    onnx.save(model, forged / paths.ONNX)
+    images_NHW = data.load(forged / paths.DATASET, "test").images_NHW
+    probs_NK = onnx_model.load(forged / paths.ONNX).predict(images_NHW)
+    predictions.write_log_probs(forged / paths.LOG_PROBS, np.log(probs_NK))
+    theirs, _ = ensure(store, new_run(store), forged)
+    for is_first in (True, False):
+        version, is_new = ensure(store, new_run(store), scored)
+        assert is_new == is_first
+        assert version.version != theirs.version
 
 
 def test_a_version_that_somebody_else_made_of_equal_weights_is_left_alone(
@@ -101,19 +151,20 @@ def test_a_version_that_somebody_else_made_of_equal_weights_is_left_alone(
 ) -> None:
     store.client.create_registered_model(NAME)
     tags = {"weights_sha256": files.sha256(scored / paths.WEIGHTS)}
-    theirs = store.client.create_model_version(NAME, "somewhere/else", tags=tags, description="Theirs")
+    for more in ({}, {registry.ONNX: files.sha256(scored / paths.ONNX)}):
+        store.client.create_model_version(NAME, "somewhere/else", tags=tags | more, description="Theirs")
     version, is_new = ensure(store, new_run(store), scored)
     assert is_new
-    assert version.version != theirs.version
+    assert str(version.version) == "3"
 
 
 def test_a_version_that_was_cut_off_before_its_card_gets_it(store: client.Store, scored: Path) -> None:
     run = new_run(store)
     version, _ = ensure(store, run, scored, card="")
-    assert not registry.is_whole(store, version)
+    assert not version.description
     again, is_new = ensure(store, run, scored)
     assert (again.version, is_new) == (version.version, False)
-    assert registry.is_whole(store, again)
+    assert again.description
     assert card_beside(again) == CARD.replace("VERSION", "1")
 
 

@@ -72,17 +72,26 @@ def root() -> Path:
 
     The download cache and the MLflow store are there: they outlive a stage, and exist once.
     """
-    here = checkout()
-    top = next((folder for folder in (here, *here.parents) if (folder / ".git").exists()), here)
-    link = top / ".git"  # in a worktree a file: "gitdir: <main checkout>/.git/worktrees/<name>"
-    if link.is_file():
-        git_dir = top / link.read_text(encoding="utf-8").removeprefix("gitdir:").strip()
-        common = git_dir / "commondir"  # a submodule has none
-        if common.is_file():
-            repository = (git_dir / common.read_text(encoding="utf-8").strip()).resolve()
-            if repository.name == ".git" and not _is_bare(repository):
-                return repository.parent / here.relative_to(top)
+    here, top = checkout(), _top()
+    own, shared = git_folders()
+    if own != shared and shared.name == ".git" and not _is_bare(shared):
+        return shared.parent / here.relative_to(top)
     return here
+
+
+def git_folders() -> tuple[Path, Path]:
+    """Return git's folder of this checkout, and the one that its worktrees share; they may not exist."""
+    own = _top() / ".git"
+    if own.is_file():  # in a worktree "gitdir: <main checkout>/.git/worktrees/<name>"; or of a submodule
+        own = own.parent / own.read_text(encoding="utf-8").removeprefix("gitdir:").strip()
+    common = own / "commondir"  # a worktree has one
+    return own, (own / common.read_text(encoding="utf-8").strip()).resolve() if common.is_file() else own
+
+
+def _top() -> Path:
+    """Return the top folder of the repository, which is the checkout or above it."""
+    here = checkout()
+    return next((folder for folder in (here, *here.parents) if (folder / ".git").exists()), here)
 
 
 def _is_bare(repository: Path) -> bool:

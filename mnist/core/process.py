@@ -43,8 +43,8 @@ def perform(run: Callable[..., None], settings: config.Section) -> None:
 def _refuse_shallow_clone() -> None:
     """Refuse an experiment that DVC would lose without a word: one in a tree beside a shallow clone."""
     is_beside = "DVC_EXP_NAME" in os.environ and Path.cwd() != paths.checkout()
-    folders = (paths.root(), *paths.root().parents)
-    if is_beside and any((folder / ".git/shallow").is_file() for folder in folders):
+    _, repository = paths.git_folders()
+    if is_beside and (repository / "shallow").is_file():
         expected = "all history, or DVC loses what --temp and queues make: run `git fetch --unshallow`"
         raise InputError("git", found="a shallow clone", expected=expected)
 

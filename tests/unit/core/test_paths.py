@@ -116,6 +116,7 @@ def test_a_worktree_of_a_bare_repository_has_a_store_of_its_own(
     Repository(bare).git("worktree", "add", "-q", "-b", "side", str(tree))
     monkeypatch.setenv("DVC_ROOT", str(tree))
     assert paths.root() == tree
+    assert paths.git_folders()[1] == bare
 
 
 def test_a_submodule_has_a_store_of_its_own(
@@ -125,3 +126,4 @@ def test_a_submodule_has_a_store_of_its_own(
     outer.git("-c", "protocol.file.allow=always", "submodule", "--quiet", "add", str(main), "inner")
     monkeypatch.setenv("DVC_ROOT", str(outer.folder / "inner"))
     assert paths.root() == outer.folder / "inner"
+    assert paths.git_folders()[1].samefile(outer.folder / ".git/modules/inner")

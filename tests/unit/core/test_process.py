@@ -12,6 +12,7 @@ import pytest
 
 from mnist.core import config, custody, paths, process
 from mnist.core.errors import InputError
+from tests.checkout import Repository
 
 ROOT = Path(__file__).parents[3]
 
@@ -51,12 +52,23 @@ def test_the_first_process_writes_the_receipt(
     assert receipt.is_file() == is_first
 
 
+SHALLOW = {
+    "clone": {".git/shallow": ""},
+    "worktree": {
+        ".git": "gitdir: main.git/worktrees/a\n",
+        "main.git/worktrees/a/commondir": "../..\n",
+        "main.git/shallow": "",
+    },
+    "submodule": {".git": "gitdir: modules/a\n", "modules/a/shallow": ""},
+}
+
+
 @pytest.mark.parametrize(("tree", "is_refused"), [(".dvc/tmp/exps/one", True), (".", False)])
+@pytest.mark.parametrize("kind", SHALLOW)
 def test_an_experiment_that_dvc_would_lose_is_refused(
-    tree: str, is_refused: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kind: str, tree: str, is_refused: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / ".git").mkdir()
-    (tmp_path / ".git/shallow").touch()
+    Repository(tmp_path).write(SHALLOW[kind])
     (tmp_path / tree).mkdir(parents=True, exist_ok=True)
     monkeypatch.setenv("DVC_ROOT", str(tmp_path))
     monkeypatch.setenv("DVC_EXP_NAME", "one")

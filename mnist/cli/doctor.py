@@ -217,7 +217,7 @@ def check_store() -> str:
     shown = paths.shown(uri)
     if uri.startswith(("http://", "https://")):
         return _ask_server(uri, shown)
-    file = Path(unquote(uri.removeprefix("sqlite:///").partition("?")[0]))
+    file = paths.sqlite_file(uri)
     if not uri.startswith("sqlite:///") or not file.exists():
         return f"{shown}, which the next command opens"
     if not os.access(file, os.R_OK | os.W_OK):

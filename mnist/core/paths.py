@@ -3,6 +3,7 @@
 import os
 import re
 from pathlib import Path
+from urllib.parse import unquote
 
 PARAMS = Path("params.yaml")
 DATASETS = Path("datasets")
@@ -111,6 +112,11 @@ def store_uri() -> str:
 def sqlite_uri(path: Path) -> str:
     """Return a path as the URI of an SQLite database; SQLAlchemy reads `%2F` in a URI as a slash."""
     return f"sqlite:///{str(path).replace('%', '%25').replace('?', '%3F')}"
+
+
+def sqlite_file(uri: str) -> Path:
+    """Return the path in the URI of an SQLite database."""
+    return Path(unquote(uri.removeprefix("sqlite:///").partition("?")[0]))
 
 
 def shown(uri: str) -> str:

@@ -124,7 +124,7 @@ def _make_sqlite(uri: str) -> None:
 
     MLflow makes it in 140 commits; where it is killed between two of them, the file is broken for good.
     """
-    file = _sqlite_file(uri)
+    file = paths.sqlite_file(uri)
     if not uri.startswith("sqlite:///") or file.exists() or not os.access(file.parent, os.W_OK):
         return  # MLflow opens it, or reports why it cannot
     with tempfile.TemporaryDirectory(prefix=f".{file.name}.", dir=file.parent) as folder:
@@ -134,10 +134,6 @@ def _make_sqlite(uri: str) -> None:
         # it meanwhile and put runs into it. On a file system without links MLflow makes it itself.
         with contextlib.suppress(OSError):
             os.link(part, file)
-
-
-def _sqlite_file(uri: str) -> Path:
-    return Path(unquote(uri.removeprefix("sqlite:///").partition("?")[0]))
 
 
 def _new_experiment(client: MlflowClient, name: str, uri: str) -> Experiment | None:

@@ -66,6 +66,12 @@ def test_the_tracking_uri_of_the_environment_is_honoured(
     assert paths.store_uri() == resolved.format(root=tmp_path)
 
 
+@pytest.mark.parametrize("path", ["/a b/mlflow.db", "/a%20b/c?d.db"])
+def test_the_uri_of_a_file_leads_back_to_it(path: str) -> None:
+    uri = paths.sqlite_uri(Path(path))
+    assert paths.sqlite_file(uri) == paths.sqlite_file(f"{uri}?timeout=5") == Path(path)
+
+
 @pytest.mark.parametrize(
     ("uri", "shown"),
     [

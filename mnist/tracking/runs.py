@@ -46,12 +46,7 @@ class Logged:
 
 
 def ensure(
-    store: Store,
-    result: Result,
-    pages: Pages,
-    *,
-    artifacts: Sequence[Path],
-    folder: Path = Path(),
+    store: Store, result: Result, pages: Pages, *, artifacts: Sequence[Path], folder: Path = Path()
 ) -> Logged:
     """Find the run of a result or make it, and log whatever is missing, its model too; may be repeated.
 
@@ -90,12 +85,7 @@ def ensure(
 
 
 def note_origin(store: Store, result: Result, folder: Path = Path()) -> bool:
-    """Add the origin of a result to its run; return whether the store has all that `ensure` would log.
-
-    Raises:
-        ServiceUnavailableError: MLflow does not answer.
-        InputError: it refuses; or the ONNX file is missing in `folder`.
-    """
+    """Add the origin of a result to its run; return whether the store has all that `ensure` would log."""
     with client.answering(store.uri):
         start = _start(result)
         run = find(store, start, result.weights_sha256)

@@ -95,7 +95,7 @@ def test_a_broken_file_is_an_error_of_one_line(dataset_path: Path, content: byte
     for read in (lambda: store.load(dataset_path, "train"), lambda: store.describe(dataset_path)):
         with pytest.raises(InputError) as caught:
             read()
-        assert caught.value.where == str(dataset_path)
+        assert caught.value.where.startswith(str(dataset_path))
         assert len(str(caught.value).splitlines()) == 1
 
 

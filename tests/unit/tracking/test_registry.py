@@ -92,7 +92,9 @@ def one_bit(stored: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "damage", [shutil.rmtree, lambda stored: (stored / "model.onnx").unlink(), one_bit], ids=str
+    "damage",
+    [shutil.rmtree, lambda stored: (stored / "model.onnx").unlink(), one_bit],
+    ids=["all files", "the model", "one bit"],
 )
 def test_a_version_whose_files_are_damaged_gets_them_again_and_keeps_what_people_wrote(
     damage: Callable[[Path], None], store: client.Store, scored: Path, tmp_path: Path

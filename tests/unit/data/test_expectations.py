@@ -216,6 +216,9 @@ def test_good_data_hold_and_are_counted(small_data: SmallData) -> None:
     assert verdict.class_counts["test"] == {str(digit): 30 for digit in range(10)}
     assert verdict.duplicates.model_dump() == {"within_train": 0, "within_test": 0, "between_splits": 0}
     assert all(finding.num_offending == 0 and not finding.offending for finding in verdict.expectations)
+    expected = {finding.expectation: finding.expected for finding in verdict.expectations}
+    assert expected["known_labels"] == "0 to 9"
+    assert expected["no_image_in_both_splits"] == "0 images in both"
 
 
 def test_equal_test_images_and_labels_make_an_equal_digest(small_data: SmallData) -> None:

@@ -233,8 +233,12 @@ def parse_keys(document: bytes | str, where: str) -> dict[str, Any]:
     if values is None:
         return {}
     if not isinstance(values, dict):
-        raise InputError(where, found=type(values).__name__, expected="keys and values")
+        raise InputError(where, found=_kind(values), expected="keys and values")
     return values
+
+
+def _kind(values: Any) -> str:
+    return "nothing" if values is None else type(values).__name__
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -252,7 +256,7 @@ def check(section: type[S], values: Any, where: str) -> S:
         InputError: as `load`.
     """
     if not isinstance(values, dict):
-        raise InputError(where, found=type(values).__name__, expected="keys and values")
+        raise InputError(where, found=_kind(values), expected="keys and values")
     try:
         return section.model_validate(values)
     except ValidationError as error:

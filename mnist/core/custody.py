@@ -159,8 +159,8 @@ class _Pipeline:
             if found != wanted:
                 expected = f"{wanted!r}, as in {paths.PARAMS}: run `dvc repro`"
                 raise InputError(f"{where}: {key}", found=f"{found!r}", expected=expected)
-        for dep, read in receipt.deps.items():
-            maker = self.makers.get(dep, "")
+        for dep in self._inputs(stage):
+            maker, read = self.makers[dep], receipt.deps.get(dep, "nothing")
             made = self.receipt(maker)
             if made and read != (wrote := made.outs.get(dep, "nothing")):
                 expected = f"the one that `{maker}` wrote ({wrote[:12]}): run `dvc repro`"

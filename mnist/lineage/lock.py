@@ -200,7 +200,9 @@ def check(folder: Path) -> None:
     locked, now = read(folder), {stage.name: stage for stage in pipeline(folder)}
     for name in MAKERS:
         if reason := next(_stale(name, locked.get(name), now.get(name)), ""):
-            expected = "a result of what is there: `dvc repro`"
+            expected = (
+                "a result of what is there: `dvc repro`, or `mnist doctor --fix` if that finds nothing to do"
+            )
             raise InputError(str(paths.LOCK), found=reason, expected=expected)
 
 

@@ -103,6 +103,12 @@ def test_a_number_is_equal_to_itself_however_it_is_written(folder: Path) -> None
     custody.check("publish", folder)
 
 
+def test_a_receipt_must_name_all_that_its_stage_reads(folder: Path) -> None:
+    receipt = folder / custody.receipt_of("score")
+    receipt.write_text(receipt.read_text().replace('"weights"', '"heights"'))
+    assert refusal(folder).where == str(custody.receipt_of("score"))
+
+
 def test_templates_of_dvc_are_filled_in(folder: Path) -> None:
     (folder / "dvc.yaml").write_text(PIPELINE.replace("weights", '"${name}"'))
     with (folder / "params.yaml").open("a") as stream:

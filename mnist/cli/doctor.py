@@ -103,7 +103,7 @@ def check_repository() -> str:
     if done.returncode:
         settings = "\n".join(file.read_text(encoding="utf-8") for file in HERE.glob(".dvc/config*"))
         if re.search(r"(?mi)^\s*no_scm *= *true", settings):
-            return "none, as core.no_scm says"
+            return "none, as core.no_scm allows"
         found = " ".join(done.stderr.decode(errors="replace").split())
         expected = "a repository: run `git init`, or `dvc config --local core.no_scm true`"
         if "dubious ownership" in found:
@@ -181,7 +181,7 @@ def check_locks() -> str:
 
 
 def check_cache() -> str:
-    """Check that each object of DVC's cache is what its name says: DVC does not."""
+    """Check that each object of DVC's cache has the MD5 of its name: DVC does not."""
     objects = list(custody.cached_objects())
     if damaged := [str(path) for path in objects if custody.is_damaged(path)]:
         found, expected = f"{len(damaged)} damaged objects", "none (`dvc repro` makes them again)"

@@ -219,7 +219,7 @@ def confirm(uri: str, *, trust: bool) -> None:
     """Ask whether the recorded code may run, unless the store is the file of this checkout.
 
     Raises:
-        InputError: it may not, or nobody can be asked.
+        InputError: it may not, or there is no terminal to ask on.
     """
     if trust or uri == paths.sqlite_uri(paths.root() / "mlflow.db"):
         return

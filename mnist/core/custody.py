@@ -243,7 +243,7 @@ def _cache() -> Path:
 
 
 def is_damaged(cached: Path) -> bool:
-    """Return whether an object is not what its name says: the MD5 of the content that DVC stored."""
+    """Return whether the MD5 of an object differs from its name, the MD5 of what DVC stored."""
     with cached.open("rb") as stream:
         found = hashlib.file_digest(stream, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
     return found != cached.parent.name + cached.name.removesuffix(".dir")

@@ -49,7 +49,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def abandoned(paths: Iterable[Path]) -> Iterator[Path]:
-    """Yield those that nobody has written to for an hour: their writer was killed."""
+    """Yield those that are older than an hour: their writer was killed."""
     for path in paths:
         with suppress(FileNotFoundError):  # another writer removes them too
             if path.stat().st_mtime < time.time() - ABANDONED_SECONDS:

@@ -230,8 +230,8 @@ def _may_succeed_later(error: BaseException) -> bool:
 
 def _reason(error: BaseException) -> str:
     text = re.sub(r"://[^/@\s]*@", "://", " ".join(str(error).split()))
-    if "out-of-date database schema" in text:  # MLflow says so of a newer one as well
-        return "tables of another MLflow (`mnist doctor` says which)"
+    if "out-of-date database schema" in text:  # MLflow reports a newer one in the same words
+        return "tables of another MLflow (`mnist doctor` names the versions)"
     if "Connection refused" in text:
         return "connection refused"
     if "timed out" in text:

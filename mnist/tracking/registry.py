@@ -1,7 +1,7 @@
 """MLflow's model registry: one version for each set of weights, checked before it counts.
 
-Whoever reaches a server can write to it. So nothing here runs what a stored model names: `load` reads two of
-its files, `MLmodel` and the ONNX file.
+Everyone who reaches a server can write to it. So nothing here runs what a stored model names: `load` reads
+two of its files, `MLmodel` and the ONNX file.
 """
 
 import contextlib

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.checkout import Clone
-from tests.e2e.conftest import Invoke
+from tests.e2e.conftest import Invoke, without_store
 
 WEIGHTS = "models/model.safetensors"
 
@@ -61,3 +61,12 @@ def test_files_that_were_changed_by_hand_are_refused(
     assert report.exit_code == 2
     assert out in report.stderr
     assert len(trained_module.client.search_model_versions()) == 1
+
+
+def test_weights_that_dvc_recorded_and_train_did_not_write_are_not_logged(
+    trained: Clone, invoke: Invoke
+) -> None:
+    flip(trained.folder / WEIGHTS)
+    trained.run("dvc", "commit", "--force")
+    done = invoke(without_store(trained), "sync")
+    assert f"the workspace left out: {WEIGHTS}: found SHA-256" in done.output

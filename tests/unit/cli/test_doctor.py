@@ -44,7 +44,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Repository:
 
 
 def repaired(check: Check) -> str:
-    """Run the command that a check names, and return what the check says then."""
+    """Run the command that a check names, and return the answer of the check after it."""
     with pytest.raises(doctor.RepairableError) as caught:
         check()
     subprocess.run(caught.value.command, check=True, capture_output=True)

@@ -10,7 +10,7 @@ BIN := .venv/bin
 # DVC runs the stages with the `python` that it finds first.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help setup repro test test-all lint ui bench diff lock clean
+.PHONY: help setup repro test test-all faults lint ui bench diff lock clean
 
 help: ## List these targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r name text; do printf '  make %-9s %s\n' "$$name" "$$text"; done
@@ -44,6 +44,9 @@ test: setup ## Run the units and the pipeline end to end on small data, in 3 min
 
 test-all: setup ## Run all tests: queues, servers that fail, several processes, workflows, docs
 	pytest
+
+faults: setup ## Kill, damage, fill and cut everything on purpose, in an hour: docs/faults.md
+	python -m tests.faults --write $(ARGS)
 
 lint: setup ## Check format, style, types, pages and the workflows of CI (no network)
 	ruff format --check

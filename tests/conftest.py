@@ -138,6 +138,11 @@ class SmallData:
         }
 
 
+def small_images() -> tuple[Images, Images]:
+    """Draw the training and the test images of the small data."""
+    return digits(1200, seed=0), digits(300, seed=1)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Start with the tests that take longest, whose set-up the other processes may wait for."""
     items.sort(key=lambda item: "e2e" not in item.path.parts)
@@ -182,8 +187,7 @@ def made_once(tmp_path_factory: pytest.TempPathFactory) -> MadeOnce:
 @pytest.fixture(scope="session")
 def small_data(made_once: MadeOnce) -> SmallData:
     """1,200 training and 300 test images of ten classes."""
-    train, test = digits(1200, seed=0), digits(300, seed=1)
-
+    train, test = small_images()
     mirror = made_once("mirror", lambda folder: write_archives(folder, train, test))
     return SmallData(train=train, test=test, mirror=mirror)
 

@@ -22,17 +22,18 @@ from tests.conftest import MadeOnce, SmallData
 @pytest.fixture(scope="session")
 def trained_template(made_once: MadeOnce, small_data: SmallData) -> Clone:
     """A clone with a committed result, its run and its model version 1 (the challenger). Do not change it."""
-
-    def make(folder: Path) -> None:
-        clone = checkout.clone(folder / "clone", small_data)
-        clone.run("git", "config", "user.name", "t")
-        clone.run("git", "config", "user.email", "t@example.org")
-        clone.dvc("repro")
-        clone.commit("What the pipeline made")
-        checkout.set_up(clone)
-
-    folder = made_once("trained", make)
+    folder = made_once("trained", lambda folder: make_trained(folder, small_data))
     return Clone(folder=folder / "clone", environment=checkout.environment(folder))
+
+
+def make_trained(folder: Path, small_data: SmallData) -> None:
+    """Make the trained clone in `folder` / "clone"."""
+    clone = checkout.clone(folder / "clone", small_data)
+    clone.run("git", "config", "user.name", "t")
+    clone.run("git", "config", "user.email", "t@example.org")
+    clone.dvc("repro")
+    clone.commit("What the pipeline made")
+    checkout.set_up(clone)
 
 
 @pytest.fixture

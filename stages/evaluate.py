@@ -1,13 +1,16 @@
-"""Evaluate the trained weights on the test images, write them as ONNX, and draw what the network sees.
+"""Evaluate the trained model on the test images, and draw what the network sees.
 
-data/mnist.safetensors, metrics/validation.json, models/model.safetensors -> metrics/test.json,
-metrics/predictions.csv, metrics/classes.csv, metrics/plots/, data/log_probs.safetensors, models/model.onnx
+data/mnist.safetensors, metrics/validation.json, models/model.onnx, models/model.safetensors ->
+metrics/test.json, metrics/predictions.csv, metrics/classes.csv, metrics/plots/, data/log_probs.safetensors
+
+What is scored is the file that is registered and served, with onnxruntime on the CPU.
 """
 
 from pathlib import Path
 
 from mnist.core import files, paths, process
-from mnist.core.config import Machine
+from mnist.core.config import Section, Threads
+from mnist.core.errors import InputError
 from mnist.data import store as data
 from mnist.data.validation import require_valid
 from mnist.evaluation import scores
@@ -16,8 +19,10 @@ from mnist.evaluation.predictions import write_log_probs, write_table
 NUM_IMAGES = 10  # in each gallery, and in the figure of feature maps
 
 
-class Params(Machine):
-    """The machine of the evaluation: the last digits of the loss depend on it."""
+class Params(Section):
+    """The threads of onnxruntime."""
+
+    num_threads: Threads
 
 
 def run(
@@ -25,8 +30,8 @@ def run(
     params: Params,
     dataset: Path = paths.DATASET,
     validation: Path = paths.VALIDATION,
-    weights: Path = paths.WEIGHTS,
     onnx: Path = paths.ONNX,
+    weights: Path = paths.WEIGHTS,
     test_metrics: Path = paths.TEST_METRICS,
     predictions: Path = paths.PREDICTIONS,
     by_class: Path = paths.CLASSES,
@@ -40,13 +45,18 @@ def run(
     require_valid(validation, dataset)
     classes, test = data.describe(dataset).classes, data.load(dataset, "test")
     import numpy as np
+    from safetensors.numpy import load_file
 
-    from mnist.evaluation import figures, onnx_model
-    from mnist.training import devices, model
+    from mnist.evaluation import figures
+    from mnist.training import onnx_model
 
-    device = devices.prepare(params)
-    classifier = model.load(weights, classes=classes)
-    log_probs_NK = model.log_probabilities(classifier, test, device).cpu().numpy()
+    classifier = onnx_model.load(onnx, num_threads=params.num_threads)
+    if classifier.about.classes != classes:
+        found, expected = (", ".join(names) for names in (classifier.about.classes, classes))
+        raise InputError(str(onnx), found=f"the classes {found}", expected=f"{expected}: run `dvc repro`")
+    if classifier.about.weights_sha256 != files.sha256(weights):
+        raise InputError(str(onnx), found="other weights", expected=f"those of {weights}: run `dvc repro`")
+    log_probs_NK = classifier.log_probabilities(test.images_NHW)
     predicted_N, confidence_N = log_probs_NK.argmax(1), scores.confidence(log_probs_NK)
     one_a_class = test.take(np.unique(test.labels_N, return_index=True)[1][:NUM_IMAGES])
     inputs_NHW, maps = figures.layers(classifier, one_a_class.images_NHW)
@@ -69,9 +79,8 @@ def run(
             index_N=index_M,
             classes=classes,
         )
-    figures.filters(filters, figures.first_weights(classifier))
+    figures.filters(filters, figures.first_weights(load_file(weights)))
     figures.feature_maps(feature_maps, inputs_NHW, [classes[label] for label in one_a_class.labels_N], maps)
-    onnx_model.export(onnx, classifier, weights_sha256=files.sha256(weights), test=test)
     right = (
         f"accuracy {result.accuracy:.2%} on {result.num_images:,} test images ({result.num_wrong:,} wrong)"
     )

@@ -1,7 +1,7 @@
 """Train the network.
 
 data/mnist.safetensors, data/stats.json, metrics/validation.json ->
-models/model.safetensors, metrics/train.json, metrics/history.csv, metrics/steps.csv
+models/model.safetensors, models/model.onnx, metrics/train.json, metrics/history.csv, metrics/steps.csv
 
 Another process logs to MLflow meanwhile (`mnist.tracking.events`). With `processes` above 1, torchrun starts
 this module in that many processes, of which the first one writes (`mnist.training.distributed`).
@@ -31,6 +31,7 @@ def run(
     validation: Path = paths.VALIDATION,
     stats: Path = paths.STATS,
     weights: Path = paths.WEIGHTS,
+    onnx: Path = paths.ONNX,
     training_metrics: Path = paths.TRAINING_METRICS,
     epochs_table: Path = paths.HISTORY,
     steps_table: Path = paths.STEPS,
@@ -44,7 +45,7 @@ def run(
         train, val = data.cut(data.load(dataset, "train"), val_size=params.val_size, seed=seed)
         source = fingerprint.of_training()
         ctx.check_same_fingerprint(source.fingerprint)
-        from mnist.training import devices, loop, model
+        from mnist.training import devices, loop, model, onnx_model
 
         device = devices.prepare(
             params, precision=precision, deterministic=params.deterministic, local_rank=ctx.local_rank
@@ -72,7 +73,9 @@ def run(
                     files.write_json(training_metrics, {"num_parameters": num_parameters, **event.scores})
             seconds = time.perf_counter() - start
             model.save(weights, net, params)
-            record.finish(files.sha256(weights), seconds)
+            digest = files.sha256(weights)
+            onnx_model.export(onnx, net.cpu().eval(), weights_sha256=digest, images=val)
+            record.finish(digest, seconds)
 
 
 if __name__ == "__main__":

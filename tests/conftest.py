@@ -212,8 +212,8 @@ def scored(made_once: MadeOnce, small_data: SmallData) -> Path:
         import torch
 
         from mnist.core import config, files, paths
-        from mnist.evaluation import onnx_model, predictions
-        from mnist.training import model
+        from mnist.evaluation import predictions
+        from mnist.training import model, onnx_model
 
         store.write(folder / paths.DATASET, train=small_data.train, test=small_data.test, description=DIGITS)
         settings = config.load(Path(__file__).parents[1] / paths.PARAMS)
@@ -225,7 +225,7 @@ def scored(made_once: MadeOnce, small_data: SmallData) -> Path:
             patch.setenv("DVC_ROOT", str(folder))
             weights_sha256 = files.sha256(folder / paths.WEIGHTS)
             onnx_model.export(
-                folder / paths.ONNX, classifier, weights_sha256=weights_sha256, test=small_data.test
+                folder / paths.ONNX, classifier, weights_sha256=weights_sha256, images=small_data.test
             )
 
     return made_once("scored", make)

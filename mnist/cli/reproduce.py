@@ -15,11 +15,11 @@ from mnist.core.config import Machine
 from mnist.core.errors import InputError
 
 if TYPE_CHECKING:
-    from mnist.evaluation.onnx_model import OnnxModel
     from mnist.lineage.compare import Answer, Row
     from mnist.lineage.lock import Stage
     from mnist.lineage.sandbox import Sandbox
     from mnist.tracking.record import Candidate
+    from mnist.training.onnx_model import OnnxModel
 
 REMEDY = "run `dvc repro --force`, and commit dvc.lock and metrics"
 

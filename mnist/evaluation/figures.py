@@ -11,19 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 from numpy.typing import NDArray
-from torch import Tensor
 
 from mnist.core import files
 from mnist.data.store import IMAGE_SHAPE, Bytes, Images
-from mnist.training.model import Classifier, SimpleCNN
-
-Floats = NDArray[np.float32]
+from mnist.training.onnx_model import Floats, OnnxModel
 
 # Layers that are shown, by their names in the network.
 CONVOLUTIONS = {"conv1": "first convolution", "conv2": "second convolution"}
@@ -50,56 +46,43 @@ LETTER, LARGE_LETTER = 8, 10  # width of one in a caption, and of one in a name,
 MIN_WIDTH = 600  # that the title needs
 
 
-def first_weights(classifier: Classifier) -> Floats:
+def first_weights(tensors: Mapping[str, NDArray[Any]]) -> Floats:
     """Return the weights of the first layer, float32 (F, H, W): 5x5 of a CNN, 28x28 of an MLP.
 
     Where the classifier shuffles the pixels, the weights of an MLP are put back in the places of the image.
+
+    Args:
+        tensors: of a weights file, by name.
     """
-    network = classifier.network
-    if isinstance(network, SimpleCNN):
-        return _array(network.conv1.weight[:, 0])
-    weight_FD = network.get_parameter("fc1.weight").detach()
-    if classifier.permutation is not None:
-        in_place_FD = torch.empty_like(weight_FD)
-        in_place_FD[:, classifier.permutation] = weight_FD
+    if "network.conv1.weight" in tensors:
+        return tensors["network.conv1.weight"][:, 0]
+    weight_FD = tensors["network.fc1.weight"]
+    if "permutation" in tensors:
+        in_place_FD = np.empty_like(weight_FD)
+        in_place_FD[:, tensors["permutation"]] = weight_FD
         weight_FD = in_place_FD
-    return _array(weight_FD.unflatten(1, IMAGE_SHAPE))
+    return weight_FD.reshape(-1, *IMAGE_SHAPE)
 
 
-@torch.inference_mode()
-def layers(classifier: Classifier, images_NHW: Bytes) -> tuple[Floats, dict[str, Floats]]:
+def layers(classifier: OnnxModel, images_NHW: Bytes) -> tuple[Floats, dict[str, Floats]]:
     """Return the inputs of the network, float32 (N, H, W), and the outputs of its layers but the last.
 
     The outputs are float32 (N, C, H, W) by the name of the layer, after the ReLU; H and W are 1 in a fully
     connected layer.
 
     Args:
-        classifier: on any device.
+        classifier: a CNN or an MLP.
         images_NHW: raw pixels, uint8 (N, 28, 28).
     """
-    network, outputs = classifier.network, dict[str, Tensor]()
-    hooks = [
-        network.get_submodule(name).register_forward_hook(
-            lambda _module, _inputs, output, label=label: outputs.update({label: output})
-        )
-        for name, label in (CONVOLUTIONS if isinstance(network, SimpleCNN) else HIDDEN).items()
-    ]
-    x_NCHW = classifier.preprocess(torch.from_numpy(images_NHW.copy()).to(classifier.mean.device))
-    try:
-        network(x_NCHW)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    shown = CONVOLUTIONS if "conv1" in classifier.layers else HIDDEN
+    tensors = {label: classifier.layers[name] for name, label in shown.items()}
+    x, _ = next(iter(tensors.values()))
     # Before pooling, which `SimpleCNN` does before the ReLU: these maps are larger.
-    return _array(x_NCHW[:, 0]), {
-        label: _array(output.relu().reshape(*output.shape[:2], *(output.shape[2:] or (1, 1))))
+    outputs = {label: classifier.tensor(name, images_NHW) for label, (_, name) in tensors.items()}
+    return classifier.tensor(x, images_NHW).reshape(-1, *IMAGE_SHAPE), {
+        label: np.maximum(output, 0).reshape(*output.shape[:2], *(output.shape[2:] or (1, 1)))
         for label, output in outputs.items()
     }
-
-
-def _array(tensor: Tensor) -> Floats:
-    found: Floats = tensor.detach().cpu().numpy()
-    return found
 
 
 def gallery(

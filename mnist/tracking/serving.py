@@ -27,7 +27,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from mnist.core import config, paths
 from mnist.core.errors import InputError
 from mnist.data.store import Bytes
-from mnist.evaluation.onnx_model import OnnxModel
+from mnist.training.onnx_model import OnnxModel
 
 HOST = "127.0.0.1"  # there is no password, so only this machine is served
 MAX_CONNECTIONS = 64

@@ -1,4 +1,4 @@
-"""From tensors to weights: model, loop, optimizers, fast CNN, several processes, history.
+"""From tensors to a model: networks, their ONNX file, loop, optimizers, fast CNN, several processes, history.
 
 It may import `core` and `data`.
 """

@@ -20,8 +20,8 @@ USED = {
     "download": {"sympy", "torch", "torch._dynamo", "torchvision"},  # torchvision imports the others
     "validate": {"great_expectations", "pandas", "scipy"},
     "stats": set(),
-    "train": {"torch"},
-    "evaluate": {"matplotlib", "onnx", "onnxruntime", "torch"},
+    "train": {"onnx", "onnxruntime", "torch"},
+    "evaluate": {"matplotlib", "onnx", "onnxruntime"},
     "register": {"matplotlib", "mlflow", "onnx", "onnxruntime", "pandas", "scipy"},
 }
 

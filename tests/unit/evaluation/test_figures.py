@@ -12,10 +12,11 @@ import torch.nn.functional as F  # noqa: N812
 from matplotlib.image import imread
 from numpy.typing import NDArray
 
+from mnist.core import paths
 from mnist.core.config import Architecture
 from mnist.data.store import Images
 from mnist.evaluation import figures
-from mnist.training import model
+from mnist.training import model, onnx_model
 from mnist.training.model import MLP, Classifier, SimpleCNN
 from tests.conftest import DIGITS, digits
 
@@ -164,13 +165,17 @@ def classifier(kind: str, *, permute_pixels: bool = False) -> Classifier:
     return model.build(architecture, classes=DIGITS.classes, seed=2, mean=0.2, std=0.4).eval()
 
 
+def tensors_of(net: Classifier) -> dict[str, NDArray[Any]]:
+    return {name: tensor.numpy() for name, tensor in net.state_dict().items()}
+
+
 @pytest.mark.parametrize("permute_pixels", [False, True], ids=["in place", "shuffled"])
 def test_filters_of_an_mlp_lie_where_the_pixels_of_the_image_are(permute_pixels: bool) -> None:
     """Held over the image as it is, a pattern gives what the unit gives."""
     net = classifier("mlp", permute_pixels=permute_pixels)
     images_NHW = digits(4, seed=0).images_NHW
 
-    patterns_FHW = figures.first_weights(net)
+    patterns_FHW = figures.first_weights(tensors_of(net))
 
     assert isinstance(net.network, MLP)
     assert patterns_FHW.shape == (8, 28, 28)
@@ -180,32 +185,39 @@ def test_filters_of_an_mlp_lie_where_the_pixels_of_the_image_are(permute_pixels:
     assert np.allclose(by_hand_NF, net.network.fc1(x_NCHW.flatten(1)).detach().numpy(), atol=1e-4)
 
 
-def test_filters_of_a_cnn_are_its_first_kernels_and_maps_its_rectified_convolutions() -> None:
-    net, images_NHW = classifier("simple_cnn", permute_pixels=True), digits(4, seed=1).images_NHW
+def test_filters_of_a_cnn_are_its_first_kernels_and_maps_its_rectified_convolutions(scored: Path) -> None:
+    net, images_NHW = model.load(scored / paths.WEIGHTS), digits(4, seed=1).images_NHW
 
-    inputs_NHW, maps = figures.layers(net, images_NHW)
+    inputs_NHW, maps = figures.layers(onnx_model.load(scored / paths.ONNX), images_NHW)
 
     assert isinstance(net.network, SimpleCNN)
-    assert not any(module._forward_hooks for module in net.modules())
-    assert np.array_equal(figures.first_weights(net), net.network.conv1.weight[:, 0].detach().numpy())
+    kernels_FHW = net.network.conv1.weight[:, 0].detach().numpy()
+    assert np.array_equal(figures.first_weights(tensors_of(net)), kernels_FHW)
     x_NCHW = net.preprocess(torch.from_numpy(images_NHW))
     with torch.no_grad():
         first_NCHW = F.relu(net.network.conv1(x_NCHW))
         second_NCHW = F.relu(net.network.conv2(F.max_pool2d(first_NCHW, 2)))
-    assert np.array_equal(inputs_NHW, x_NCHW[:, 0].numpy())  # shuffled, as the network gets them
+    assert np.allclose(inputs_NHW, x_NCHW[:, 0].numpy(), atol=1e-6)
     assert list(maps) == ["first convolution", "second convolution"]
-    assert np.allclose(maps["first convolution"], first_NCHW.numpy(), atol=1e-6)
-    assert np.allclose(maps["second convolution"], second_NCHW.numpy(), atol=1e-6)
+    assert np.allclose(maps["first convolution"], first_NCHW.numpy(), atol=1e-5)
+    assert np.allclose(maps["second convolution"], second_NCHW.numpy(), atol=1e-5)
 
 
-def test_maps_of_an_mlp_are_its_units() -> None:
-    net, images_NHW = classifier("mlp"), digits(3, seed=1).images_NHW
+def test_maps_of_an_mlp_are_its_units_and_its_inputs_are_shuffled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    net, images = classifier("mlp", permute_pixels=True), digits(3, seed=1)
+    onnx_model.export(tmp_path / "model.onnx", net, weights_sha256="d" * 64, images=images)
 
-    _, maps = figures.layers(net, images_NHW)
+    inputs_NHW, maps = figures.layers(onnx_model.load(tmp_path / "model.onnx"), images.images_NHW)
 
     assert isinstance(net.network, MLP)
     with torch.no_grad():
-        x_NF = F.relu(net.network.fc1(net.preprocess(torch.from_numpy(images_NHW)).flatten(1)))
-        expected_NF = F.relu(net.network.fc2(x_NF)).numpy()
+        x_NCHW = net.preprocess(torch.from_numpy(images.images_NHW))
+        first_NF = F.relu(net.network.fc1(x_NCHW.flatten(1)))
+        second_NF = F.relu(net.network.fc2(first_NF))
+    assert np.allclose(inputs_NHW, x_NCHW[:, 0].numpy(), atol=1e-6)
     assert maps["first hidden layer"].shape == (3, 8, 1, 1)
-    assert np.allclose(maps["second hidden layer"][:, :, 0, 0], expected_NF, atol=1e-6)
+    assert np.allclose(maps["first hidden layer"][:, :, 0, 0], first_NF.numpy(), atol=1e-5)
+    assert np.allclose(maps["second hidden layer"][:, :, 0, 0], second_NF.numpy(), atol=1e-5)

@@ -2,22 +2,25 @@
 
 import csv
 import json
+import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from safetensors.numpy import load_file, save_file
 
-from mnist.core import config, paths
+from mnist.core import config, files, paths
 from mnist.core.config import Architecture
 from mnist.core.errors import InputError
 from mnist.data import store
 from mnist.data.store import Images
 from mnist.evaluation import figures
 from mnist.evaluation.predictions import read_log_probs
-from mnist.training import model
+from mnist.training import model, onnx_model
 from stages import evaluate
 from tests.conftest import DIGITS, SmallData
 from tests.unit.stages.test_stats import verdict_on
@@ -30,7 +33,6 @@ OUTPUTS = [
     paths.PREDICTIONS,
     paths.CLASSES,
     paths.LOG_PROBS,
-    paths.ONNX,
     paths.GALLERY,
     paths.ERRORS_GALLERY,
     paths.FILTERS,
@@ -51,8 +53,9 @@ def checkout(small_data: SmallData, scored: Path, tmp_path: Path, monkeypatch: p
     for parameter in classifier.parameters():  # the probabilities of fresh weights are all alike
         parameter.data.mul_(3)
     model.save(paths.WEIGHTS, classifier, architecture)
-    text = (ROOT / paths.PARAMS).read_text()
-    paths.PARAMS.write_text(text.replace("\ndevice: auto", "\ndevice: cpu"))
+    digest = files.sha256(paths.WEIGHTS)
+    onnx_model.export(paths.ONNX, classifier.eval(), weights_sha256=digest, images=small_data.test)
+    shutil.copy(ROOT / paths.PARAMS, paths.PARAMS)
     return tmp_path
 
 
@@ -65,6 +68,15 @@ def log_probabilities(images: Images) -> NDArray[np.float64]:
     with torch.no_grad():
         probabilities_NK = model.load(paths.WEIGHTS)(torch.from_numpy(images.images_NHW))
     return np.asarray(probabilities_NK.double().log().numpy())
+
+
+def renamed(name: str) -> None:
+    """Give the last class of the data another name."""
+    described = store.describe(paths.DATASET)
+    classes = (*described.classes[:-1], name)
+    train, test = (store.load(paths.DATASET, split) for split in ("train", "test"))
+    store.write(paths.DATASET, train=train, test=test, description=replace(described, classes=classes))
+    verdict_on(paths.DATASET.resolve()).rename(paths.VALIDATION)
 
 
 def rows(path: Path) -> list[dict[str, str]]:
@@ -123,8 +135,8 @@ def test_the_figures_show_the_right_images(checkout: Path, small_data: SmallData
         )
         assert path.read_bytes() == expected.read_bytes()
 
-    classifier = model.load(paths.WEIGHTS)
-    figures.filters(expected, figures.first_weights(classifier))
+    classifier = onnx_model.load(paths.ONNX)
+    figures.filters(expected, figures.first_weights(load_file(paths.WEIGHTS)))
     assert paths.FILTERS.read_bytes() == expected.read_bytes()
     first = [small_data.test.labels_N.tolist().index(label) for label in range(10)]
     inputs_NHW, maps = figures.layers(classifier, small_data.test.images_NHW[first])
@@ -155,8 +167,11 @@ def test_few_images_without_a_mistake_make_all_files(small_data: SmallData) -> N
             paths.VALIDATION,
         ),
         (paths.WEIGHTS.unlink, paths.WEIGHTS),
+        (lambda: save_file({}, paths.WEIGHTS), paths.ONNX),
+        (paths.ONNX.unlink, paths.ONNX),
+        (lambda: renamed("ten"), paths.ONNX),
     ],
-    ids=["bad data", "no weights"],
+    ids=["bad data", "no weights", "other weights", "no model", "other classes"],
 )
 def test_a_bad_input_stops_it_before_it_writes(fault: Callable[[], object], where: Path) -> None:
     fault()

@@ -17,8 +17,9 @@ from ruamel.yaml import YAML
 from mnist.core import files, paths
 from mnist.core.errors import InputError
 from mnist.data import store as data
-from mnist.evaluation import onnx_model, predictions
+from mnist.evaluation import predictions
 from mnist.tracking import client, registry
+from mnist.training import onnx_model
 from tests import hostile
 
 NAME = "mnist-simplecnn"

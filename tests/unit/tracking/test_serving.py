@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 
 from mnist.core import paths
-from mnist.evaluation import onnx_model
-from mnist.evaluation.onnx_model import OnnxModel
 from mnist.tracking import serving
 from mnist.tracking.serving import RefusedError
+from mnist.training import onnx_model
+from mnist.training.onnx_model import OnnxModel
 from tests.conftest import digits
 
 IMAGE = digits(1, seed=5).images_NHW[0].tolist()
@@ -130,7 +130,7 @@ def port(scored: Path) -> Iterator[int]:
         patch.setattr(serving, "HEADER_SECONDS", 1)
         patch.setattr(serving, "BODY_SECONDS", 2)
         model, port = onnx_model.load(scored / paths.ONNX), listener.getsockname()[1]
-        server = serving.server(Broken(model.about, model.session))
+        server = serving.server(Broken(model.about, model.session, model.layers))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         yield port

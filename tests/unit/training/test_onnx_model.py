@@ -12,8 +12,7 @@ from onnx import AttributeProto, ModelProto, TensorProto, helper
 
 from mnist.core import config, paths
 from mnist.core.errors import InputError
-from mnist.evaluation import onnx_model
-from mnist.training import model
+from mnist.training import model, onnx_model
 from mnist.training.model import Classifier
 from tests.conftest import DIGITS, SmallData, digits
 
@@ -34,7 +33,7 @@ def build(*, seed: int = 0, **changes: object) -> Classifier:
 
 
 def export(path: Path, classifier: Classifier, small_data: SmallData) -> bytes:
-    onnx_model.export(path, classifier, weights_sha256=DIGEST, test=small_data.test)
+    onnx_model.export(path, classifier, weights_sha256=DIGEST, images=small_data.test)
     return path.read_bytes()
 
 
@@ -156,6 +155,16 @@ def a_function(model: ModelProto) -> None:
     model.functions.add(name="Exp", domain="")
 
 
+def not_a_number(model: ModelProto) -> None:
+    model.graph.initializer[0].CopyFrom(
+        onnx.numpy_helper.from_array(np.full((6, 1, 5, 5), np.nan, np.float32), "network.conv1.weight")
+    )
+
+
+def too_few_numbers(model: ModelProto) -> None:
+    model.graph.initializer[0].raw_data = b"1234567"
+
+
 def no_metadata(model: ModelProto) -> None:
     model.ClearField("metadata_props")
 
@@ -177,6 +186,8 @@ def no_operator(model: ModelProto) -> None:
         (another_input, "inputs and outputs [('images', 1, "),
         (another_shape, "inputs and outputs [('images', 2, [1, 28"),
         (two_outputs, "inputs and outputs "),
+        (not_a_number, "numbers that are not finite, or too few, in the tensor network.conv1.weight"),
+        (too_few_numbers, "numbers that are not finite, or too few, in"),
         (another_operator, "the operator evil.org."),
         (another_domain, "operators that are not ONNX's own"),
         (a_function, "operators that are not ONNX's own"),

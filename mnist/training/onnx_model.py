@@ -1,13 +1,14 @@
-"""The classifier as an ONNX file: written with torch by `evaluate`, read with onnxruntime alone.
+"""The classifier as an ONNX file: written with torch by `train`, read with onnxruntime alone.
 
 Its graph takes raw pixels, `images`, uint8 (N, 28, 28), and gives `probabilities`, float32 (N, K);
 normalization is inside. A graph holds no code; still, a file may come from anybody, and `load` accepts only
 the form that `export` writes.
 
-Shape suffixes: N images, H rows, W columns, K classes.
+Shape suffixes: N images, C channels, H rows, W columns, K classes.
 """
 
 import hashlib
+import itertools
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -30,9 +31,12 @@ from mnist.data.store import IMAGE_SHAPE, Bytes, Images
 if TYPE_CHECKING:
     from mnist.training.model import Classifier
 
+Floats = NDArray[np.float32]
+
 IMAGES, PROBABILITIES = "images", "probabilities"  # names of the input and the output
+LOG_PROBABILITIES = "log_softmax"  # name of the tensor before the output
 ABOUT = "classifier"  # the one key of a file's metadata
-EXPECTED = "an ONNX file that `evaluate` wrote"
+EXPECTED = "an ONNX file that `train` wrote"
 MAX_BYTES = 256 * 2**20  # of a file; simple_cnn with the most features has 110 MB
 MAX_SHOWN = 60  # characters of a file's content in a message
 BATCH = 1000  # images that are scored at once; more need more memory, and no less time
@@ -59,18 +63,31 @@ class About(Section):
 
 @dataclass(frozen=True)
 class OnnxModel:
-    """A classifier that needs no torch."""
+    """A classifier that needs no torch.
+
+    Attributes:
+        layers: the names of the tensors that each layer with weights reads and writes, by its name.
+    """
 
     about: About
     session: onnxruntime.InferenceSession
+    layers: dict[str, tuple[str, str]]
 
-    def predict(self, images_NHW: Bytes) -> NDArray[np.float32]:
+    def predict(self, images_NHW: Bytes) -> Floats:
         """Return the probabilities, float32 (N, K), of raw images, uint8 (N, 28, 28)."""
-        batches = np.split(images_NHW, range(BATCH, len(images_NHW), BATCH))
-        return np.concatenate([self.session.run(None, {IMAGES: batch})[0] for batch in batches])
+        return self.tensor(PROBABILITIES, images_NHW)
 
-    def agrees(self, images_NHW: Bytes, log_probs_NK: NDArray[np.float32]) -> bool:
-        """Return whether it gives these log-probabilities, float32 (N, K), up to `TOLERANCE`.
+    def log_probabilities(self, images_NHW: Bytes) -> Floats:
+        """Return the log-probabilities, float32 (N, K), which are finite where a probability is 0."""
+        return self.tensor(LOG_PROBABILITIES, images_NHW)
+
+    def tensor(self, name: str, images_NHW: Bytes) -> Floats:
+        """Return a tensor of the graph, float32 (N, ...), for raw images, uint8 (N, 28, 28)."""
+        batches = np.split(images_NHW, range(BATCH, len(images_NHW), BATCH))
+        return np.concatenate([self.session.run([name], {IMAGES: batch})[0] for batch in batches])
+
+    def agrees(self, images_NHW: Bytes, log_probs_NK: Floats) -> bool:
+        """Return whether it gives the probabilities of these logarithms, float32 (N, K), up to `TOLERANCE`.
 
         Then it predicts the same classes, but where two probabilities are as close to each other.
         """
@@ -79,7 +96,7 @@ class OnnxModel:
         return found_NK.shape == probs_NK.shape and bool((np.abs(found_NK - probs_NK) <= bound).all())
 
 
-def export(path: Path, classifier: "Classifier", *, weights_sha256: str, test: Images) -> None:
+def export(path: Path, classifier: "Classifier", *, weights_sha256: str, images: Images) -> None:
     """Write a classifier as an ONNX file; equal ones give equal bytes.
 
     torch exports the graph of an architecture once, in 3 to 5 s. It is kept, and filled with other tensors.
@@ -88,7 +105,7 @@ def export(path: Path, classifier: "Classifier", *, weights_sha256: str, test: I
         path: to write.
         classifier: in evaluation mode.
         weights_sha256: digest of its weights file.
-        test: images on which the file must agree with the classifier, as on random ones.
+        images: on which the file must agree with the classifier, as on random ones.
 
     Raises:
         RuntimeError: the file does not agree.
@@ -99,14 +116,14 @@ def export(path: Path, classifier: "Classifier", *, weights_sha256: str, test: I
         try:
             model = _parse(kept, str(kept))
             _fill(model, classifier)
-            _write(path, model, about, classifier, test)
+            _write(path, model, about, classifier, images)
         except (InputError, RuntimeError) as error:
-            print(f"evaluate: {kept} is exported again: {error}")
+            print(f"train: {kept} is exported again: {error}")
         else:
             return
     model = _exported(classifier)
     is_filled = _fill(model, classifier)
-    _write(path, model, about, classifier, test)
+    _write(path, model, about, classifier, images)
     if is_filled:  # not so with `permute_pixels`: the permutation became a constant
         for tensor in model.graph.initializer:
             if tensor.name in classifier.state_dict():
@@ -163,7 +180,7 @@ def _fill(model: ModelProto, classifier: "Classifier") -> bool:
     return is_filled
 
 
-def _write(path: Path, model: ModelProto, about: About, classifier: "Classifier", test: Images) -> None:
+def _write(path: Path, model: ModelProto, about: About, classifier: "Classifier", real: Images) -> None:
     """Write the file of a graph, if it agrees with the classifier."""
     import torch
 
@@ -176,7 +193,7 @@ def _write(path: Path, model: ModelProto, about: About, classifier: "Classifier"
         for size in CHECKED:
             noise_NHW = rng.integers(0, 256, (size, *IMAGE_SHAPE), np.uint8)
             noise = Images(images_NHW=noise_NHW, labels_N=np.zeros(size, np.uint8))
-            for images in (test.take(np.arange(min(size, len(test)))), noise):
+            for images in (real.take(np.arange(min(size, len(real)))), noise):
                 log_probs_NK = log_probabilities(classifier, images, torch.device("cpu")).numpy()
                 if not written.agrees(images.images_NHW, log_probs_NK):
                     raise RuntimeError(f"{path} is not the classifier, at batch {size}")
@@ -198,6 +215,14 @@ def load(path: Path, *, num_threads: int = 1, where: str = "") -> OnnxModel:
     about = _about(model, where)
     if fault := next(_faults(model, about), ""):
         raise InputError(where, found=fault, expected=EXPECTED)
+    layers = {
+        name.split(".")[1]: (node.input[0], node.output[0])
+        for node in model.graph.node
+        for name in node.input
+        if name.startswith("network.") and name.endswith(".weight")
+    }
+    for name in dict.fromkeys((LOG_PROBABILITIES, *itertools.chain(*layers.values()))):
+        model.graph.output.add(name=name)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = num_threads, 1
     options.log_severity_level = 4  # errors are raised
@@ -211,7 +236,7 @@ def load(path: Path, *, num_threads: int = 1, where: str = "") -> OnnxModel:
             enable_fallback=0,
             read_config_from_model=0,
         )
-        loaded = OnnxModel(about, session)
+        loaded = OnnxModel(about, session, layers)
         probs_NK = loaded.predict(np.zeros((2, *IMAGE_SHAPE), np.uint8))
     except Exception as error:  # onnxruntime has a class for each of its status codes
         raise InputError(where, found=_shown(error), expected=EXPECTED) from error
@@ -258,6 +283,9 @@ def _faults(model: ModelProto, about: About) -> Iterator[str]:
             tensors += [attribute.t, *attribute.tensors]
     if graph.sparse_initializer or any(tensor.external_data or tensor.data_location for tensor in tensors):
         yield "tensors in another file"
+    for tensor in graph.initializer:
+        if tensor.data_type == TensorProto.FLOAT and not _is_finite(tensor):
+            yield f"numbers that are not finite, or too few, in the tensor {_shown(tensor.name)}"
     ends = [_end(value) for value in (*graph.input, *graph.output)]
     expected = [
         (IMAGES, TensorProto.UINT8, [0, *IMAGE_SHAPE]),
@@ -265,6 +293,13 @@ def _faults(model: ModelProto, about: About) -> Iterator[str]:
     ]
     if ends != expected:
         yield f"inputs and outputs {_shown(ends)}"
+
+
+def _is_finite(tensor: TensorProto) -> bool:
+    try:
+        return bool(np.isfinite(onnx.numpy_helper.to_array(tensor)).all())
+    except ValueError:  # its numbers do not fill its shape
+        return False
 
 
 def _end(value: ValueInfoProto) -> tuple[str, int, list[int]]:

@@ -1,15 +1,22 @@
-"""Intervals and tests: of a share, of a mean, and of two classifiers on the same test images."""
+"""Intervals and tests: of a share, of a mean, and of two classifiers on the same test images.
+
+Shape suffix: Q points of a numerical integral.
+"""
 
 from bisect import bisect_left
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from math import sqrt
+from math import pi, sqrt
 from statistics import NormalDist, mean, stdev
 from typing import Literal, TypeVar
 
+import numpy as np
+
 ALPHA = 0.05  # of two-sided tests, 2.5 % each way; intervals are of 95 %
 Z = NormalDist().inv_cdf(1 - ALPHA / 2)
+MAX_Z = 40.0  # standard deviations, beyond any limit of a test
+NUM_NODES = 100  # of Gauss and Legendre: nine digits for up to some ten looks
 STEPS = 10**12  # of an interval's limits, from no change of accuracy to one from 0 to 1
 
 Key = TypeVar("Key", bound=Hashable)
@@ -50,16 +57,63 @@ class Rate:
         return 0.0 if self.hits == 0 else middle - half, 1.0 if self.hits == n else middle + half
 
 
-def student_interval(values: Sequence[float]) -> Interval:
-    """Return the 95 % interval of the mean of the population that two or more `values` are drawn from.
+def student_interval(values: Sequence[float], *, alpha: float = ALPHA, least_sd: float = 0.0) -> Interval:
+    """Return the interval of the mean of the population that two or more `values` are drawn from.
 
-    Student's t: mean ± t(n - 1, 0.975) sd / sqrt(n), for values that are about normal. For accuracies
+    Student's t: mean ± t(n - 1, 1 - alpha / 2) sd / sqrt(n), for values that are about normal. For accuracies
     over seeds it is the luck of the seed; other test images of the same kind would add to it.
+
+    Args:
+        values: of a sample.
+        alpha: 0.05 for an interval of 95 %.
+        least_sd: the smallest standard deviation to reckon with, where values are rounded.
     """
     from scipy.special import stdtrit  # type: ignore[import-untyped]
 
-    half = float(stdtrit(len(values) - 1, 0.975)) * stdev(values) / sqrt(len(values))
+    sd = max(stdev(values), least_sd)
+    half = float(stdtrit(len(values) - 1, 1 - alpha / 2)) * sd / sqrt(len(values))
     return mean(values) - half, mean(values) + half
+
+
+def sequential_levels(looks: Sequence[int], alpha: float) -> list[float]:
+    """Return the two-sided significance level of each look at a growing sample.
+
+    If the mean is 0, the chance that any of the tests at these levels says otherwise is `alpha`. Until a
+    share t of the sample is there, alpha t**2 of it is spent: the power family of Kim and DeMets (Biometrika
+    74:149-154, 1987), for the looks at any time of Lan and DeMets (Biometrika 70:659-663, 1983). The levels
+    are those of sums of normal values, by numerical integration from look to look (Armitage, McPherson and
+    Rowe, Journal of the Royal Statistical Society A 132:235-244, 1969).
+
+    Student's tests at these levels keep `alpha` approximately: Pocock's significance level approach
+    (Biometrika 64:191-199, 1977). Looks at 3, 5, 8, 12 and 20 values falsely find a mean in 5.3 % of 400,000
+    normal samples, and in 4.5 % of samples of differences of two Student's t with 3 degrees of freedom.
+
+    Args:
+        looks: sizes of the sample, the last one being the largest.
+        alpha: 0.05 for one false alarm in twenty.
+    """
+    from scipy.optimize import brentq  # type: ignore[import-untyped]
+    from scipy.special import ndtr
+
+    nodes_Q, weights_Q = np.polynomial.legendre.leggauss(NUM_NODES)
+    levels: list[float] = []
+    # The sum of the values so far, where no look has stopped: points, and the probability at each.
+    sums_Q, mass_Q, size, spent = np.zeros(1), np.ones(1), 0, 0.0
+    for look in looks:
+        sd, to_spend = sqrt(look - size), alpha * (look / looks[-1]) ** 2
+        size = look
+
+        def excess(limit: float) -> float:
+            """Return the chance that this sum is beyond ± limit, less what this look may spend."""
+            beyond_Q = ndtr((sums_Q - limit) / sd) + ndtr((-limit - sums_Q) / sd)  # noqa: B023 -- called below
+            return float(mass_Q @ beyond_Q) - (to_spend - spent)  # noqa: B023
+
+        limit = brentq(excess, 0, MAX_Z * sqrt(look))
+        levels.append(2 * float(ndtr(-limit / sqrt(look))))
+        steps_QQ = (limit * nodes_Q[:, None] - sums_Q) / sd
+        mass_Q = limit * weights_Q * (np.exp(-(steps_QQ**2) / 2) @ mass_Q) / (sd * sqrt(2 * pi))
+        sums_Q, spent = limit * nodes_Q, to_spend
+    return levels
 
 
 @dataclass(frozen=True, kw_only=True)

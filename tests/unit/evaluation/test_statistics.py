@@ -7,6 +7,7 @@ from functools import cache
 import numpy as np
 import pytest
 from hypothesis import given, strategies as st
+from scipy.stats import multivariate_normal, norm  # type: ignore[import-untyped]
 
 from mnist.evaluation import statistics
 from mnist.evaluation.statistics import ALPHA, Paired, Rate, Z
@@ -179,3 +180,16 @@ def test_holm_is_that_of_statsmodels() -> None:
         theirs = multipletests(p_values, method="holm")[1]
         assert list(statistics.holm(dict(enumerate(p_values))).values()) == pytest.approx(theirs)
     assert statistics.holm({}) == {}
+
+
+@pytest.mark.parametrize("looks", [[20], [3, 5], [3, 5, 8, 12, 20]], ids=str)
+def test_the_levels_of_all_looks_together_are_alpha(looks: list[int]) -> None:
+    """By the joint distribution of the z-statistics, whose correlations are roots of ratios of sizes."""
+    alphas = np.array(statistics.sequential_levels(looks, 0.1))
+    limits = norm.isf(alphas / 2)
+    smaller, larger = np.minimum.outer(looks, looks), np.maximum.outer(looks, looks)
+    for num_looks, size in enumerate(looks, 1):
+        some = slice(num_looks)
+        joint = multivariate_normal(cov=np.sqrt(smaller / larger)[some, some], abseps=1e-6, seed=0)
+        inside = joint.cdf(limits[some], lower_limit=-limits[some])
+        assert 1 - inside == pytest.approx(0.1 * (size / looks[-1]) ** 2, abs=2e-5)

@@ -19,7 +19,11 @@ from mnist.lineage.experiments import Revision
 from mnist.lineage.result import Result
 
 if TYPE_CHECKING:
+    from mlflow.entities.model_registry import ModelVersion
+
     from mnist.tracking.client import Store
+
+    Seen = dict[str, ModelVersion | None]  # the registered model by the identity of a result
 
 
 @click.command()
@@ -27,34 +31,36 @@ def sync() -> None:
     """Log to MLflow every result that git and DVC's cache know.
 
     These are the results of the workspace, of the local branches, and of the DVC experiments. What MLflow
-    has already is left alone, so the command may be repeated. Exit status 1 if a result was left out.
+    has already is left alone, so the command may be repeated. A store without a champion gets the recorded
+    one again. Exit status 1 if anything was left out.
 
     \b
     Examples:
       mnist sync                                        # MLflow did not answer
       MLFLOW_TRACKING_URI=http://host:5000 mnist sync   # fill a new server
     """
-    from mnist.tracking import client, runs
+    from mnist.tracking import champion, client, runs
 
     store = client.connect()
     past = experiments.every(paths.checkout())
     # The newest first: where the same weights were evaluated twice, by other code, that one counts.
-    seen: set[str] = set()
+    seen: dict[str, ModelVersion | None] = {}
     num_left = int(not _sync_workspace(store, past, seen))
     with tempfile.TemporaryDirectory() as kept:
         for revision in past:
             num_left += not _sync_revision(store, revision, seen, Path(kept))
     with client.answering(store.uri):
         runs.close_abandoned(store)
+        champion.restore(store, [version for version in seen.values() if version])
     kinds = Counter(revision.kind for revision in past)
     looked = f"looked at {kinds['experiment']} experiments, {kinds['branch']} branches and the workspace"
-    outcome = f"{num_left} left out" if num_left else "MLflow has all results that are here"
+    outcome = f"{num_left} of these left out" if num_left else "MLflow has all results that are here"
     print(f"sync: {looked}; {outcome}")
     sys.exit(1 if num_left else 0)
 
 
-def _sync_workspace(store: "Store", past: Sequence[Revision], seen: set[str]) -> bool:
-    """Log the result that lies in the workspace, where it is what `dvc.lock` states; False if that fails.
+def _sync_workspace(store: "Store", past: Sequence[Revision], seen: "Seen") -> bool:
+    """Log the result that lies in the workspace, where it is what `dvc.lock` states; False if it is left out.
 
     Where an experiment was applied, and not committed since, the run gets its name: `mnist best` prints it.
     """
@@ -71,12 +77,12 @@ def _sync_workspace(store: "Store", past: Sequence[Revision], seen: set[str]) ->
     except InputError as error:
         # Edited since, or never run: `dvc repro` makes a result of it, and logs it.
         print(f"sync: the workspace left out: {error}")
-        return True
+        return False
     return _sync(store, "workspace", result, Path(), seen)
 
 
-def _sync_revision(store: "Store", revision: Revision, seen: set[str], kept: Path) -> bool:
-    """Log the result of an experiment or a branch; False where an experiment has one that cannot be logged.
+def _sync_revision(store: "Store", revision: Revision, seen: "Seen", kept: Path) -> bool:
+    """Log the result of an experiment or a branch; False if it is left out.
 
     `seen` are the results of newer revisions, `kept` is a folder for files that revisions share.
     """
@@ -90,9 +96,8 @@ def _sync_revision(store: "Store", revision: Revision, seen: set[str], kept: Pat
             where, source = _registration(folder), revision.source
             result = results.load(where, challenger=False, folder=folder, source=source, time_ms=time_ms)
         except InputError as error:
-            # A branch need not hold a result of its own code: people commit before they run.
             print(f"sync: {name} left out: {error}")
-            return revision.kind == "branch"
+            return False
         return _sync(store, name, result, folder, seen)
 
 
@@ -102,25 +107,27 @@ def _registration(folder: Path) -> Registration:
     return config.check(config.Registry, registry, f"{paths.PARAMS}: registry")
 
 
-def _sync(store: "Store", name: str, result: Result, folder: Path, seen: set[str]) -> bool:
+def _sync(store: "Store", name: str, result: Result, folder: Path, seen: "Seen") -> bool:
     """Log a result whose files lie in `folder`, unless it is `seen` or MLflow has it; False if that fails."""
     from mnist.tracking import runs
 
     origin = result.origin
     identity = json.dumps([origin.dataset_sha256, origin.params, result.weights_sha256], sort_keys=True)
     is_seen = identity in seen
-    seen.add(identity)
+    seen.setdefault(identity, None)
     try:
-        if runs.note_origin(store, result, folder) or is_seen:
-            return True
-        rendered = pages.render(result, folder=folder)
-        # Another revision may have other files; those that the pages are made of are checked.
-        artifacts = [path for path in paths.ARTIFACTS if (folder / path).is_file()]
-        run = runs.ensure(store, result, rendered, artifacts=artifacts, folder=folder).run
+        logged = runs.note_origin(store, result, folder)
+        if not logged and not is_seen:
+            rendered = pages.render(result, folder=folder)
+            # Another revision may have other files; those that the pages are made of are checked.
+            artifacts = [path for path in paths.ARTIFACTS if (folder / path).is_file()]
+            logged = runs.ensure(store, result, rendered, artifacts=artifacts, folder=folder)
+            print(f"sync: {name} is logged, as run {logged.run.info.run_name}")
     except ServiceUnavailableError:
         raise
     except InputError as error:
         print(f"sync: {name} left out: {error}")
         return False
-    print(f"sync: {name} is logged, as run {run.info.run_name}")
+    if logged:
+        seen[identity] = logged.version
     return True

@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from mnist.core.errors import InputError
 
@@ -96,6 +96,22 @@ def write_json(path: Path, value: Any) -> None:
         ValueError: a number is NaN or infinite, which JSON cannot hold.
     """
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+@contextmanager
+def appending(path: Path) -> Iterator[BinaryIO]:
+    """Append to a file of lines; what is written is on the disk when the block ends.
+
+    A last line that a crash left without its end gets one first.
+    """
+    with path.open("ab+") as stream:
+        if stream.seek(0, os.SEEK_END):
+            stream.seek(-1, os.SEEK_END)
+            if stream.read(1) != b"\n":
+                stream.write(b"\n")
+        yield stream
+        stream.flush()
+        os.fsync(stream.fileno())
 
 
 def read_json(path: Path) -> Any:

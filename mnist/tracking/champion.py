@@ -8,22 +8,23 @@ first look to the move, so two promotions at once in one checkout and its worktr
 
 The version that becomes the champion is tagged with the champions before it, the last one first
 (`promoted_over`). `mnist rollback` follows this tag, step by step.
+
+A store that lost its champion gets it back from the records, by the digest of the weights: `restore`.
 """
 
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, TypeVar
 
 from mlflow.entities import Run
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
-from mnist.core import paths
+from mnist.core import files, paths
 from mnist.core.config import Registry
 from mnist.core.errors import InputError
 from mnist.evaluation.predictions import Predictions, parse_table
@@ -31,6 +32,7 @@ from mnist.lineage import git
 from mnist.lineage.result import user
 from mnist.tracking import client, promotion
 from mnist.tracking.client import Store
+from mnist.tracking.events import WEIGHTS
 from mnist.tracking.promotion import CHALLENGER, CHAMPION, Decision, Model
 
 RECORD, BEFORE = "promotion", "promoted_over"  # tags of a version
@@ -116,6 +118,35 @@ def roll_back(store: Store, name: str, *, dry_run: bool) -> bool:
         incumbent=champion,
     )
     return _carry_out(store, name, decision, before=earlier, dry_run=dry_run)
+
+
+def restore(store: Store, versions: Collection[ModelVersion]) -> None:
+    """Give the alias to the recorded champion of each model that has no champion, as after a lost store.
+
+    Args:
+        store: where the versions are; the decisions were recorded for it.
+        versions: of the results that are here. Other versions are not trusted.
+
+    Raises:
+        InputError: the records cannot be read.
+    """
+    for name in sorted({version.name for version in versions}):
+        with client.lock("registry"):
+            is_there, shown = CHAMPION in _aliases(store, name), paths.shown(store.uri)
+            records = [] if is_there else promotion.champions(paths.root() / LOG, shown, name)
+            if not records:
+                continue
+            here = {one.tags[WEIGHTS]: one.version for one in versions if one.name == name}
+            last, *earlier = [(one, here.get(one.candidate.weights_sha256)) for one in records]
+            record, number = last
+            decided = f"{record.who} decided at {record.time} ({LOG})"
+            if number is None:
+                print(f"sync: models:/{name} has no champion: no result here is the one on which {decided}")
+                continue
+            before = " ".join(str(version) for _, version in earlier if version)
+            store.client.set_model_version_tag(name, number, BEFORE, before)
+            store.client.set_registered_model_alias(name, CHAMPION, number)
+            print(f"sync: models:/{name}: `{CHAMPION}` is version {number} again, as {decided}")
 
 
 def _aliases(store: Store, name: str) -> Mapping[str, str]:
@@ -242,7 +273,7 @@ def _carry_out(store: Store, name: str, decision: Decision, *, before: Sequence[
     record = promotion.record(decision, time=datetime.now(UTC), who=_who(), store=where, name=name)
     line, file = json.dumps(record), f"promotions/{record['time'].replace(':', '')}.json"
     places = [os.path.relpath(paths.root() / LOG), f"tag `{RECORD}` of version {candidate.version}"]
-    with _appending(paths.root() / LOG) as log:  # opened first: where it cannot be, nothing happens
+    with files.appending(paths.root() / LOG) as log:  # opened first: where it cannot be, nothing happens
         if candidate.run_name:  # or else there is no run to keep it
             with client.readable("MLflow's artifacts"):
                 store.client.log_text(candidate.run_id, json.dumps(record, indent=2) + "\n", file)
@@ -264,19 +295,3 @@ def _carry_out(store: Store, name: str, decision: Decision, *, before: Sequence[
 
 def _numbered(model: Model | None) -> str:
     return f"version {model.version}" if model else "unset"
-
-
-@contextmanager
-def _appending(path: Path) -> Iterator[BinaryIO]:
-    """Append to a file of lines; what is written is on the disk when the block ends.
-
-    A last line that a crash left without its end gets one first.
-    """
-    with path.open("ab+") as stream:
-        if stream.seek(0, os.SEEK_END):
-            stream.seek(-1, os.SEEK_END)
-            if stream.read(1) != b"\n":
-                stream.write(b"\n")
-        yield stream
-        stream.flush()
-        os.fsync(stream.fileno())

@@ -6,10 +6,14 @@ Nothing here imports MLflow: `mnist.tracking.champion` fetches the evidence and 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
+from mnist.core import config, files
+from mnist.core.config import Section
+from mnist.core.errors import InputError
 from mnist.evaluation.predictions import Predictions, compare
 from mnist.evaluation.statistics import Paired
 
@@ -183,6 +187,51 @@ def record(decision: Decision, *, time: datetime, who: str, store: str, name: st
         "alpha": decision.alpha,
         "min_accuracy": decision.min_accuracy,
     }
+
+
+class Promoted(Section, extra="ignore"):
+    """The model in a `Record`."""
+
+    weights_sha256: str
+
+
+class Record(Section, extra="ignore"):
+    """The part of a recorded decision by which a champion is found again."""
+
+    time: str
+    who: str
+    store: str
+    model: str
+    decision: Literal["promoted", "refused", "rolled back"]
+    candidate: Promoted
+
+
+def champions(log: Path, store: str, name: str) -> list[Record]:
+    """Return the records that made the champions of a model, the last one first.
+
+    Args:
+        log: file with a recorded decision on each line; it need not exist.
+        store: URI of the MLflow store that they are about, as `paths.shown` gives it.
+        name: of the registered model.
+
+    Raises:
+        InputError: a line is no record.
+    """
+    found: list[Record] = []
+    for number, line in enumerate(log.read_bytes().splitlines() if log.is_file() else [], start=1):
+        where = f"{log.name}, line {number}"
+        try:
+            one = config.check(Record, files.parse_json(line, where), where)
+        except InputError as error:  # a line that a crash cut off, for example
+            expected = "a record of `mnist promote`: remove the line"
+            raise InputError(where, found=error.found, expected=expected) from None
+        if (one.store, one.model) != (store, name) or one.decision == "refused":
+            continue
+        if one.decision == "rolled back":
+            found = found[:-1]
+        if [last.candidate for last in found[-1:]] != [one.candidate]:
+            found.append(one)
+    return found[::-1]
 
 
 def _facts(model: Model) -> dict[str, Any]:

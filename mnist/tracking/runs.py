@@ -84,23 +84,25 @@ def ensure(
     return Logged(run=run, version=version, is_new=is_new, stays=stays)
 
 
-def note_origin(store: Store, result: Result, folder: Path = Path()) -> bool:
-    """Add the origin of a result to its run; return whether the store has all that `ensure` would log."""
+def note_origin(store: Store, result: Result, folder: Path = Path()) -> Logged | None:
+    """Add the origin of a result to its run; return it if the store has all that `ensure` would log."""
     with client.answering(store.uri):
         start = _start(result)
         run = find(store, start, result.weights_sha256)
         if run is None:
-            return False
+            return None
         add_origin(store, run, start.tags)
         if run.info.status != "FINISHED" or not _has_files(store, run, result):
-            return False
-        if not result.is_good:
-            return True
-        from mnist.tracking import registry
+            return None
+        version = None
+        if result.is_good:
+            from mnist.tracking import registry
 
-        name, weights = result.registration.model_name, result.weights_sha256
-        version, is_usable = registry.find(store, folder, name=name, weights_sha256=weights)
-        return bool(version and is_usable and version.description)
+            name, weights = result.registration.model_name, result.weights_sha256
+            version, is_usable = registry.find(store, folder, name=name, weights_sha256=weights)
+            if not (version and is_usable and version.description):
+                return None
+        return Logged(run=run, version=version, is_new=False, stays="")
 
 
 def find(store: Store, start: Start, weights_sha256: str) -> Run | None:

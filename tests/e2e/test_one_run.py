@@ -138,6 +138,7 @@ def test_a_pipeline_that_was_killed_and_run_again_has_one_finished_run(trained: 
 
 def test_lost_files_and_a_deleted_version_come_back(trained: Clone, invoke: Invoke) -> None:
     before = complete_runs(trained)
+    assert invoke(trained, "promote").exit_code == 0
     (version,) = trained.client.search_model_versions()
     trained.client.delete_model_version(NAME, version.version)
     shutil.rmtree(trained.folder / "mlartifacts")
@@ -146,7 +147,7 @@ def test_lost_files_and_a_deleted_version_come_back(trained: Clone, invoke: Invo
     assert trained.client.get_run(abandoned.info.run_id).info.status == "KILLED"
     trained.client.delete_run(abandoned.info.run_id)
     assert ids(complete_runs(trained)) == ids(before)
-    (version,) = trained.client.search_model_versions()
+    version = trained.client.get_model_version_by_alias(NAME, "champion")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{trained.folder}/{trained.store}")
         registered = pyfunc.load_model(f"models:/{NAME}/{version.version}")
@@ -168,7 +169,8 @@ def test_a_result_that_mlflow_missed_is_registered_by_other_code(trained: Clone)
     text = trained.read("mnist/training/model.py")
     assert "relu" in text
     (trained.folder / "mnist/training/model.py").write_text(text.replace("relu", "sigmoid"))
-    trained.run("python", "-m", "mnist", "sync")  # with that code
+    done = trained.run("python", "-m", "mnist", "sync", check=False)  # with that code
+    assert done.stdout.splitlines()[-1].endswith("; 1 of these left out")  # the workspace has no result of it
     assert len(trained.client.search_model_versions()) == 2
     assert set(complete_runs(trained)) == {"0.02", "0.016"}
 
@@ -184,11 +186,12 @@ def test_sync_repairs_a_stored_model(trained: Clone, invoke: Invoke) -> None:
 def test_sync_names_what_it_leaves_out(trained: Clone, invoke: Invoke) -> None:
     """A workspace whose files are no result of it, and an experiment that left the cache."""
     trained.run("dvc", "exp", "save", "-n", "kept")
-    checkout.edit(trained, "params.yaml", "lr: 0.02", "lr: 0.018")
     assert invoke(trained, "sync").exit_code == 0
+    checkout.edit(trained, "params.yaml", "lr: 0.02", "lr: 0.018")
     shutil.rmtree(trained.folder / ".dvc/cache")
     done = invoke(trained, "sync")
     assert done.exit_code == 1
+    assert "; 3 of these left out" in done.output.splitlines()[-1]
     (workspace,) = (line for line in done.output.splitlines() if "workspace left out" in line)
     assert "lr" in workspace
     (kept,) = (line for line in done.output.splitlines() if "kept" in line)

@@ -20,8 +20,9 @@ from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 
 import mnist.cli
+from mnist.core.errors import InputError
 from mnist.evaluation.predictions import write_table
-from mnist.tracking import client
+from mnist.tracking import champion, client
 from tests import servers
 from tests.conftest import DIGITS
 
@@ -409,6 +410,40 @@ def test_rollback_retraces_a_version_that_was_the_champion_twice(desk: Desk) -> 
     while desk.rollback().exit_code == 0:
         went_back_to.append(desk.champion())
     assert went_back_to == ["2", "1"]
+
+
+def test_a_store_that_lost_its_champion_gets_the_recorded_one_by_its_weights(desk: Desk) -> None:
+    for number in range(3):
+        desk.challenger(weights=f"run-{number}")
+        assert desk.promote().exit_code == 0
+    assert desk.rollback().exit_code == 0
+    store, weights = client.connect(), desk.log[-1]["candidate"]["weights_sha256"]
+    desk.client.delete_registered_model(desk.name)
+    made = [desk.version(desk.challenger(weights=f"run-{number}")) for number in (2, 1, 0)]
+
+    champion.restore(store, made[2:])  # it is not among these results
+    assert desk.champion() is None
+    champion.restore(store, made)
+    assert desk.version(desk.champion() or "").tags["weights_sha256"] == weights
+    champion.restore(store, made)
+    assert desk.rollback().exit_code == 0
+    assert desk.champion() == str(made[2].version)
+
+    champion.restore(store, made)  # it moves no champion that is there, whatever the records are
+    (desk.folder / champion.LOG).write_text("{")
+    champion.restore(store, made)
+    desk.client.delete_registered_model_alias(desk.name, "champion")
+    with pytest.raises(InputError, match=r"promotions\.jsonl, line 1: "):
+        champion.restore(store, made)
+    assert desk.champion() is None
+
+
+def test_the_records_of_another_store_give_no_champion(desk: Desk) -> None:
+    made = desk.version(desk.challenger())
+    assert desk.promote().exit_code == 0
+    desk.client.delete_registered_model_alias(desk.name, "champion")
+    champion.restore(dataclasses.replace(client.connect(), uri="http://elsewhere.example"), [made])
+    assert desk.champion() is None
 
 
 def test_rollback_without_a_champion_or_to_a_deleted_version_says_so(desk: Desk) -> None:

@@ -21,6 +21,7 @@ COMMANDS = {
     "promote": "models",
     "rollback": "models",
     "serve": "models",
+    "predict": "score",
     "best": "results",
     "seeds": "results",
     "preset": "results",

@@ -73,6 +73,20 @@ def find(store: Store, model: str) -> Candidate:
     return candidate
 
 
+def find_version(store: Store, model: str) -> ModelVersion:
+    """Return the version that models:/NAME/VERSION or models:/NAME@ALIAS names.
+
+    Raises:
+        InputError: there is none.
+    """
+    parsed = VERSION.fullmatch(model)
+    version = _version(store, *parsed.groups()) if parsed else None
+    if version is None:
+        expected = "models:/NAME/VERSION or models:/NAME@ALIAS of a version that MLflow has"
+        raise InputError(model, found="no such version", expected=expected)
+    return version
+
+
 def _version(store: Store, name: str, alias: str | None, number: str) -> ModelVersion | None:
     try:
         if alias:

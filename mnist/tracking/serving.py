@@ -26,6 +26,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from mnist.core import config, paths
 from mnist.core.errors import InputError
+from mnist.data.image_files import RAW_PIXEL
 from mnist.data.store import Bytes
 from mnist.training.onnx_model import OnnxModel
 
@@ -50,7 +51,7 @@ EXPECTED = (  # of the batch and of what is in it, by depth
     "a list of at least one image",
     "an image: a list of 28 rows",
     "a row: a list of 28 pixels",
-    "a raw pixel: a whole number from 0 (black) to 255 (white), not scaled",
+    RAW_PIXEL,
 )
 
 

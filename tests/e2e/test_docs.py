@@ -10,7 +10,9 @@ EVERY_DAY = re.findall(r"```sh\n(.*?)```", SECTION, re.DOTALL)[-1]
 
 # By a word of theirs: what serves until it is stopped, takes minutes, or needs data that are not here. A test
 # of its own runs each.
-ELSEWHERE = re.compile(r"\b(ui|serve|queue start|dataset=|preset quick|experiments|verify|reproduce)\b")
+ELSEWHERE = re.compile(
+    r"\b(ui|serve|predict|queue start|dataset=|preset quick|experiments|verify|reproduce)\b"
+)
 
 
 def test_the_everyday_commands_run(trained: Clone) -> None:

@@ -1,6 +1,7 @@
 """The champion behind HTTP: its answers are those of `evaluate`; no model that could run code is loaded."""
 
 import asyncio
+import csv
 import http.client
 import json
 import re
@@ -113,6 +114,25 @@ def test_it_answers_as_evaluate_did_and_ends_at_an_interrupt(trained: Clone, tmp
     socket.create_server(("127.0.0.1", server.port)).close()  # the port is free at once
 
 
+def test_a_file_is_scored_by_the_champion_as_by_evaluate(
+    trained: Clone, invoke: Invoke, tmp_path: Path
+) -> None:
+    make_champion(trained)
+    images, version = tmp_path / "images.npy", f"models:/{NAME}/1"
+    np.save(images, store.load(trained.folder / "data/mnist.safetensors", "test").images_NHW)
+    tables = [
+        list(csv.DictReader(invoke(trained, "predict", str(images), *options).stdout.splitlines()))
+        for options in ([], ["--model", version], ["--model", "models/model.onnx"])
+    ]
+    assert tables[0] == tables[1] == tables[2]
+    with (trained.folder / "metrics/predictions.csv").open() as evaluated:
+        wanted = [row["predicted"] for row in csv.DictReader(evaluated)]
+    assert [row["predicted"] for row in tables[0]] == wanted
+    unknown = invoke(trained, "predict", str(images), "--model", f"models:/{NAME}/7")
+    assert (unknown.exit_code, unknown.stdout) == (2, "")
+    assert unknown.stderr.startswith(f"ERROR: models:/{NAME}/7: found no such version")
+
+
 def no_champion(clone: Clone) -> None:
     del clone
 
@@ -167,7 +187,7 @@ def test_a_champion_that_is_another_kind_of_model_is_an_error(
     version = trained.client.create_model_version(NAME, folder.as_uri(), ours.run_id, tags=tags)
     trained.client.set_registered_model_alias(NAME, "champion", version.version)
     before = sorted(path for path in trained.folder.rglob("*") if path.suffix not in (".pyc", ".lock"))
-    for command in (["serve", "--port", "0"], ["reproduce"]):
+    for command in (["serve", "--port", "0"], ["reproduce"], ["predict", "models"]):
         done = invoke(trained, *command, MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR="false")
         assert done.exit_code == 2
         assert done.stderr.startswith(f"ERROR: models:/{NAME}/2/")

@@ -172,7 +172,7 @@ def prepared() -> Iterator[Bench]:
 
 def _environment(folder: Path) -> dict[str, str]:
     """Return the environment of measured commands: this Python first on PATH, no file outside `folder`."""
-    dropped = ("DVC_", "MLFLOW_", "MNIST_", "PYTHONDONTWRITEBYTECODE")
+    dropped = ("DVC_", "MLFLOW_", "MNIST_", "ATEN_", "ONEDNN_", "PYTHONDONTWRITEBYTECODE")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(dropped)}
     (folder / "tmp").mkdir()
     return kept | {

@@ -1,4 +1,18 @@
 """From tensors to a model: networks, their ONNX file, loop, optimizers, fast CNN, several processes, history.
 
-It may import `core` and `data`.
+It may import `core` and `data`. Importing it chooses the instruction set of torch, so that all x86-64
+processors with AVX2 give equal bytes; each processor's own would train some 15 % faster.
 """
+
+import os
+from pathlib import Path
+
+CPUINFO = Path("/proc/cpuinfo")  # of Linux
+# torch reads them at its first operation. Whoever sets them chooses another set, and gets other bytes.
+VARIABLES = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"}
+
+if CPUINFO.is_file() and " avx2 " in CPUINFO.read_text(encoding="utf-8"):
+    for name, value in VARIABLES.items():
+        os.environ.setdefault(name, value)
+
+ONE_INSTRUCTION_SET = all(os.environ.get(name) == value for name, value in VARIABLES.items())

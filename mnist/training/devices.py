@@ -12,10 +12,11 @@ from torch import Tensor
 
 from mnist.core.config import Machine, Precision
 from mnist.core.errors import InputError
+from mnist.training import CPUINFO, ONE_INSTRUCTION_SET
+from mnist.training.products import HAS_ONEDNN
 
 GraphStep = Callable[[Tensor, Tensor, Tensor], Tensor]
 
-CPUINFO = Path("/proc/cpuinfo")  # of Linux
 NUM_WARM_UPS = 3  # as torch.cuda.make_graphed_callables: libraries choose and allocate here
 
 
@@ -86,7 +87,8 @@ def describe(device: torch.device, processes: int = 1) -> str:
     if device.type == "cuda":
         return f"{torch.cuda.get_device_name(device)}{others}"
     num_threads = torch.get_num_threads()
-    cpu = f"{processor_name()}, {torch.backends.cpu.get_cpu_capability()}"
+    name = "x86-64" if ONE_INSTRUCTION_SET and HAS_ONEDNN else processor_name()
+    cpu = f"{name}, {torch.backends.cpu.get_cpu_capability()}"
     return f"CPU ({cpu}), {num_threads} thread{'s' if num_threads > 1 else ''}{others}"
 
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from mnist.training.model import SimpleCNN
+from mnist.training.products import differentiable_product, product
 
 KERNEL = 5  # rows and columns of SimpleCNN's kernels
 MAX_CHANNELS = 28
@@ -58,8 +59,8 @@ class BatchLastCNN(nn.Module):
         for conv in (net.conv1, net.conv2):
             assert conv.bias is not None
             x_CHWB = convolved_pooled_rectified(x_CHWB, conv.weight, conv.bias)
-        x_FB = F.relu(torch.addmm(net.fc1.bias[:, None], net.fc1.weight, x_CHWB.flatten(0, 2)))
-        logits_KB = torch.addmm(net.fc2.bias[:, None], net.fc2.weight, x_FB)
+        x_FB = F.relu(differentiable_product(net.fc1.weight, x_CHWB.flatten(0, 2)) + net.fc1.bias[:, None])
+        logits_KB = differentiable_product(net.fc2.weight, x_FB) + net.fc2.bias[:, None]
         return F.log_softmax(logits_KB, dim=0).t()
 
 
@@ -93,13 +94,13 @@ class _ConvolvedPooledRectified(torch.autograd.Function):
         ).reshape(num_in * WINDOW**2, num_pooled)
         # All four are one matrix product. A third of its multiplications are by the zeros around the
         # kernels, and it still takes a third of the time of `conv2d`.
-        placed = weight_FCHW.reshape(num_out * num_in, KERNEL**2) @ PLACES.to(weight_FCHW.dtype)
+        placed = product(weight_FCHW.reshape(num_out * num_in, KERNEL**2), PLACES.to(weight_FCHW.dtype))
         kernels = (
             placed.view(num_out, num_in, POOL**2, WINDOW**2)
             .permute(2, 0, 1, 3)
             .reshape(POOL**2 * num_out, num_in * WINDOW**2)
         )
-        convolved = (kernels @ windows).view(POOL**2, num_out * num_pooled)
+        convolved = product(kernels, windows).view(POOL**2, num_out * num_pooled)
 
         largest = convolved.amax(0)
         is_largest = convolved.eq_(largest)  # as 1.0 and 0.0: arithmetic on booleans is slow
@@ -124,19 +125,21 @@ class _ConvolvedPooledRectified(torch.autograd.Function):
         grad_convolved = grad_convolved.view(POOL**2 * num_out, num_pooled)
 
         grad_placed = (
-            (grad_convolved @ windows.t())
+            product(grad_convolved, windows.t())
             .view(POOL**2, num_out, num_in, WINDOW**2)
             .permute(1, 2, 0, 3)
             .reshape(num_out * num_in, POOL**2 * WINDOW**2)
         )
-        grad_weight_FCHW = (grad_placed @ PLACES.t().to(grad.dtype)).view(num_out, num_in, KERNEL, KERNEL)
+        grad_weight_FCHW = product(grad_placed, PLACES.t().to(grad.dtype)).view(
+            num_out, num_in, KERNEL, KERNEL
+        )
         if not ctx.needs_input_grad[0]:
             return None, grad_weight_FCHW, grad_bias_F
 
         # Add each window's gradient where the window was: first along the rows, then down the columns.
         # In pairs of pixels the windows are one apart, so 3 + 3 additions replace 36.
         pairs = WINDOW // POOL
-        grad_windows = (kernels.t() @ grad_convolved).view(
+        grad_windows = product(kernels.t(), grad_convolved).view(
             num_in * WINDOW, pairs, POOL, rows, columns, num_images
         )
         grad_lines = grad.new_zeros(num_in * WINDOW, rows, width // POOL, POOL, num_images)

@@ -18,6 +18,7 @@ from mnist.core import files
 from mnist.core.config import Architecture, Section
 from mnist.core.errors import InputError
 from mnist.data.store import Images
+from mnist.training.products import Linear
 
 NUM_PIXELS = 28 * 28
 NUM_HIDDEN = 8  # units of an MLP's layers, the course's: as many parameters as the CNN of 6 channels has
@@ -45,10 +46,8 @@ class SimpleCNN(nn.Module):
         super().__init__()
         self.conv1 = nn.Conv2d(1, n_features, kernel_size=5)
         self.conv2 = nn.Conv2d(n_features, n_features, kernel_size=5)
-        self.fc1 = nn.Linear(
-            n_features * 4 * 4, 50
-        )  # of 28 rows, convolutions and poolings leave 24, 12, 8, 4
-        self.fc2 = nn.Linear(50, num_classes)
+        self.fc1 = Linear(n_features * 4 * 4, 50)  # of 28 rows, convolutions and poolings leave 24, 12, 8, 4
+        self.fc2 = Linear(50, num_classes)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """Return log-probabilities, float32 (B, K), of normalized images, float32 (B, 1, H, W)."""
@@ -69,9 +68,9 @@ class MLP(nn.Module):
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(NUM_PIXELS, NUM_HIDDEN)
-        self.fc2 = nn.Linear(NUM_HIDDEN, NUM_HIDDEN)
-        self.fc3 = nn.Linear(NUM_HIDDEN, num_classes)
+        self.fc1 = Linear(NUM_PIXELS, NUM_HIDDEN)
+        self.fc2 = Linear(NUM_HIDDEN, NUM_HIDDEN)
+        self.fc3 = Linear(NUM_HIDDEN, num_classes)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """Return log-probabilities, float32 (B, K), of normalized images, float32 (B, 1, H, W)."""

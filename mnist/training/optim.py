@@ -90,7 +90,8 @@ class Adam(Optimizer):
         self.num_steps += 1
         self.mean_P.lerp_(self.grads_P, 1 - self.beta1)
         self.square_P.mul_(self.beta2).addcmul_(self.grads_P, self.grads_P, value=1 - self.beta2)
-        root_P = (self.square_P / (1 - self.beta2**self.num_steps)).sqrt_().add_(ADAM_EPSILON)
+        # `sqrt_` is MKL's, whose last bits differ between processors; these two are torch's own.
+        root_P = (self.square_P / (1 - self.beta2**self.num_steps)).rsqrt_().reciprocal_().add_(ADAM_EPSILON)
         self.params_P.addcdiv_(self.mean_P * (lr / (1 - self.beta1**self.num_steps)), root_P, value=-1)
 
     def state(self) -> list[Tensor]:

@@ -42,9 +42,10 @@ def test_outputs_and_gradients_are_those_of_the_network(num_images: int, n_featu
     expected = gradients(network, x_BCHW, labels_B)
     found = gradients(same, x_BCHW, labels_B)
     assert len(found) == len(expected) == 8
+    # Sums of up to some 10^4 products in another order: float32 has 1.2e-7, and terms may cancel.
+    largest = max(float(other.abs().max()) for other in expected)
     for one, other in zip(found, expected, strict=True):
-        # Sums of up to some 10^4 products in another order: float32 has 1.2e-7.
-        torch.testing.assert_close(one, other, rtol=0, atol=float(other.abs().max()) * 1e-5)
+        torch.testing.assert_close(one, other, rtol=0, atol=largest * 3e-6)
 
 
 @pytest.mark.parametrize(

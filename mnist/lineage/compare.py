@@ -1,8 +1,8 @@
 """The comparison of two sets of outputs, byte for byte or within tolerances, for `verify` and `reproduce`.
 
 The bytes of weights, and of all that is computed from them, depend on the kind of processor (x86-64 with
-AVX2 is one), the number of threads and the versions of the libraries. If these differ, numbers must be within a tolerance,
-and files without numbers (weights, pictures, pages) may have different bytes.
+AVX2 is one), the number of threads and the versions of the libraries. If these differ, numbers must be
+within a tolerance, and files without numbers (weights, pictures, pages) may have different bytes.
 """
 
 import csv

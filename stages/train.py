@@ -35,8 +35,12 @@ def run(
     training_metrics: Path = paths.TRAINING_METRICS,
     epochs_table: Path = paths.HISTORY,
     steps_table: Path = paths.STEPS,
-) -> None:
-    """Train on the training images, watch the validation images, write weights and curves."""
+) -> str:
+    """Train on the training images, watch the validation images, write weights and curves.
+
+    Returns:
+        The machine, as far as the bytes of the weights depend on it.
+    """
     with distributed.init(params.processes) as ctx:
         seed, precision = params.seed, params.precision
         require_valid(validation, dataset)
@@ -54,10 +58,10 @@ def run(
         fitting = loop.fit(
             net, train=train, val=val, recipe=params, seed=seed, device=device, precision=precision, ctx=ctx
         )
+        where, num_parameters = devices.describe(device, ctx.size), model.num_parameters(net)
         if ctx.rank > 0:  # rank 0 alone prints and writes
             deque(fitting, maxlen=0)  # to its end
-            return
-        where, num_parameters = devices.describe(device, ctx.size), model.num_parameters(net)
+            return where
         print(f"train: {params.model} with {num_parameters:,} parameters, on {where}; ", end="")
         print(f"{len(train):,} images to train on, {len(val):,} to validate")
         with (
@@ -76,6 +80,7 @@ def run(
             digest = files.sha256(weights)
             onnx_model.export(onnx, net.cpu().eval(), weights_sha256=digest, images=val)
             record.finish(digest, seconds)
+    return where
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mnist.core import config, files, paths
+from mnist.core import config, custody, files, paths
 from mnist.core.config import Machine
 from mnist.core.errors import InputError
 
@@ -83,7 +83,10 @@ def outs_compared(
 
     weights = paths.WEIGHTS.as_posix()
     tolerances = compare.tolerances(is_equal=wrote.get(weights) == writes.get(weights))
-    differing = by_machine(stages)
+    machines = [custody.machine(folder) for folder in (before, after)]
+    # A GPU's libraries may choose other kernels on the next machine of its name.
+    is_exact = machines[0] == machines[1] and machines[0].startswith("CPU")
+    differing = set() if is_exact else by_machine(stages)
     for one in stages:
         for path, out in one.outs.items():
             digest = out.digest if out.kept_in == "git" else wrote.get(path)
@@ -114,7 +117,7 @@ def verdict(reasons: Sequence[str], rows: Sequence["Row"]) -> str:
         return f"does not hold: the outputs are the same, but see the lines with NO above; {REMEDY}"
     others = sum(row.answer != "equal" for row in rows)
     if others:
-        return f"holds within the tolerances: {others} numbers or files differ, as on another processor"
+        return f"holds within the tolerances: {others} numbers or files differ, as on another kind of machine"
     return "holds: the committed code makes every committed output, byte for byte"
 
 

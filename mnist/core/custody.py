@@ -30,11 +30,13 @@ class Receipt(config.Section):
         params: that `dvc.yaml` lists for the stage, by dotted keys.
         deps: SHA-256 of the files of earlier stages that it read, by path.
         outs: SHA-256 of the files and folders that it wrote, by path.
+        machine: on whose kind the bytes of its outs depend; None where they depend on none.
     """
 
     params: dict[str, Any]
     deps: dict[str, config.Digest]
     outs: dict[str, config.Digest]
+    machine: str | None = None
 
 
 def receipt_of(stage: str) -> Path:
@@ -43,22 +45,24 @@ def receipt_of(stage: str) -> Path:
 
 
 @contextmanager
-def held(stage: str, folder: Path = Path()) -> Iterator[None]:
+def held(stage: str, folder: Path = Path()) -> Iterator[dict[str, str]]:
     """Check what a stage reads, run the block, and write the stage's receipt if its outs list one.
+
+    The block gets a dictionary, in which it may set the receipt's `machine`.
 
     Raises:
         InputError: as `check`.
     """
     pipeline = _Pipeline(folder)
     deps = pipeline.check(stage)
-    yield
+    more: dict[str, str] = {}
+    yield more
     receipt = receipt_of(stage)
     if pipeline.makers.get(receipt.as_posix()) == stage:
         outs = (out for out in pipeline.stages[stage].made if out != receipt.as_posix())
-        content = Receipt(
-            params=pipeline.params(stage), deps=deps, outs={out: digest(folder / out) for out in outs}
-        )
-        files.write_json(folder / receipt, content.model_dump())
+        digests = {out: digest(folder / out) for out in outs}
+        content = Receipt(params=pipeline.params(stage), deps=deps, outs=digests, **more)
+        files.write_json(folder / receipt, content.model_dump(exclude_none=True))
 
 
 def check(stage: str, folder: Path = Path()) -> None:
@@ -69,6 +73,13 @@ def check(stage: str, folder: Path = Path()) -> None:
             other params or other files.
     """
     _Pipeline(folder).check(stage)
+
+
+def machine(folder: Path) -> str:
+    """Return the machine that the receipts of a checkout name; empty where none does."""
+    receipts = sorted((folder / RECEIPTS).glob("*.json"))
+    found = (config.check(Receipt, files.read_json(file), str(file)).machine for file in receipts)
+    return next(filter(None, found), "")
 
 
 def digest(path: Path) -> str:

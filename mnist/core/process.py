@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import NoReturn, TypeVar
 
@@ -21,21 +21,25 @@ P = TypeVar("P", bound=config.Section)
 GC_THRESHOLD = 300_000
 
 
-def main(run: Callable[..., None], wanted: type[P]) -> None:
+def main(run: Callable[..., str | None], wanted: type[P]) -> None:
     """Run a stage in the current folder with its part of `params.yaml`, and end as `reported` does."""
     with reported():
         perform(run, config.load(paths.PARAMS).only(wanted))
 
 
-def perform(run: Callable[..., None], settings: config.Section) -> None:
+def perform(run: Callable[..., str | None], settings: config.Section) -> None:
     """Run a stage with these params, and end this process if the stage is its main module.
 
-    The first of several processes checks what the stage reads, and writes its receipt (`mnist.core.custody`).
+    The first of several processes checks what the stage reads, and writes its receipt (`mnist.core.custody`)
+    with the machine that `run` returns, if it does.
     """
     _refuse_shallow_clone()
     is_first = "TORCHELASTIC_RUN_ID" not in os.environ or os.environ["RANK"] == "0"
-    with custody.held(Path(run.__code__.co_filename).stem) if is_first else nullcontext():
-        run(params=settings)
+    stage = Path(run.__code__.co_filename).stem
+    held: AbstractContextManager[dict[str, str]] = custody.held(stage) if is_first else nullcontext({})
+    with held as receipt:
+        if machine := run(params=settings):
+            receipt["machine"] = machine
     if run.__module__ == "__main__":  # not in a test
         leave()
 

@@ -83,7 +83,7 @@ def init(processes: int) -> Iterator[Context]:
         dist.destroy_process_group()  # not after an error: it would wait for processes that are gone
 
 
-def main(run: Callable[..., None], wanted: type[config.Section], module: str) -> None:
+def main(run: Callable[..., str | None], wanted: type[config.Section], module: str) -> None:
     """Run the stage `module` in this process, as one of torchrun's processes, or by starting torchrun."""
     with process.reported():
         settings, is_worker = config.load(paths.PARAMS), "TORCHELASTIC_RUN_ID" in os.environ
@@ -129,7 +129,7 @@ def _start_torchrun(module: str, settings: config.Params) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _run_worker(run: Callable[..., None], params: config.Section) -> None:
+def _run_worker(run: Callable[..., str | None], params: config.Section) -> None:
     """Run the stage as one of torchrun's processes, which reports its error."""
     threading.Thread(target=_end_with, args=[os.getppid()], daemon=True).start()
     from torch.distributed.elastic.multiprocessing.errors import record

@@ -9,6 +9,7 @@ from click.testing import CliRunner
 
 from mnist import cli
 from mnist.cli import reproduce
+from mnist.core import custody, files
 from mnist.core.errors import InputError
 from mnist.lineage.compare import Answer, Row
 from mnist.lineage.lock import Out, Stage
@@ -48,6 +49,25 @@ def test_what_follows_a_device_depends_on_the_machine() -> None:
     ]
     assert reproduce.by_machine(stages) == {"train", "score", "report"}
     assert reproduce.by_machine(stages[-1:]) == set()
+
+
+@pytest.mark.parametrize(
+    ("machine", "answer"),
+    [("CPU (x86-64, AVX2), 1 thread", "NO"), ("CPU (Apple M4, DEFAULT), 1 thread", "close")],
+    ids=["equal", "another"],
+)
+def test_numbers_may_differ_on_another_machine_only(machine: str, answer: str, tmp_path: Path) -> None:
+    train = stage("train", reads=[], writes="scores.json", params={"device": "cpu"})
+    folders = tmp_path / "before", tmp_path / "after"
+    for folder, made_on, loss in zip(
+        folders, ("CPU (x86-64, AVX2), 1 thread", machine), (0.5, 0.501), strict=True
+    ):
+        files.write_json(folder / "scores.json", {"loss": loss})
+        receipt = custody.Receipt(params={}, deps={}, outs={}, machine=made_on)
+        files.write_json(folder / custody.receipt_of("train"), receipt.model_dump())
+    written = {"scores.json": "2"}
+    (row,) = reproduce.outs_compared([train], {}, written, *folders)
+    assert (row.what, row.answer) == ("scores.json: loss", answer)
 
 
 @pytest.fixture

@@ -48,8 +48,9 @@ def test_the_first_process_writes_the_receipt(
     (tmp_path / "dvc.yaml").write_text(pipeline)
     for name, value in {"RANK": "1", **variables}.items():  # some schedulers set it for every process
         monkeypatch.setenv(name, value)
-    process.perform(lambda params: None, config.load(paths.PARAMS).only(config.Split))  # noqa: ARG005
+    process.perform(lambda params: "a machine", config.load(paths.PARAMS).only(config.Split))  # noqa: ARG005
     assert receipt.is_file() == is_first
+    assert custody.machine(tmp_path) == ("a machine" if is_first else "")
 
 
 SHALLOW = {

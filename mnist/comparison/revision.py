@@ -7,6 +7,7 @@ with its reason; the other files are still read.
 import csv
 import logging
 import math
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -58,6 +59,8 @@ def read(base: str, head: str, root: Path) -> tuple[Snapshot, Snapshot]:
     logging.getLogger("dvc").setLevel(logging.CRITICAL)  # it would print what becomes one of `problems`
     # Resolved before DVC opens the repository: it does not see packs that are fetched afterwards.
     commits = ["" if name == WORKSPACE else git.resolve(name, folder=root) for name in (base, head)]
+    for commit in filter(None, commits):  # DVC waits for ever for a damaged object, which git names
+        git.output("archive", f"--output={os.devnull}", commit, folder=root)
     sides = [_read(root, name, commit) for name, commit in zip((base, head), commits, strict=True)]
     if sides[0].commit:
         sides[1].num_missing = git.num_missing(sides[0].commit, sides[1].commit, folder=root)

@@ -109,6 +109,17 @@ def test_results_are_read(made: Repository, name: str) -> None:
     assert (found.stale, found.problems) == ((), {})
 
 
+def test_a_damaged_object_of_git_is_named(made: Repository) -> None:  # DVC would wait for it
+    made.write({"m.json": '{"accuracy": 0.75}'})
+    made.commit()
+    digest = made.git("rev-parse", "HEAD:m.json")
+    file = made.folder / ".git/objects" / digest[:2] / digest[2:]
+    file.chmod(0o600)
+    file.write_bytes(b"")
+    with pytest.raises(InputError, match=digest[:7]):
+        made.read("HEAD")
+
+
 @pytest.mark.parametrize(
     ("file", "text", "reason"),
     [

@@ -19,6 +19,7 @@ P = TypeVar("P", bound=config.Section)
 # and collecting them again and again is a fifth of its time (torch 1.3 -> 1.0 s, Great Expectations
 # 2.4 -> 1.9 s; with collections disabled it is the same).
 GC_THRESHOLD = 300_000
+READ = ("*", ".dvc/config*", "data/*", "datasets/*", "models/*", "metrics/**/*")  # files of a checkout
 
 
 def main(run: Callable[..., str | None], wanted: type[P]) -> None:
@@ -53,6 +54,13 @@ def _refuse_shallow_clone() -> None:
         raise InputError("git", found="a shallow clone", expected=expected)
 
 
+def _refuse_pipes() -> None:
+    """Refuse a named pipe in the place of a file: we, or DVC, would wait for ever for its writer."""
+    for path in (path for pattern in READ for path in Path().glob(pattern)):
+        if path.is_fifo():
+            raise InputError(str(path), found="a named pipe", expected="a file")
+
+
 def leave(status: int = 0) -> NoReturn:
     """End this process at once, with all files closed.
 
@@ -81,6 +89,7 @@ def reported(*, failure: int = 1) -> Iterator[None]:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # not every encoding has arrows, or kana
     try:
+        _refuse_pipes()
         yield
     except (InputError, OSError) as error:
         print(f"ERROR: {error}", file=sys.stderr)

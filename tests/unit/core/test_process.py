@@ -39,6 +39,17 @@ def test_an_error_is_one_line_and_the_exit_status_that_a_tool_chose(
     assert capsys.readouterr() == ("", f"ERROR: {error}\n")
 
 
+def test_a_named_pipe_in_the_place_of_a_file_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "data").mkdir()
+    os.mkfifo(tmp_path / "data/stats.json")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit), process.reported():
+        pytest.fail("the block ran")
+    assert capsys.readouterr().err.startswith("ERROR: data/stats.json: found a named pipe")
+
+
 @pytest.mark.parametrize(("variables", "is_first"), [({}, True), ({"TORCHELASTIC_RUN_ID": "1"}, False)])
 def test_the_first_process_writes_the_receipt(
     variables: dict[str, str], is_first: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

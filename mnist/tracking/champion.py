@@ -159,7 +159,7 @@ def _aliases(store: Store, name: str) -> Mapping[str, str]:
 
 def _before(version: ModelVersion) -> list[str]:
     """Return the champions before this version, the last one first."""
-    return str(version.tags.get(BEFORE, "")).split()
+    return str(version.tags.get(BEFORE) or "").split()
 
 
 def _known(question: Callable[..., T], *arguments: str) -> T | None:

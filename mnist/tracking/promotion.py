@@ -140,7 +140,7 @@ def tested_on_others(challenger: Model, champion: Model) -> str:
     """Return the reason why their test images differ, and the remedy; empty if they are the same."""
     assert challenger.predictions
     assert champion.predictions
-    ours, theirs = (model.tags.get(TESTED_ON, "") for model in (challenger, champion))
+    ours, theirs = (model.tags.get(TESTED_ON) or "" for model in (challenger, champion))
     again = (
         f"run the champion's experiment on the present data "
         f"(it was made by `{champion.tags.get('rerun') or 'a command that its run does not name'}`)"

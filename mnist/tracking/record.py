@@ -105,7 +105,7 @@ def _finished(store: Store, wanted: str = "") -> list[Run]:
 
 
 def _experiments(run: Run) -> list[str]:
-    return str(run.data.tags.get(EXPERIMENTS, "")).split()
+    return str(run.data.tags.get(EXPERIMENTS) or "").split()
 
 
 def _listed(names: Iterable[str]) -> str:

@@ -270,7 +270,7 @@ def set_challenger(store: Store, version: ModelVersion, *, time_ms: int) -> str:
     registry, name = store.client, version.name
     with client.lock("registry"):
         model = registry.get_registered_model(name)
-        tag = model.tags.get(CHALLENGER_TIME, "")
+        tag = model.tags.get(CHALLENGER_TIME) or ""
         latest_ms = int(tag) if MILLISECONDS.fullmatch(tag) else 0  # others may have written it
         if time_ms < latest_ms:
             latest, this = (

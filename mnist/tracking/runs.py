@@ -167,7 +167,7 @@ def log_points(
 def add_origin(store: Store, run: Run, tags: Mapping[str, str]) -> None:
     """Add the experiment and the commit of a start's tags to those that led to this run."""
     for name, added in ((EXPERIMENTS, tags.get(EXPERIMENTS)), (COMMITS, tags.get(COMMIT))):
-        known = run.data.tags.get(name, "").split()
+        known = (run.data.tags.get(name) or "").split()
         if added and added not in known:
             store.client.set_tag(run.info.run_id, name, " ".join([*known, added]))
 
@@ -181,7 +181,7 @@ def this_process() -> str:
 def _logged_by(run: Run) -> tuple[int, int] | None:
     """Return id and start of the process of this machine that its tag names; None without a valid tag."""
     host = re.escape(socket.gethostname())
-    found = re.fullmatch(f"{host}:([0-9]{{1,10}}):([0-9]{{1,10}})", run.data.tags.get(LOGGED_BY, ""))
+    found = re.fullmatch(f"{host}:([0-9]{{1,10}}):([0-9]{{1,10}})", run.data.tags.get(LOGGED_BY) or "")
     return (int(found[1]), int(found[2])) if found else None
 
 

@@ -195,7 +195,7 @@ def check_leftovers() -> str:
     parts = set(root.glob(".mlflow.db.*"))
     for folder in {path.parent for path in paths.ARTIFACTS} | {root / paths.DOWNLOADS.parent}:
         parts |= set(folder.glob(f"{files.PART}*") if folder == HERE else folder.rglob(f"{files.PART}*"))
-    if old := sorted(str(path) for path in files.abandoned(parts)):
+    if old := sorted(str(path) for path in [*files.abandoned(parts), *files.left_behind()]):
         found, command = f"{len(old)}", ["rm", "-rf", *old]
         raise RepairableError("files of killed writers", found=found, expected="none", command=command)
     return "none"

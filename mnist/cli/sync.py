@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mnist.core import config, custody, paths
+from mnist.core import config, custody, files, paths
 from mnist.core.config import Registration
 from mnist.core.errors import InputError, ServiceUnavailableError
 from mnist.evaluation import pages, results
@@ -46,9 +46,9 @@ def sync() -> None:
     # The newest first: where the same weights were evaluated twice, by other code, that one counts.
     seen: dict[str, ModelVersion | None] = {}
     num_left = int(not _sync_workspace(store, past, seen))
-    with tempfile.TemporaryDirectory() as kept:
+    with files.temporary("sync") as kept:
         for revision in past:
-            num_left += not _sync_revision(store, revision, seen, Path(kept))
+            num_left += not _sync_revision(store, revision, seen, kept)
     with client.answering(store.uri):
         runs.close_abandoned(store)
         champion.restore(store, [version for version in seen.values() if version])

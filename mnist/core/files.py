@@ -2,11 +2,13 @@
 
 import csv
 import errno
+import fcntl
 import glob
 import hashlib
 import io
 import json
 import os
+import shutil
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,6 +19,7 @@ from typing import Any, BinaryIO
 from mnist.core.errors import InputError
 
 PART = ".part."  # begins the name of a file that is not whole; .gitignore and .dvcignore have it
+TEMPORARY = "mnist-pipeline-"  # begins the name of a temporary folder
 ABANDONED_SECONDS = 3600  # after which such a file is one of a killed writer
 NO_SPACE = [os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)]
 
@@ -54,6 +57,33 @@ def abandoned(paths: Iterable[Path]) -> Iterator[Path]:
         with suppress(FileNotFoundError):  # another writer removes them too
             if path.stat().st_mtime < time.time() - ABANDONED_SECONDS:
                 yield path
+
+
+@contextmanager
+def temporary(purpose: str) -> Iterator[Path]:
+    """Yield a temporary folder, with `purpose` in its name; those that killed processes left are removed."""
+    for old in left_behind():
+        shutil.rmtree(old, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix=f"{TEMPORARY}{purpose}-", ignore_cleanup_errors=True) as name:
+        handle = os.open(name, os.O_RDONLY)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            yield Path(name).resolve()
+        finally:
+            os.close(handle)
+
+
+def left_behind() -> Iterator[Path]:
+    """Yield the abandoned temporary folders of this user whose lock no process holds."""
+    for folder in abandoned(Path(tempfile.gettempdir()).resolve().glob(f"{TEMPORARY}*")):
+        with suppress(OSError):  # no folder, not ours to read, or locked
+            handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if os.fstat(handle).st_uid == os.getuid():
+                    yield folder
+            finally:
+                os.close(handle)
 
 
 @contextmanager

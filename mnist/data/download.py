@@ -139,7 +139,7 @@ def _numbers(name: str, path: Path) -> Bytes:
 
     read_file = datasets.mnist.read_label_file if "labels" in name else datasets.mnist.read_image_file
     try:
-        with files.writing(Path(tempfile.gettempdir())), tempfile.TemporaryDirectory() as folder:
+        with files.writing(Path(tempfile.gettempdir())), files.temporary("download") as folder:
             numbers: Bytes = read_file(datasets.utils.extract_archive(path, folder)).numpy().astype(np.uint8)
     except InputError:  # a full disk
         raise

@@ -6,7 +6,6 @@ import os
 import re
 import shlex
 import shutil
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
@@ -244,8 +243,8 @@ def _index_with_new(inputs: list[str]) -> Iterator[Path | None]:
     if not names:
         yield None
         return
-    with tempfile.TemporaryDirectory() as folder:
-        index = Path(folder) / "index"
+    with files.temporary("index") as folder:
+        index = folder / "index"
         with suppress(FileNotFoundError):  # git has none before the first `git add`
             shutil.copyfile(git.text("rev-parse", "--git-path", "index", folder=HERE), index)
         git.output("--literal-pathspecs", "add", "--intent-to-add", "--", *names, folder=HERE, index=index)

@@ -12,14 +12,13 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from mnist.core import config, paths
+from mnist.core import config, files, paths
 from mnist.core.config import DATASET
 from mnist.core.errors import InputError
 from mnist.lineage import git
@@ -66,14 +65,14 @@ def temporary(commit: str, purpose: str) -> Iterator[Sandbox]:
         raise InputError(f"commit {commit}", found=found, expected="it: run `git fetch`")
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
         signal.signal(signal.SIGHUP, signal.default_int_handler)
-    folder = Path(tempfile.mkdtemp(prefix=f"mnist-{purpose}-")).resolve()
-    repository = folder / "checkout"
-    try:
-        _check_out(full_hash, home, repository)
-        inside = git.text("rev-parse", "--show-prefix", folder=home)
-        yield Sandbox(folder=folder, repository=repository, checkout=repository / inside)
-    finally:
-        _remove(folder)
+    with files.temporary(purpose) as folder:
+        repository = folder / "checkout"
+        try:
+            _check_out(full_hash, home, repository)
+            inside = git.text("rev-parse", "--show-prefix", folder=home)
+            yield Sandbox(folder=folder, repository=repository, checkout=repository / inside)
+        finally:
+            _remove(folder)
 
 
 def _remove(folder: Path) -> None:

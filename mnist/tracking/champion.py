@@ -14,7 +14,6 @@ A store that lost its champion gets it back from the records, by the digest of t
 
 import json
 import os
-import tempfile
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -240,8 +239,8 @@ def _artifact(store: Store, run_id: str, path: Path) -> str | None:
         listed = store.client.list_artifacts(run_id, path.parent.as_posix())
         if path.as_posix() not in {file.path for file in listed}:
             return None
-        with tempfile.TemporaryDirectory() as folder:
-            file = store.client.download_artifacts(run_id, path.as_posix(), folder)
+        with files.temporary("run") as folder:
+            file = store.client.download_artifacts(run_id, path.as_posix(), str(folder))
             return Path(file).read_text(encoding="utf-8", errors="replace")
 
 

@@ -7,7 +7,6 @@ two of its files, `MLmodel` and the ONNX file.
 import contextlib
 import io
 import re
-import tempfile
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -140,8 +139,8 @@ def _attach(store: Store, version: ModelVersion, card: str) -> ModelVersion:
     if not card:
         return version
     text = pages.of_version(card, version.name, str(version.version))
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / pages.README
+    with files.temporary("card") as folder:
+        file = folder / pages.README
         file.write_text(text, encoding="utf-8")
         store.client.log_model_artifact(_model_id(version), str(file))
     if version.description:
@@ -211,7 +210,7 @@ def load(store: Store, uri: str, tags: Mapping[str, str], *, num_threads: int = 
         InputError: a file is missing, or it is not a model that `register` stored.
     """
     _use(store)
-    with tempfile.TemporaryDirectory() as temporary, client.readable(uri):
+    with files.temporary("model") as temporary, client.readable(uri):
         stored = ModelsArtifactRepository(uri)
         name = _data_of(_download(stored, MLMODEL, temporary, MAX_MLMODEL_BYTES), uri)
         file = _download(stored, name, temporary, onnx_model.MAX_BYTES)
@@ -233,7 +232,7 @@ def load_version(store: Store, version: ModelVersion, *, num_threads: int = 1) -
     return load(store, uri, version.tags, num_threads=num_threads)
 
 
-def _download(stored: ModelsArtifactRepository, name: str, folder: str, max_bytes: int) -> Path:
+def _download(stored: ModelsArtifactRepository, name: str, folder: Path, max_bytes: int) -> Path:
     """Download one file of a stored model."""
     listed = {file.path: file for file in stored.list_artifacts(None)}
     found = "no such file" if name not in listed else "a folder" if listed[name].is_dir else ""
@@ -242,7 +241,7 @@ def _download(stored: ModelsArtifactRepository, name: str, folder: str, max_byte
     if found:
         where = f"{stored.artifact_uri}/{name}"
         raise InputError(where, found=found, expected="a file of a model that `register` stored")
-    return Path(stored.download_artifacts(name, folder))
+    return Path(stored.download_artifacts(name, str(folder)))
 
 
 def _data_of(description: Path, uri: str) -> str:

@@ -4,7 +4,6 @@ import json
 import re
 import socket
 import sys
-import tempfile
 import time
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -283,8 +282,7 @@ def _log_files(
     """
     if _has_files(store, run, result):
         return
-    with tempfile.TemporaryDirectory() as temporary:
-        kept = Path(temporary)
+    with files.temporary("run") as kept:
         for name in artifacts:
             if not (folder / name).is_file():
                 raise files.missing(name)

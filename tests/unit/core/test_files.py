@@ -5,6 +5,7 @@ import math
 import os
 import resource
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,6 +23,25 @@ ROOT = Path(__file__).parents[3]
 
 def listing(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
+
+
+# ---- temporary
+
+
+def test_a_temporary_folder_is_removed_by_the_next_one_if_its_process_was_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    left = tmp_path / f"{files.TEMPORARY}left"
+    left.mkdir()
+    with files.temporary("runs") as running:
+        for folder in (left, running):
+            os.utime(folder, (0, 0))
+        assert list(files.left_behind()) == [left]
+        with files.temporary("next"):
+            assert not left.exists()
+            assert running.exists()
+    assert listing(tmp_path) == []
 
 
 # ---- replacing

@@ -192,7 +192,7 @@ def _kept(
             keeper.wait(timeout=60)
 
 
-Fault = Literal["pass", "cut", "hang", "drop"] | int  # a number is an HTTP status
+Fault = Literal["pass", "cut", "hang", "drop", "half", "page", "slow"] | int  # a number is an HTTP status
 
 
 @dataclass(frozen=True)
@@ -213,17 +213,21 @@ class Proxy(ThreadingHTTPServer):
     - `hang`: takes requests and does not answer until the fault is another one.
     - `drop`: hands requests on, and breaks the connection instead of answering, so that the server
       has done what the client must take for failed.
+    - `half`: the same, after half of the answer.
+    - `page`: answers with an HTML page and status 200, as portals do.
+    - `slow`: hands requests and answers on, a second later.
     - a number: answers with this HTTP status.
 
     Args:
         upstream: URL of the other server.
         fault: at first.
+        port: that it listens on; 0 for any free one.
     """
 
     daemon_threads = True
 
-    def __init__(self, upstream: str, fault: Fault) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
+    def __init__(self, upstream: str, fault: Fault, port: int = 0) -> None:
+        super().__init__(("127.0.0.1", port), _Handler)
         self.upstream, self.fault = urlsplit(upstream).netloc, fault
         self.choose: Callable[[str], Fault] | None = None  # the fault by a request's path, where it is set
         self.exchanges: list[Exchange] = []
@@ -246,8 +250,13 @@ class _Handler(BaseHTTPRequestHandler):
         proxy.exchanges.append(Exchange(self.command, self.path, body, fault))
         while fault == proxy.fault == "hang":
             time.sleep(0.05)
-        self.close_connection = fault in ("hang", "cut", "drop")
+        self.close_connection = fault in ("hang", "cut", "drop", "half")
         if fault in ("hang", "cut"):
+            return
+        if fault == "slow":
+            time.sleep(1)
+        if fault == "page":
+            self._answer(200, {"Content-Type": "text/html"}, b"<html><body>Sign in</body></html>\n")
             return
         if isinstance(fault, int):
             self._answer(fault, {"Content-Type": "text/plain"}, b"The proxy refuses.\n")
@@ -261,27 +270,27 @@ class _Handler(BaseHTTPRequestHandler):
         if fault != "drop":
             hop = ("connection", "content-length", "transfer-encoding", "keep-alive")
             kept = {key: value for key, value in response.getheaders() if key.lower() not in hop}
-            self._answer(response.status, kept, content)
+            self._answer(response.status, kept, content, cut=fault == "half")
 
     do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = do_HEAD = handle_any
 
-    def _answer(self, status: int, headers: dict[str, str], content: bytes) -> None:
+    def _answer(self, status: int, headers: dict[str, str], content: bytes, *, cut: bool = False) -> None:
         self.send_response(status)
         for key, value in headers.items():
             self.send_header(key, value)
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
         if self.command != "HEAD":
-            self.wfile.write(content)
+            self.wfile.write(content[: len(content) // 2] if cut else content)
 
     def log_message(self, *arguments: object) -> None:
         """Print nothing."""
 
 
 @contextmanager
-def faulty_proxy(upstream: str, fault: Fault = "pass") -> Iterator[Proxy]:
+def faulty_proxy(upstream: str, fault: Fault = "pass", port: int = 0) -> Iterator[Proxy]:
     """Start a proxy before the server at `upstream`, on a port of its own."""
-    proxy = Proxy(upstream, fault)
+    proxy = Proxy(upstream, fault, port)
     threading.Thread(target=proxy.serve_forever, args=(0.05,), daemon=True).start()
     try:
         yield proxy

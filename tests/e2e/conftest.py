@@ -52,7 +52,8 @@ def copy(template: Clone, folder: Path) -> Clone:
     """Copy a clone into `folder` / "clone"; its store is moved with it."""
     made = Clone(folder=folder / "clone", environment=checkout.environment(folder), store=template.store)
     shutil.copytree(template.folder, made.folder, symlinks=True)
-    client.move(made.folder / made.store, old=template.folder, new=made.folder)
+    if (made.folder / made.store).exists():
+        client.move(made.folder / made.store, old=template.folder, new=made.folder)
     return made
 
 

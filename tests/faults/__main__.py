@@ -45,9 +45,12 @@ def trained(folder: Path) -> Clone:
 def tried(cases: Sequence[Case], template: Clone, num_jobs: int) -> Iterator[Outcome]:
     """Yield the outcomes of all cases, as they come."""
     fork = multiprocessing.get_context("fork")  # what a case holds need not be pickled
-    with ProcessPoolExecutor(num_jobs, fork, initializer=_give, initargs=(cases, template)) as pool:
+    pool = ProcessPoolExecutor(num_jobs, fork, initializer=_give, initargs=(cases, template))
+    try:
         for done in as_completed([pool.submit(_attempt, number) for number in range(len(cases))]):
             yield done.result()
+    finally:
+        pool.shutdown(cancel_futures=True)  # after an interrupt: only those that run come to their end
 
 
 def _give(cases: Sequence[Case], template: Clone) -> None:

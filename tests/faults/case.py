@@ -4,6 +4,7 @@ import contextlib
 import signal
 import tempfile
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -47,13 +48,16 @@ class Outcome:
 def attempt(case: Case, template: Clone) -> Outcome:
     """Try a case on a copy of the trained clone; what it leaves running is ended."""
     start = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="mnist-fault-", ignore_cleanup_errors=True) as name:
+    with tempfile.TemporaryDirectory(
+        prefix="fault-", dir=template.folder.parent, ignore_cleanup_errors=True
+    ) as name:
         folder = Path(name).resolve()
         try:
             with limited():
                 problem = case.check(copy(template, folder).folder) or ""
         except Exception as error:  # noqa: BLE001 -- the other cases go on
-            problem = f"{type(error).__name__}: {error}"
+            frame = traceback.extract_tb(error.__traceback__)[-1]
+            problem = f"{type(error).__name__} in {Path(frame.filename).name}:{frame.lineno}: {error}"
         for process in checkout.processes_in(folder):
             with contextlib.suppress(psutil.Error):
                 process.kill()

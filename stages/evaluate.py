@@ -14,7 +14,7 @@ from mnist.core.errors import InputError
 from mnist.data import store as data
 from mnist.data.validation import require_valid
 from mnist.evaluation import scores
-from mnist.evaluation.predictions import write_log_probs, write_table
+from mnist.evaluation.predictions import check_log_probs, write_log_probs, write_table
 
 NUM_IMAGES = 10  # in each gallery, and in the figure of feature maps
 
@@ -57,6 +57,7 @@ def run(
     if classifier.about.weights_sha256 != files.sha256(weights):
         raise InputError(str(onnx), found="other weights", expected=f"those of {weights}: run `dvc repro`")
     log_probs_NK = classifier.log_probabilities(test.images_NHW)
+    check_log_probs(log_probs_NK, onnx)
     predicted_N, confidence_N = log_probs_NK.argmax(1), scores.confidence(log_probs_NK)
     one_a_class = test.take(np.unique(test.labels_N, return_index=True)[1][:NUM_IMAGES])
     inputs_NHW, maps = figures.layers(classifier, one_a_class.images_NHW)

@@ -16,6 +16,7 @@ from pydantic_core import PydanticCustomError
 from ruamel.yaml import YAML, Node
 from ruamel.yaml.constructor import ConstructorError, SafeConstructor
 
+from mnist.core import files
 from mnist.core.errors import InputError
 
 S = TypeVar("S", bound="Section")
@@ -165,12 +166,10 @@ def read(path: Path, *, expected: str) -> Any:
     """Return what a YAML file holds, numbers as DVC reads them (YAML 1.2); `expected` names that.
 
     Raises:
-        InputError: the file is missing, or is not YAML.
+        InputError: the file cannot be read, or is not YAML.
     """
-    try:
+    with files.reading(path, expected):
         return parse(path.read_bytes(), str(path))
-    except FileNotFoundError:
-        raise InputError(str(path), found="no such file", expected=expected) from None
 
 
 def parse(document: bytes | str, where: str) -> Any:
@@ -217,10 +216,11 @@ def read_keys(folder: Path, name: Path) -> dict[str, Any]:
     """Return the keys and values of the YAML file `name` in `folder`; none where there is no such file.
 
     Raises:
-        InputError: it holds something else.
+        InputError: it cannot be read, or holds something else.
     """
     path = folder / name
-    return parse_keys(path.read_bytes(), str(name)) if path.is_file() else {}
+    with files.reading(path, "keys and values"):
+        return parse_keys(path.read_bytes(), str(name)) if path.exists() else {}
 
 
 def parse_keys(document: bytes | str, where: str) -> dict[str, Any]:

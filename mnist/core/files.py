@@ -21,6 +21,7 @@ from mnist.core.errors import InputError
 PART = ".part."  # begins the name of a file that is not whole; .gitignore and .dvcignore have it
 TEMPORARY = "mnist-pipeline-"  # begins the name of a temporary folder
 ABANDONED_SECONDS = 3600  # after which such a file is one of a killed writer
+MADE = "the output of an earlier stage: run `dvc repro`"
 NO_SPACE = [os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)]
 
 
@@ -144,16 +145,34 @@ def appending(path: Path) -> Iterator[BinaryIO]:
         os.fsync(stream.fileno())
 
 
+@contextmanager
+def reading(path: Path, expected: str = MADE) -> Iterator[None]:
+    """Run a block that reads `path`, and report a file that is missing or cannot be read.
+
+    Raises:
+        InputError: it is missing, a folder, closed to this user, or not UTF-8 where it is read as text.
+    """
+    try:
+        yield
+    except FileNotFoundError:
+        found = "no such file"
+    except UnicodeDecodeError as error:
+        found = f"no UTF-8 (byte {error.start})"
+    except OSError as error:
+        found = "a folder" if path.is_dir() else error.strerror or str(error)
+    else:
+        return
+    raise InputError(str(path), found=found, expected=expected)
+
+
 def read_json(path: Path) -> Any:
     """Parse a JSON file of the pipeline.
 
     Raises:
-        InputError: the file is missing or is not JSON.
+        InputError: the file cannot be read or is not JSON.
     """
-    try:
+    with reading(path):
         return parse_json(path.read_bytes(), str(path))
-    except FileNotFoundError:
-        raise missing(path) from None
 
 
 def parse_json(content: bytes | str, where: str) -> Any:
@@ -172,17 +191,7 @@ def sha256(path: Path) -> str:
     """Return the SHA-256 digest of a file's bytes, in hex.
 
     Raises:
-        InputError: the file is missing.
+        InputError: the file cannot be read.
     """
-    try:
-        with path.open("rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
-    except FileNotFoundError:
-        raise missing(path) from None
-
-
-def missing(path: Path) -> InputError:
-    """Return the error for a missing input of a stage."""
-    return InputError(
-        str(path), found="no such file", expected="the output of an earlier stage: run `dvc repro`"
-    )
+    with reading(path), path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -94,7 +94,7 @@ def load(folder: Path, name: str) -> DataSet:
         InputError: there is no such file, or it is broken; every key at fault is named.
     """
     path = folder / f"{name}.yaml"
-    if path.is_file():
+    if path.exists():
         return config.check(DataSet, config.read(path, expected="a data set"), str(path))
     names = ", ".join(sorted(file.stem for file in folder.glob("*.yaml"))) or "there is none"
     raise InputError(f"{paths.PARAMS}: dataset", found=repr(name), expected=f"a file in {folder}/: {names}")

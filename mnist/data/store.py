@@ -94,11 +94,9 @@ def describe(path: Path) -> Description:
         InputError: the file is missing or broken, or has no description.
     """
     try:
-        with safe_open(path, framework="numpy") as tensors:
+        with files.reading(path), safe_open(path, framework="numpy") as tensors:
             header = tensors.metadata() or {}
         return TypeAdapter(Description).validate_json(header[DESCRIPTION], strict=True)
-    except FileNotFoundError:
-        raise files.missing(path) from None
     except (SafetensorError, KeyError, ValidationError) as error:
         found = "no name of the data set" if isinstance(error, KeyError) else " ".join(f"{error}".split())
         raise InputError(str(path), found=found, expected="the file that `download` writes") from None
@@ -125,10 +123,8 @@ def load(path: Path, split: SplitName) -> Images:
     """
     names = (f"{split}_images", f"{split}_labels")
     try:
-        with safe_open(path, framework="numpy") as tensors:
+        with files.reading(path), safe_open(path, framework="numpy") as tensors:
             images_NHW, labels_N = (tensors.get_tensor(name) for name in names)
-    except FileNotFoundError:
-        raise files.missing(path) from None
     except (SafetensorError, TypeError) as error:  # TypeError: a dtype that numpy lacks
         raise InputError(str(path), found=f"{error}", expected="the file that `download` writes") from None
     shapes_fit = labels_N.ndim == 1 and images_NHW.shape == (len(labels_N), *IMAGE_SHAPE)

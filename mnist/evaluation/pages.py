@@ -191,10 +191,8 @@ def _examples(summary: Summary, index_M: NDArray[np.int64]) -> list[dict[str, An
 
 def _embedded(png: Path) -> str:
     """Return a figure as a data URI."""
-    try:
+    with files.reading(png):
         return validation.data_uri(png.read_bytes())
-    except FileNotFoundError:
-        raise files.missing(png) from None
 
 
 def card(summary: Summary, result: Result) -> str:

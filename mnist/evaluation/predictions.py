@@ -91,12 +91,10 @@ def read_table(path: Path) -> Predictions:
     """Read the table that `write_table` wrote.
 
     Raises:
-        InputError: the file is missing or malformed; the line is named.
+        InputError: the file cannot be read or is malformed; the line is named.
     """
-    try:
-        return parse_table(path.read_text(encoding="utf-8", errors="replace"), str(path))
-    except FileNotFoundError:
-        raise files.missing(path) from None
+    with files.reading(path):
+        return parse_table(path.read_text(encoding="utf-8"), str(path))
 
 
 def parse_table(text: str, where: str) -> Predictions:
@@ -135,11 +133,24 @@ def read_log_probs(path: Path) -> NDArray[np.float32]:
     """Read the log-probabilities that `evaluate` wrote, float32 (N, K).
 
     Raises:
-        InputError: the file is missing or malformed.
+        InputError: the file cannot be read, or holds anything else.
     """
     try:
-        return load_file(path)["log_probs"]
-    except FileNotFoundError:
-        raise files.missing(path) from None
+        with files.reading(path):
+            log_probs_NK = load_file(path)["log_probs"]
     except (SafetensorError, KeyError) as error:
         raise InputError(str(path), found=f"{error}", expected="what `evaluate` writes") from None
+    check_log_probs(log_probs_NK, path)
+    return log_probs_NK
+
+
+def check_log_probs(log_probs_NK: NDArray[np.float32], path: Path) -> None:
+    """Check log-probabilities that come from a file.
+
+    Raises:
+        InputError: they are not float32 (N, K), all finite; `path` names the file.
+    """
+    num_bad = int((~np.isfinite(log_probs_NK)).sum())
+    if log_probs_NK.dtype != np.float32 or log_probs_NK.ndim != 2 or num_bad:  # noqa: PLR2004
+        found = f"log-probabilities {log_probs_NK.dtype} {log_probs_NK.shape}, {num_bad:,} of them not finite"
+        raise InputError(str(path), found=found, expected="finite ones, float32 (N, K): run `dvc repro`")

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from mnist.core import config, paths
+from mnist.core import config, files, paths
 from mnist.core.errors import InputError
 from mnist.lineage import git
 
@@ -77,7 +77,8 @@ def read(folder: Path) -> dict[str, Any]:
         InputError: it is not what DVC writes.
     """
     path = folder / paths.LOCK
-    return parse(path.read_bytes() if path.is_file() else b"")
+    with files.reading(path, "what DVC wrote"):
+        return parse(path.read_bytes() if path.exists() else b"")
 
 
 def parse(content: bytes) -> dict[str, Any]:

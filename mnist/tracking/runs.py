@@ -15,7 +15,7 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run,
 from mlflow.entities.model_registry import ModelVersion
 
 from mnist.core import files, paths
-from mnist.core.errors import ServiceUnavailableError
+from mnist.core.errors import InputError, ServiceUnavailableError
 from mnist.evaluation.pages import Pages
 from mnist.lineage import fingerprint
 from mnist.lineage.result import Result, training_info
@@ -285,7 +285,7 @@ def _log_files(
     with files.temporary("run") as kept:
         for name in artifacts:
             if not (folder / name).is_file():
-                raise files.missing(name)
+                raise InputError(str(name), found="no such file", expected=files.MADE)
             (kept / name).parent.mkdir(parents=True, exist_ok=True)
             (kept / name).symlink_to((folder / name).resolve())
         files.write_text(kept / paths.REPORT, pages.report)

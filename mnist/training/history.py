@@ -5,6 +5,7 @@ written when it happens. Neither has a duration: equal training gives equal byte
 """
 
 import csv
+import reprlib
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -66,6 +67,8 @@ class Epoch:
 
 Row = TypeVar("Row", Window, Epoch)
 
+LIMITS = {"accuracy": 1, "train_accuracy": 1, "val_accuracy": 1}  # of numbers; all are finite, from 0
+
 # In 80 columns the bar is still long enough.
 BAR = "{desc} {percentage:3.0f}% |{bar}| {rate_fmt}, {remaining} left{postfix}"
 
@@ -96,25 +99,30 @@ def read(path: Path, kind: type[Row]) -> list[Row]:
     """Read a table.
 
     Raises:
-        InputError: the file is missing, or is another table.
+        InputError: the file cannot be read, or is another table.
     """
     columns = get_type_hints(kind)
     expected = f"a table of {', '.join(columns)}"
     try:
-        with path.open(newline="", encoding="utf-8", errors="replace") as stream:
+        with files.reading(path), path.open(newline="", encoding="utf-8") as stream:
             header, *lines = list(csv.reader(stream)) or [[]]
-    except FileNotFoundError:
-        raise files.missing(path) from None
+    except csv.Error as error:
+        raise InputError(str(path), found=f"no CSV ({error})", expected=expected) from None
     if header != list(columns):
-        raise InputError(f"{path}, line 1", found=repr(",".join(header)), expected=expected)
+        raise InputError(f"{path}, line 1", found=reprlib.repr(",".join(header)), expected=expected)
+    if not lines:
+        raise InputError(str(path), found="no row", expected=expected)
     rows = []
     for number, line in enumerate(lines, 2):
         try:
-            rows.append(kind(**{name: columns[name](text) for name, text in zip(columns, line, strict=True)}))
+            values = {name: columns[name](text) for name, text in zip(columns, line, strict=True)}
         except ValueError:  # cells too few or too many, or no number
-            raise InputError(
-                f"{path}, line {number}", found=repr(",".join(line)), expected=expected
-            ) from None
+            values = {}
+        is_possible = [0 <= value <= LIMITS.get(name, sys.float_info.max) for name, value in values.items()]
+        if not values or not all(is_possible):
+            where, found = f"{path}, line {number}", reprlib.repr(",".join(line))
+            raise InputError(where, found=found, expected=expected)
+        rows.append(kind(**values))
     return rows
 
 

@@ -176,10 +176,11 @@ def load(path: Path, *, classes: tuple[str, ...] | None = None) -> Classifier:
         classes: that it must have; None allows any.
 
     Raises:
-        InputError: the file is missing, was not made by `save`, or has other classes.
+        InputError: the file cannot be read, was not made by `save`, has other classes, or holds a number
+            that is not finite.
     """
     try:
-        with safe_open(path, framework="pt") as stored:
+        with files.reading(path), safe_open(path, framework="pt") as stored:
             header = stored.metadata() or {}
             tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 -- no dict
         stored_as = Header.model_validate_json(header[HEADER])
@@ -189,14 +190,18 @@ def load(path: Path, *, classes: tuple[str, ...] | None = None) -> Classifier:
         network = _network(architecture, len(stored_classes))
         classifier = Classifier(network, mean=0.0, std=1.0, permutation=unset, classes=stored_classes)
         classifier.load_state_dict(tensors)
-    except FileNotFoundError:
-        raise files.missing(path) from None
+    except InputError:
+        raise
     except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise InputError(str(path), found=f"{reason}", expected="weights that `train` wrote") from None
     if classes is not None and stored_classes != classes:
         found, expected = (f"the classes {', '.join(names)}" for names in (stored_classes, classes))
         raise InputError(str(path), found=found, expected=f"{expected}, as the data have: run `dvc repro`")
+    for name, tensor in tensors.items():
+        if num_bad := int((~tensor.isfinite()).sum()):
+            found = f"{num_bad:,} of {tensor.numel():,} numbers that are NaN or infinite"
+            raise InputError(f"{path}: {name}", found=found, expected="finite numbers: run `dvc repro`")
     return classifier.eval()
 
 

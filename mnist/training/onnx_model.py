@@ -246,14 +246,12 @@ def load(path: Path, *, num_threads: int = 1, where: str = "") -> OnnxModel:
 
 
 def _parse(path: Path, where: str) -> ModelProto:
-    try:
-        size = path.stat().st_size
-    except FileNotFoundError:
-        raise files.missing(path) from None
-    if size > MAX_BYTES:
+    with files.reading(path):
+        content = path.read_bytes() if path.stat().st_size <= MAX_BYTES else None
+    if content is None:
         raise InputError(where, found=f"more than {MAX_BYTES // 2**20} MiB", expected=EXPECTED)
     try:
-        return onnx.load_model_from_string(path.read_bytes())
+        return onnx.load_model_from_string(content)
     except Exception as error:  # DecodeError of protobuf
         raise InputError(where, found=f"no ONNX ({_shown(error)})", expected=EXPECTED) from error
 

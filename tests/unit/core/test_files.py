@@ -182,6 +182,14 @@ def test_broken_json_is_told_in_one_line(tmp_path: Path, content: bytes, said: s
 
 
 @pytest.mark.parametrize("read", [files.sha256, files.read_json], ids=["sha256", "read_json"])
+def test_a_folder_in_the_place_of_a_file_is_refused(tmp_path: Path, read: Any) -> None:
+    with pytest.raises(InputError) as caught:
+        read(tmp_path)
+
+    assert (caught.value.where, caught.value.found) == (str(tmp_path), "a folder")
+
+
+@pytest.mark.parametrize("read", [files.sha256, files.read_json], ids=["sha256", "read_json"])
 def test_a_missing_file_is_told_with_what_makes_it(tmp_path: Path, read: Any) -> None:
     with pytest.raises(InputError) as caught:
         read(tmp_path / "file")

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from numpy.typing import NDArray
@@ -68,6 +69,16 @@ def log_probabilities(images: Images) -> NDArray[np.float64]:
     with torch.no_grad():
         probabilities_NK = model.load(paths.WEIGHTS)(torch.from_numpy(images.images_NHW))
     return np.asarray(probabilities_NK.double().log().numpy())
+
+
+def enlarge(factor: float) -> None:
+    """Multiply the weights in the ONNX file, which keeps its metadata."""
+    classifier = onnx.load(paths.ONNX)
+    for tensor in classifier.graph.initializer:
+        if tensor.name.endswith("weight"):
+            larger = onnx.numpy_helper.to_array(tensor) * np.float32(factor)
+            tensor.CopyFrom(onnx.numpy_helper.from_array(larger, tensor.name))
+    onnx.save(classifier, paths.ONNX)
 
 
 def renamed(name: str) -> None:
@@ -170,8 +181,9 @@ def test_few_images_without_a_mistake_make_all_files(small_data: SmallData) -> N
         (lambda: save_file({}, paths.WEIGHTS), paths.ONNX),
         (paths.ONNX.unlink, paths.ONNX),
         (lambda: renamed("ten"), paths.ONNX),
+        (lambda: enlarge(1e30), paths.ONNX),
     ],
-    ids=["bad data", "no weights", "other weights", "no model", "other classes"],
+    ids=["bad data", "no weights", "other weights", "no model", "other classes", "too large"],
 )
 def test_a_bad_input_stops_it_before_it_writes(fault: Callable[[], object], where: Path) -> None:
     fault()

@@ -11,6 +11,7 @@ from mnist.core.errors import InputError
 from mnist.training import history
 from mnist.training.history import Epoch, Window
 
+HEADER = "epoch,step,num_images,loss,accuracy\n"
 EVENTS: list[Window | Epoch] = [
     Window(epoch=1, step=100, num_images=6400, loss=1.23456789, accuracy=0.5),
     Window(epoch=1, step=150, num_images=3200, loss=1e-7, accuracy=1.0),
@@ -52,28 +53,34 @@ def test_each_kind_has_its_own_table(tmp_path: Path) -> None:
 
 def test_a_row_can_be_read_as_soon_as_it_is_added(tmp_path: Path) -> None:
     with history.appending(tmp_path / "history.csv", Epoch) as add:
-        assert history.read(tmp_path / "history.csv", Epoch) == []
+        assert (tmp_path / "history.csv").read_text().startswith("epoch,step,train_loss,")
         for event in EVENTS[:3]:
             add(event)
         assert [row.step for row in history.read(tmp_path / "history.csv", Epoch)] == [150]
 
 
 @pytest.mark.parametrize(
-    ("text", "line"),
+    ("text", "place"),
     [
-        ("", 1),
-        ("epoch,step,train_loss,train_accuracy,val_loss,val_accuracy\n1,2,3,4,5,6\n", 1),
-        ("epoch,step,num_images,loss,accuracy\n1,100,6400,1.2\n", 2),
-        ("epoch,step,num_images,loss,accuracy\n1,100,6400,low,0.5\n", 2),
+        ("", ", line 1"),
+        ("epoch,step,train_loss,train_accuracy,val_loss,val_accuracy\n1,2,3,0.4,5,0.6\n", ", line 1"),
+        (HEADER, ""),
+        (f"{HEADER}1,100,6400,1.2\n", ", line 2"),
+        (f"{HEADER}1,100,6400,low,0.5\n", ", line 2"),
+        (f"{HEADER}1,100,6400,nan,0.5\n", ", line 2"),
+        (f"{HEADER}1,100,6400,inf,0.5\n", ", line 2"),
+        (f"{HEADER}1,100,6400,1.2,1.5\n", ", line 2"),
+        (f"{HEADER}{'1' * 200_000}\n", ""),
     ],
-    ids=["empty", "other table", "short row", "word"],
 )
-def test_another_file_is_refused_by_its_line(tmp_path: Path, text: str, line: int) -> None:
+def test_another_file_is_refused_by_its_line(tmp_path: Path, text: str, place: str) -> None:
     path = tmp_path / "steps.csv"
     path.write_text(text)
 
-    with pytest.raises(InputError, match=rf"steps\.csv, line {line}: found '.*', expected a table of epoch"):
+    with pytest.raises(InputError) as caught:
         history.read(path, Window)
+    assert caught.value.where == f"{path}{place}"
+    assert len(str(caught.value)) < 300
     with pytest.raises(InputError, match="found no such file"):
         history.read(tmp_path / "missing.csv", Window)
 

@@ -202,6 +202,18 @@ def test_another_file_is_refused_in_one_line(tmp_path: Path, spoil: Callable[[Pa
     assert len(str(caught.value).splitlines()) == 1
 
 
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers_are_refused_by_their_tensor(tmp_path: Path, number: float) -> None:
+    path, classifier = tmp_path / "weights", build(CNN)
+    classifier.get_parameter("network.fc2.bias").data[3] = number
+    model.save(path, classifier, CNN)
+
+    with pytest.raises(InputError) as caught:
+        model.load(path)
+
+    assert caught.value.where == f"{path}: network.fc2.bias"
+
+
 def test_a_network_for_other_classes_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "weights"
     model.save(path, build(CNN), CNN)

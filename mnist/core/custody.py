@@ -21,6 +21,7 @@ from mnist.core import config, files, paths
 from mnist.core.errors import InputError
 
 RECEIPTS = Path("metrics/receipts")
+DATA = {".yaml", ".yml", ".json", ".csv"}  # files of people that hold no code
 
 
 class Receipt(config.Section):
@@ -28,7 +29,7 @@ class Receipt(config.Section):
 
     Attributes:
         params: that `dvc.yaml` lists for the stage, by dotted keys.
-        deps: SHA-256 of the files of earlier stages that it read, by path.
+        deps: SHA-256 of the files that it read, by path: those of earlier stages, and that of the data set.
         outs: SHA-256 of the files and folders that it wrote, by path.
         machine: on whose kind the bytes of its outs depend; None where they depend on none.
     """
@@ -55,6 +56,7 @@ def held(stage: str, folder: Path = Path()) -> Iterator[dict[str, str]]:
     """
     pipeline = _Pipeline(folder)
     deps = pipeline.check(stage)
+    deps |= {dep: found for dep, found in pipeline.sources(stage).items() if found}
     more: dict[str, str] = {}
     yield more
     receipt = receipt_of(stage)
@@ -104,7 +106,7 @@ class _Stage(config.Section, extra="ignore"):
     """What `dvc.yaml` lists for a stage; None for a key without a value."""
 
     deps: list[str] | None = None
-    params: list[str | dict[str, Any]] | None = None
+    params: list[str | dict[str, list[str] | None]] | None = None
     outs: list[str | dict[str, Any]] | None = None
     metrics: list[str | dict[str, Any]] | None = None
     plots: list[str | dict[str, Any]] | None = None
@@ -168,19 +170,32 @@ class _Pipeline:
         for key in sorted(params.keys() | receipt.params.keys()):
             found, wanted = receipt.params.get(key), params.get(key)
             if found != wanted:
-                expected = f"{wanted!r}, as in {paths.PARAMS}: run `dvc repro`"
+                expected = f"{wanted!r}, as it is now: run `dvc repro`"
                 raise InputError(f"{where}: {key}", found=f"{found!r}", expected=expected)
+        present = self.sources(stage)
         for dep in self._inputs(stage):
-            maker, read = self.makers[dep], receipt.deps.get(dep, "nothing")
-            made = self.receipt(maker)
-            if made and read != (wrote := made.outs.get(dep, "nothing")):
-                expected = f"the one that `{maker}` wrote ({wrote[:12]}): run `dvc repro`"
-                raise InputError(str(where), found=f"another {dep} ({read[:12]})", expected=expected)
+            if made := self.receipt(self.makers[dep]):
+                present[dep] = made.outs.get(dep, "nothing")
+        for dep, is_now in present.items():
+            if (read := receipt.deps.get(dep, "")) != is_now:
+                expected = f"the present one ({is_now[:12] or 'none'}): run `dvc repro`"
+                found = f"another {dep} ({read[:12] or 'none'})"
+                raise InputError(str(where), found=found, expected=expected)
+
+    def sources(self, stage: str) -> dict[str, str]:
+        """Return the digests of the files that people write and a stage reads, but code; empty for none."""
+        return {
+            dep: files.sha256(path) if (path := self.folder / dep).is_file() else ""
+            for dep in self._deps(stage)
+            if dep not in self.makers and Path(dep).suffix in DATA
+        }
 
     def _inputs(self, stage: str) -> list[str]:
         """Return the paths of the files of other stages that a stage reads."""
-        listed = self.stages[stage].deps if stage in self.stages else None
-        return [dep for dep in listed or [] if dep in self.makers]
+        return [dep for dep in self._deps(stage) if dep in self.makers]
+
+    def _deps(self, stage: str) -> list[str]:
+        return (self.stages[stage].deps if stage in self.stages else None) or []
 
     def _before(self, stage: str) -> set[str]:
         """Return the stages that a stage builds on."""
@@ -193,13 +208,18 @@ class _Pipeline:
         return found
 
     def params(self, stage: str) -> dict[str, Any]:
-        """Return the params of `params.yaml` that a stage depends on, by dotted keys."""
-        listed = [key for key in self.stages[stage].params or [] if isinstance(key, str)]
-        return {
-            name: value
-            for name, value in self._values.items()
-            if any(name == key or name.startswith(f"{key}.") for key in listed)
-        }
+        """Return the params that a stage depends on, by dotted keys; of another file by `<file>:<key>`."""
+        found: dict[str, Any] = {}
+        for entry in self.stages[stage].params or []:
+            for file, keys in (entry if isinstance(entry, dict) else {str(paths.PARAMS): [entry]}).items():
+                is_other = file != str(paths.PARAMS)
+                values = config.flat(config.read_keys(self.folder, Path(file))) if is_other else self._values
+                found |= {
+                    f"{file}:{name}" if is_other else name: value
+                    for name, value in values.items()
+                    if keys is None or any(name == key or name.startswith(f"{key}.") for key in keys)
+                }
+        return found
 
     def receipt(self, stage: str) -> Receipt | None:
         """Return the receipt of a stage; None of a stage that writes none.

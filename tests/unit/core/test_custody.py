@@ -14,7 +14,8 @@ PIPELINE = """
 stages:
   make:
     cmd: make
-    params: [lr]
+    params: [lr, other.yaml: [section], whole.json: ]
+    deps: [data.yaml, nothing.yaml, code.py]
     outs: [weights, plots, metrics/receipts/make.json: {cache: false}]
   score:
     cmd: score
@@ -34,6 +35,9 @@ FILES = {
     "plots/a.png": "picture",
     "scores": "0.95",
     "code.py": "",
+    "data.yaml": "classes: 3",
+    "other.yaml": "section: {size: 1e-1}\nunused: 1\n",
+    "whole.json": '{"depth": 2}',
 }
 
 
@@ -96,6 +100,37 @@ def test_weights_of_other_params_are_refused(folder: Path) -> None:
         )
     (folder / "params.yaml").write_text("lr: 0.1\ndevice: cuda\n")
     assert refusal(folder).where == "metrics/receipts/score.json: device"
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "where"),
+    [
+        ("data.yaml", "", ""),
+        ("data.yaml", None, ""),
+        ("nothing.yaml", "", ""),
+        ("other.yaml", "section: {size: 2}", ": other.yaml:section.size"),
+        ("whole.json", '{"depth": 2, "more": 1}', ": whole.json:more"),
+    ],
+)
+def test_other_files_of_people_than_a_stage_read_are_refused(
+    folder: Path, name: str, text: str | None, where: str
+) -> None:
+    (folder / name).unlink(missing_ok=True)
+    if text is not None:
+        (folder / name).write_text(text)
+    for stage in ("score", "publish"):
+        assert refusal(folder, stage).where == f"metrics/receipts/make.json{where}"
+    with custody.held("make", folder):
+        pass
+    custody.check("score", folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"), [("code.py", "new"), ("other.yaml", "section: {size: 0.1}\nunused: 2\n")]
+)
+def test_code_and_params_of_other_stages_may_change(folder: Path, name: str, text: str) -> None:
+    (folder / name).write_text(text)
+    custody.check("publish", folder)
 
 
 def test_a_number_is_equal_to_itself_however_it_is_written(folder: Path) -> None:

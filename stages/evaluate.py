@@ -63,7 +63,7 @@ def run(
     inputs_NHW, maps = figures.layers(classifier, one_a_class.images_NHW)
     result = scores.score(log_probs_NK, test.labels_N)
     files.write_json(test_metrics, result.model_dump())
-    write_table(predictions, labels_N=test.labels_N, predicted_N=predicted_N, classes=classes)
+    named = write_table(predictions, labels_N=test.labels_N, predicted_N=predicted_N, classes=classes)
     scores.write_classes(by_class, labels_N=test.labels_N, predicted_N=predicted_N, classes=classes)
     write_log_probs(log_probs, log_probs_NK)
     mistakes_M = scores.confident_mistakes(log_probs_NK, test.labels_N)[:NUM_IMAGES]
@@ -82,10 +82,10 @@ def run(
         )
     figures.filters(filters, figures.first_weights(load_file(weights)))
     figures.feature_maps(feature_maps, inputs_NHW, [classes[label] for label in one_a_class.labels_N], maps)
-    right = (
-        f"accuracy {result.accuracy:.2%} on {result.num_images:,} test images ({result.num_wrong:,} wrong)"
-    )
-    print(f"evaluate: {right}, loss {result.loss:.4f}")
+    right = f"accuracy {result.accuracy:.2%} on {len(test):,} test images ({result.num_wrong:,} wrong)"
+    print(f"evaluate: {right}, balanced {result.balanced_accuracy:.2%}, loss {result.loss:.4f}")
+    if named.warning:
+        print(f"evaluate: WARNING: {named.warning}")
 
 
 if __name__ == "__main__":

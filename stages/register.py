@@ -35,6 +35,8 @@ def run(
     files.write_text(report, rendered.report)
     files.write_json(registered, result.digests)
     print(f"register: {rendered.summary.headline}\n  also   {rendered.summary.details}")
+    for warning in rendered.summary.warnings:
+        print(f"  WARNING: {warning}")
     from mnist.tracking import client, runs
 
     try:

@@ -51,6 +51,8 @@ def run(
         f"validate: {num_expectations} of {num_expectations} expectations hold "
         f"for {len(train):,} + {len(test):,} images of {described.title}; page: {page}"
     )
+    if found.warning:
+        print(f"validate: WARNING: {found.warning}")
 
 
 if __name__ == "__main__":

@@ -175,7 +175,7 @@ def report() -> None:
     files.write_text(paths.REPORT, rendered.report)
     size = len(rendered.report.encode()) / 1000
     click.echo(f"report: {paths.REPORT}, {size:,.0f} kB: open it in a browser")
-    click.echo(f"  {rendered.summary.headline}")
+    click.echo("\n".join(f"  {line}" for line in (rendered.summary.headline, *rendered.summary.warnings)))
 
 
 @click.command()

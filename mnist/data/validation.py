@@ -16,6 +16,9 @@ from mnist.data.store import Bytes, Description, Images, SplitName
 
 TEMPLATE = Path(__file__).parent / "templates/validation_page.html.jinja"
 
+RARE = 10  # times less than an equal share of the images: a class is rare
+MAX_NAMED = 5  # classes in a warning
+
 Number = Annotated[int, Field(ge=0)]
 
 
@@ -72,6 +75,23 @@ class Verdict(config.Section):
     def failed(self) -> list[Finding]:
         """Return the expectations that failed."""
         return [finding for finding in self.expectations if not finding.success]
+
+    @property
+    def warning(self) -> str:
+        """Return a line that names classes with less than a tenth of an equal share; empty without any."""
+        rare = [
+            f"{name} ({count:,} of {self.num_images[split]:,} {split} images)"
+            for split, counts in self.class_counts.items()
+            for name, count in counts.items()
+            if count * len(counts) * RARE < self.num_images[split]
+        ]
+        return f"rare classes: {in_short(rare)}" if rare else ""
+
+
+def in_short(names: list[str]) -> str:
+    """Return the first of the names that a warning is about, and how many others there are."""
+    more = len(names) - MAX_NAMED
+    return ", ".join(names[:MAX_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
 def read(path: Path) -> Verdict:

@@ -17,6 +17,7 @@ from safetensors.numpy import load_file, save_file
 from mnist.core import files
 from mnist.core.errors import InputError
 from mnist.data.store import Bytes
+from mnist.data.validation import in_short
 from mnist.evaluation.statistics import Paired
 
 COLUMNS = ["index", "label", "predicted"]
@@ -49,6 +50,18 @@ class Predictions:
         """Return the share of right predictions, 0 to 1."""
         return int(self.right.sum()) / self.num_images
 
+    @property
+    def warning(self) -> str:
+        """Return a line that names the classes that are hardly recognised; empty where there are none.
+
+        Their recall is below half of the accuracy, which does not show how rare classes fare.
+        """
+        names, class_N = np.unique(self.labels_N, return_inverse=True)
+        counts = zip(names.tolist(), np.bincount(class_N), np.bincount(class_N, self.right), strict=True)
+        weak = sorted((hits / num, name, num) for name, num, hits in counts if hits / num < self.accuracy / 2)
+        shown = [f"{name} ({recall * num:.0f} of {num:,} images)" for recall, name, num in weak]
+        return f"classes that are hardly recognised: {in_short(shown)}" if weak else ""
+
 
 def compare(base: Predictions, other: Predictions) -> Paired:
     """Compare `other` with `base`; both must be of the same images in the same order."""
@@ -80,11 +93,13 @@ def _paired(base_N: NDArray[np.bool_], other_N: NDArray[np.bool_]) -> Paired:
 
 def write_table(
     path: Path, *, labels_N: Bytes, predicted_N: NDArray[np.int64], classes: Sequence[str]
-) -> None:
+) -> Predictions:
     """Write a row for each image: its position in the split, the names of its class and the predicted one."""
     names_K = np.array(classes)
-    labels, predicted = names_K[labels_N].tolist(), names_K[predicted_N].tolist()
-    files.write_csv(path, COLUMNS, zip(range(len(labels)), labels, predicted, strict=True))
+    named = Predictions(labels_N=names_K[labels_N], predicted_N=names_K[predicted_N])
+    columns = range(named.num_images), named.labels_N.tolist(), named.predicted_N.tolist()
+    files.write_csv(path, COLUMNS, zip(*columns, strict=True))
+    return named
 
 
 def read_table(path: Path) -> Predictions:

@@ -60,11 +60,7 @@ def load(
         weights_sha256=files.sha256(folder / paths.WEIGHTS),
         evaluation_sha256=hashlib.sha256(evaluated.encode()).hexdigest(),
         test_sha256=validation.read(folder / paths.VALIDATION).test_sha256,
-        metrics={
-            f"test_{name}": value
-            for name, value in test_scores
-            if isinstance(value, int | float) and name != "num_images"  # a property of the data
-        },
+        metrics={f"test_{name}": value for name, value in test_scores},
         registration=registration.only(Registration).of(fingerprint.dataset_of(training.params)),
         challenger=challenger,
     )
@@ -101,6 +97,7 @@ class Summary:
         steps: training loss and accuracy by step.
         epochs: metrics of each epoch, at least one.
         verdict: of the validation of the data.
+        warnings: classes that the network hardly recognises, and rare ones.
     """
 
     dataset: Description
@@ -115,6 +112,7 @@ class Summary:
     steps: list[Window]
     epochs: list[Epoch]
     verdict: Verdict
+    warnings: list[str]
 
     @property
     def accuracy(self) -> Rate:
@@ -168,7 +166,8 @@ class Summary:
         confident = self.num_confident_mistakes
         note = f" ({confident:,} with a confidence above {HIGH_CONFIDENCE:.0%})" if confident else ""
         return (
-            f"{self.scores.num_wrong:,} wrong{note}, loss {self.scores.loss:.4f}, calibration error"
+            f"{self.scores.num_wrong:,} wrong{note}, balanced accuracy {self.scores.balanced_accuracy:.2%},"
+            f" loss {self.scores.loss:.4f}, calibration error"
             f" {self.scores.expected_calibration_error:.2%},"
             f" validation accuracy {self.epochs[-1].val_accuracy:.2%}"
         )
@@ -209,6 +208,7 @@ def load_summary(folder: Path) -> Summary:
         steps=steps,
         epochs=epochs,
         verdict=verdict,
+        warnings=[warning for warning in (predictions.warning, verdict.warning) if warning],
     )
 
 

@@ -24,16 +24,16 @@ class Scores(Section):
 
     Attributes:
         accuracy: share of right predictions.
+        balanced_accuracy: see `balanced_accuracy`.
         loss: mean negative log-likelihood of an image, in nats.
         num_wrong: number of wrong predictions.
-        num_images: N.
         expected_calibration_error: see `calibration_error`.
     """
 
     accuracy: Fraction
+    balanced_accuracy: Fraction
     loss: float
     num_wrong: int
-    num_images: int
     expected_calibration_error: float
 
 
@@ -78,12 +78,14 @@ class ClassScore:
 def score(log_probs_NK: NDArray[np.float32], labels_N: Bytes) -> Scores:
     """Score log-probabilities, float32 (N, K), against labels, uint8 (N,); to six decimals."""
     log_probs_NK = log_probs_NK.astype(np.float64)
-    right_N = log_probs_NK.argmax(1) == labels_N
+    predicted_N = log_probs_NK.argmax(1)
+    right_N = predicted_N == labels_N
+    counts_KK = confusion(labels_N, predicted_N, num_classes=log_probs_NK.shape[1])
     return Scores(
         accuracy=round(float(right_N.mean()), 6),
+        balanced_accuracy=round(balanced_accuracy(counts_KK), 6),
         loss=round(float(-log_probs_NK[np.arange(len(labels_N)), labels_N].mean()), 6),
         num_wrong=int((~right_N).sum()),
-        num_images=len(labels_N),
         expected_calibration_error=round(calibration_error(bins(confidence(log_probs_NK), right_N)), 6),
     )
 
@@ -95,6 +97,16 @@ def confusion(
     counts_KK = np.zeros((num_classes, num_classes), np.int64)
     np.add.at(counts_KK, (labels_N, predicted_N), 1)
     return counts_KK
+
+
+def balanced_accuracy(counts_KK: NDArray[np.int64]) -> float:
+    """Return the mean recall of the classes that have images, from the counts that `confusion` makes.
+
+    Each class counts alike, however rare: Brodersen et al. 2010 (https://doi.org/10.1109/ICPR.2010.764).
+    """
+    num_images_K = counts_KK.sum(1)
+    recall_K = counts_KK.diagonal() / np.maximum(num_images_K, 1)
+    return float(recall_K[num_images_K > 0].mean())
 
 
 def class_scores(counts_KK: NDArray[np.int64], classes: Sequence[str]) -> list[ClassScore]:

@@ -24,7 +24,7 @@ MISSING = "-"
 DIGEST_SHOWN = 12  # hex digits
 DIGEST = re.compile(r"[0-9a-f]{32}(\.dir)?|[0-9a-f]{64}")
 MACHINE = ("device", "python", "torch", "numpy")  # where all are equal, equal inputs give equal bytes
-COUNT, COUNTED = "num_wrong", "num_images"  # a count of images, and how many there are
+COUNT, SHARE = "num_wrong", "accuracy"  # a count of images, and the share of the others
 PREDICTED = "predicted"  # a column: its cells are compared by how many differ
 
 
@@ -212,7 +212,8 @@ def _differences(
             values = one.get(key, MISSING), other.get(key, MISSING)
             if values[0] != values[1] or type(values[0]) is not type(values[1]):
                 place = f", row {number}" if len(before) > 1 else ""
-                row = _row(f"{name}: {key}{place}", key, values, one.get(COUNTED), tolerances)
+                num_images = _num_images(one) or _num_images(other)
+                row = _row(f"{name}: {key}{place}", key, values, num_images, tolerances)
                 found.setdefault(key, []).append((_distance(*values), row))
     # Of each key what is beyond its tolerance first, and then what is farthest apart.
     rows = {
@@ -231,13 +232,22 @@ def _differences(
     return list(rows.values())
 
 
-def _row(what: str, key: str, values: tuple[Any, Any], num_images: Any, tolerances: Tolerances | None) -> Row:
+def _num_images(scores: Mapping[str, Any]) -> float:
+    """Return the number of images, by how many of them and which share are wrong; 0 if that does not say."""
+    wrong: Any = scores.get(COUNT)
+    right: Any = scores.get(SHARE)
+    return wrong / (1 - right) if _is_number(wrong) and _is_number(right) and right < 1 else 0
+
+
+def _row(
+    what: str, key: str, values: tuple[Any, Any], num_images: float, tolerances: Tolerances | None
+) -> Row:
     one, other = values
     tolerance, scale = None, 1.0
     if tolerances and _is_number(one) and _is_number(other):
         if not (isinstance(one, int) and isinstance(other, int)):
             tolerance = next(bound for word, bound in tolerances.items() if word in key)
-        elif key.rpartition(".")[2] == COUNT and isinstance(num_images, int) and num_images > 0:
+        elif key == COUNT and num_images > 0:
             tolerance, scale = tolerances[COUNT], 1 / num_images
     is_close = tolerance is not None and tolerance.holds(one * scale, other * scale)
     return Row(

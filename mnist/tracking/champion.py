@@ -74,6 +74,8 @@ def promote(store: Store, registry: Registry, *, weights_sha256: str = "", dry_r
     champion = _look_at(store, champion_version, beside=challenger) if champion_version else None
     print(f"promote: models:/{name}")
     print(f"  challenger  {promotion.described(challenger)}")
+    if challenger.predictions and challenger.predictions.warning:
+        print(f"  WARNING     {challenger.predictions.warning}")
     print(f"  champion    {promotion.described(champion) if champion else 'none yet'}")
     if champion and (sameness := promotion.same(challenger, champion)):
         print(f"  decision    nothing to do: {sameness}")

@@ -231,6 +231,13 @@ def test_bad_data_are_named(tmp_path: Path) -> None:
     assert "test_size" in data
 
 
+def test_classes_that_are_never_recognised_are_named_in_both_pages(tmp_path: Path) -> None:
+    made = Made(tmp_path, labels=[0] * 20 + [1], predicted=[0] * 21, classes=("fish", "ox"))
+    rendered = pages.render(made.result(), folder=tmp_path)
+    for page in (rendered.report, rendered.card):
+        assert "hardly recognised: ox (0 of 1 images)" in page.replace("\\", "")
+
+
 def test_an_experiment_is_reproduced_by_its_name_and_a_plain_run_is_searched(tmp_path: Path) -> None:
     made = Made(tmp_path)
     shown = page(made, replace(SOURCE, experiment="runny-jibe"))
@@ -303,6 +310,7 @@ def test_the_front_matter_of_the_card_has_the_fields_of_the_hub(tmp_path: Path) 
     assert result["dataset"] == {"type": "ylecun/mnist", "name": "MNIST", "split": "test"}
     assert {one["type"]: one["value"] for one in result["metrics"]} == {
         "accuracy": result_scores.accuracy,
+        "balanced_accuracy": result_scores.balanced_accuracy,
         "loss": result_scores.loss,
         "expected_calibration_error": result_scores.expected_calibration_error,
     }

@@ -90,6 +90,14 @@ def test_a_file_that_is_no_table_of_predictions_is_refused(
     assert (caught.value.where, caught.value.found) == (f"{path}{line}", found)
 
 
+def test_classes_that_are_hardly_recognised_are_named() -> None:
+    """Of 1,004 images, `b` and `c` are never found, `d` is found once in two."""
+    labels = ["a"] * 1000 + ["c", "b", "d", "d"]
+    lost = Predictions(labels_N=np.array(labels), predicted_N=np.array(["a"] * 1003 + ["d"]))
+    assert lost.warning.endswith(": b (0 of 1 images), c (0 of 1 images)")
+    assert classifier([True] * 40).warning == ""
+
+
 def test_log_probabilities_come_back_as_they_were(tmp_path: Path) -> None:
     log_probs_NK = np.array([[-0.1, -2.4], [-1e30, 0]], np.float32)
     predictions.write_log_probs(tmp_path / "log_probs.safetensors", log_probs_NK)

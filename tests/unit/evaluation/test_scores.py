@@ -46,9 +46,9 @@ def test_scores_of_a_worked_example() -> None:
     losses = [-math.log(p) for p in (0.7, 0.22, 0.8, 0.3, 0.5)]
     assert result.model_dump() == {
         "accuracy": 0.6,
+        "balanced_accuracy": 0.666667,  # 2 of 2 and 1 of 3 are found, and the third class has no image
         "loss": round(sum(losses) / 5, 6),
         "num_wrong": 2,
-        "num_images": 5,
         # Of the bins of width 1/15, (10/15, 11/15] holds .70 (right) and .68 (wrong), the
         # others have one image each: (|1 - 1.38| + |1 - .8| + |0 - .6| + |1 - .5|) / 5.
         "expected_calibration_error": 0.336,

@@ -8,9 +8,7 @@ from mnist.core import custody
 from mnist.lineage import compare
 from mnist.lineage.compare import EQUAL_WEIGHTS, OTHER_WEIGHTS, Output, Row, Tolerances
 
-SCORES = (
-    '{"accuracy": 0.95, "loss": 0.5, "num_wrong": 500, "num_images": 10000, "recall": {"0": 0.9, "1": null}}'
-)
+SCORES = '{"accuracy": 0.95, "loss": 0.5, "num_wrong": 500, "recall": {"0": 0.9, "1": null}}'
 STEPS = "epoch,step,loss,accuracy\n1,100,2.0,0.5\n1,200,0.1,0.9\n"
 PREDICTIONS = "index,label,predicted\n" + "".join(f"{index},7,7\n" for index in range(100))
 TEXTS = {"test.json": SCORES, "steps.csv": STEPS, "predictions.csv": PREDICTIONS, "plot.png": "one"}
@@ -42,7 +40,6 @@ def answers(rows: list[Row], name: str) -> dict[str, str]:
         ("test.json", '"loss": 0.5', '"loss": 0.526', {"loss": "NO, beyond 5 % or 0.01"}),
         ("test.json", "500", "600", {"num_wrong": "within 1 % of the images"}),
         ("test.json", "500", "601", {"num_wrong": "NO, beyond 1 % of the images"}),
-        ("test.json", "10000", "10001", {"num_images": "NO"}),
         ("test.json", "0.9,", "0.85,", {"recall.0": "within 5 points"}),
         ("test.json", "0.9,", "0.84,", {"recall.0": "NO, beyond 5 points"}),
         ("test.json", "null", "0.5", {"recall.1": "NO"}),

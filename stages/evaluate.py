@@ -64,7 +64,8 @@ def run(
     result = scores.score(log_probs_NK, test.labels_N)
     files.write_json(test_metrics, result.model_dump())
     named = write_table(predictions, labels_N=test.labels_N, predicted_N=predicted_N, classes=classes)
-    scores.write_classes(by_class, labels_N=test.labels_N, predicted_N=predicted_N, classes=classes)
+    counts_KK = scores.confusion(test.labels_N, predicted_N, num_classes=len(classes))
+    files.write_text(by_class, scores.class_table(counts_KK, classes))
     write_log_probs(log_probs, log_probs_NK)
     mistakes_M = scores.confident_mistakes(log_probs_NK, test.labels_N)[:NUM_IMAGES]
     for path, title, index_M in (

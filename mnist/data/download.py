@@ -68,7 +68,7 @@ def fetch(known: DataSet, cache: Path, *, ahead: Sequence[str] = ()) -> Fetched:
         shown = paths.shown(mirror) if is_url else mirror
         for name, path in list(missing.items()):
             try:
-                url = mirror if is_url else (paths.root() / Path(mirror).expanduser()).resolve().as_uri()
+                url = mirror if is_url else _url_of(mirror, name)
                 with files.replacing(path) as part:
                     _copy(url, name, part, known.checksums[name])
             except InputError:  # a full disk, which no other mirror helps
@@ -87,6 +87,15 @@ def fetch(known: DataSet, cache: Path, *, ahead: Sequence[str] = ()) -> Fetched:
             expected="a folder with these files, named by MNIST_MIRROR or in data.mirrors; tried:" + tried,
         )
     return fetched
+
+
+def _url_of(folder: str, name: str) -> str:
+    """Return the URL of a folder that is a mirror; RuntimeError where an archive in it is not compressed."""
+    place = (paths.root() / Path(folder).expanduser()).resolve()
+    plain = (place / name).with_suffix("")
+    if plain.is_file() and not (place / name).exists():
+        raise RuntimeError(f"{plain} is not compressed: run `gzip -k {plain}`, then `mnist measure`")
+    return place.as_uri()
 
 
 def _copy(url: str, name: str, part: Path, sums: Checksums) -> None:

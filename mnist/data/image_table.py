@@ -17,6 +17,7 @@ from mnist.data.store import Images, SplitName
 
 NUM_PIXELS = 28 * 28
 WHITE = 255
+RECIPE = "docs/own-data.md makes them of arrays (.npy) or folders of pictures"
 MARGIN = 0.1  # of a bound around a measured value, as a share of it
 
 # The bounds of a data set's file that are intervals, with their comments there.
@@ -89,22 +90,22 @@ def measure(name: str, folder: Path, *, title: str, classes: Sequence[str]) -> s
     archives: dict[str, Path] = {archive: folder / archive for archive in catalog.ARCHIVES}
     for path in archives.values():
         if not path.is_file():
-            plain = path.with_suffix("")
-            found = f"{plain.name}, not compressed" if plain.is_file() else "no such file"
-            expected = (
-                f"run `gzip -k {plain}`" if plain.is_file() else f"four archives: {', '.join(archives)}"
-            )
+            found, expected = "no such file", f"four archives: {', '.join(archives)}; {RECIPE}"
+            if (plain := path.with_suffix("")).is_file():
+                found, expected = f"{plain.name}, not compressed", f"run `gzip -k {plain}`"
             raise InputError(str(path), found=found, expected=expected)
     train, test = download.read(archives)
-    num_labels = 1 + int(max(images.labels_N.max(initial=0) for images in (train, test)))
+    num_labels = max(1 + int(max(images.labels_N.max(initial=0) for images in (train, test))), len(classes))
+    for split, images in (("training", train), ("test", test)):
+        seen = set(images.labels_N.tolist())
+        if absent := set(range(num_labels)) - seen:
+            found = f"none of label {min(absent)}" + (f", of {min(seen)} to {max(seen)}" if seen else "")
+            expected = f"each of 0 to {num_labels - 1}: labels count from 0"
+            raise InputError(f"the {split} images", found=found, expected=expected)
     names = list(classes) or [str(label) for label in range(num_labels)]
     if num_labels > len(names):
         found = f"{len(names)} names, and a label {num_labels - 1}"
         raise InputError("--classes", found=found, expected=f"{num_labels}: labels count from 0")
-    for split, images in (("training", train), ("test", test)):
-        if absent := set(range(len(names))) - set(images.labels_N.tolist()):
-            expected = f"each of the labels 0 to {len(names) - 1}"
-            raise InputError(f"the {split} images", found=f"none of label {min(absent)}", expected=expected)
     lines = [
         f"title: {json.dumps(title or name, ensure_ascii=False)}",  # JSON is YAML
         f"classes: {json.dumps(names, ensure_ascii=False)}",

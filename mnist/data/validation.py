@@ -85,13 +85,7 @@ class Verdict(config.Section):
             for name, count in counts.items()
             if count * len(counts) * RARE < self.num_images[split]
         ]
-        return f"rare classes: {in_short(rare)}" if rare else ""
-
-
-def in_short(names: list[str]) -> str:
-    """Return the first of the names that a warning is about, and how many others there are."""
-    more = len(names) - MAX_NAMED
-    return ", ".join(names[:MAX_NAMED]) + (f" and {more} more" if more > 0 else "")
+        return f"{len(rare)} rare classes: {', '.join(rare[:MAX_NAMED])}" if rare else ""
 
 
 def read(path: Path) -> Verdict:
@@ -108,8 +102,8 @@ def write(path: Path, verdict: Verdict) -> None:
     files.write_json(path, verdict.model_dump())
 
 
-def require_valid(path: Path, dataset: Path) -> None:
-    """Stop unless the verdict at `path` is a success for exactly this data set.
+def require_valid(path: Path, dataset: Path) -> Verdict:
+    """Return the verdict at `path`, which must be a success for exactly this data set.
 
     Raises:
         InputError: the verdict is missing, broken, negative or for other data; a negative one is reported
@@ -128,6 +122,7 @@ def require_valid(path: Path, dataset: Path) -> None:
         found = f"a verdict on other data ({verdict.dataset_sha256[:12]})"
         expected = f"one on {dataset} ({digest[:12]}): run `dvc repro validate`"
         raise InputError(str(path), found=found, expected=expected)
+    return verdict
 
 
 # ---- the page

@@ -17,7 +17,7 @@ from safetensors.numpy import load_file, save_file
 from mnist.core import files
 from mnist.core.errors import InputError
 from mnist.data.store import Bytes
-from mnist.data.validation import in_short
+from mnist.data.validation import MAX_NAMED
 from mnist.evaluation.statistics import Paired
 
 COLUMNS = ["index", "label", "predicted"]
@@ -60,7 +60,7 @@ class Predictions:
         counts = zip(names.tolist(), np.bincount(class_N), np.bincount(class_N, self.right), strict=True)
         weak = sorted((hits / num, name, num) for name, num, hits in counts if hits / num < self.accuracy / 2)
         shown = [f"{name} ({recall * num:.0f} of {num:,} images)" for recall, name, num in weak]
-        return f"classes that are hardly recognised: {in_short(shown)}" if weak else ""
+        return f"{len(weak)} classes are hardly recognised: {', '.join(shown[:MAX_NAMED])}" if weak else ""
 
 
 def compare(base: Predictions, other: Predictions) -> Paired:
@@ -98,7 +98,7 @@ def write_table(
     names_K = np.array(classes)
     named = Predictions(labels_N=names_K[labels_N], predicted_N=names_K[predicted_N])
     columns = range(named.num_images), named.labels_N.tolist(), named.predicted_N.tolist()
-    files.write_csv(path, COLUMNS, zip(*columns, strict=True))
+    files.write_text(path, files.csv_text(COLUMNS, zip(*columns, strict=True)))
     return named
 
 

@@ -13,13 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mnist.core import config, files, paths
-from mnist.core.config import Count, Registration, Section
+from mnist.core.config import Count, Fraction, Registration, S, Section
 from mnist.core.errors import InputError
 from mnist.data import store, validation
 from mnist.data.store import Description, Images
 from mnist.data.validation import Verdict
 from mnist.evaluation import scores
-from mnist.evaluation.predictions import read_log_probs, read_table
+from mnist.evaluation.predictions import Predictions, read_log_probs, read_table
 from mnist.evaluation.scores import Bin, ClassScore, Scores
 from mnist.evaluation.statistics import Interval, Rate, Z
 from mnist.lineage import fingerprint
@@ -29,6 +29,7 @@ from mnist.training import history
 from mnist.training.history import Epoch, Window
 
 HIGH_CONFIDENCE = 0.9  # mistakes above it are counted
+DIGITS = 1e-5  # of a number, by which two files may differ
 
 
 def load(
@@ -52,6 +53,7 @@ def load(
         InputError: a file is missing or is not what it must be.
     """
     training = fingerprint.of_training(folder, where=source)
+    verdict = validation.require_valid(folder / paths.VALIDATION, folder / paths.DATASET)
     test_scores = scores.read(folder / paths.TEST_METRICS)
     evaluated = "".join(files.sha256(folder / path) for path in (paths.TEST_METRICS, paths.PREDICTIONS))
     return Result(
@@ -59,7 +61,7 @@ def load(
         origin=training,
         weights_sha256=files.sha256(folder / paths.WEIGHTS),
         evaluation_sha256=hashlib.sha256(evaluated.encode()).hexdigest(),
-        test_sha256=validation.read(folder / paths.VALIDATION).test_sha256,
+        test_sha256=verdict.test_sha256,
         metrics={f"test_{name}": value for name, value in test_scores},
         registration=registration.only(Registration).of(fingerprint.dataset_of(training.params)),
         challenger=challenger,
@@ -74,10 +76,14 @@ class MixUp(NamedTuple):
     num_images: int
 
 
-class Network(Section, extra="ignore"):
-    """The part of `metrics/train.json` that the numbers of a result hold."""
+class Trained(Section, extra="ignore"):
+    """The part of `metrics/train.json` that `train` writes."""
 
     num_parameters: Count
+    train_loss: float
+    train_accuracy: Fraction
+    val_loss: float
+    val_accuracy: Fraction
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,28 +185,32 @@ def load_summary(folder: Path) -> Summary:
     Raises:
         InputError: a file is missing or malformed, or belongs to another result than the others.
     """
+    for png in sorted((folder / paths.PLOTS).glob("*.png")):
+        _check_picture(png)
     about, test = store.describe(folder / paths.DATASET), store.load(folder / paths.DATASET, "test")
-    predictions = read_table(folder / paths.PREDICTIONS)
-    log_probs_NK = read_log_probs(folder / paths.LOG_PROBS)
-    names_K = np.array(about.classes)
-    if not np.array_equal(predictions.labels_N, names_K[test.labels_N]):
-        raise _mismatch(paths.PREDICTIONS, "labels", paths.DATASET)
+    predictions, log_probs_NK = _load_predictions(folder, test, about)
     predicted_N = log_probs_NK.argmax(1)
-    if not np.array_equal(predictions.predicted_N, names_K[predicted_N]):
-        raise _mismatch(paths.LOG_PROBS, "predictions", paths.PREDICTIONS)
+    confusion_KK = scores.confusion(test.labels_N, predicted_N, num_classes=len(about.classes))
+    test_scores = scores.read(folder / paths.TEST_METRICS)
+    if not _is_close(test_scores, scores.score(log_probs_NK, test.labels_N)):
+        raise _mismatch(paths.TEST_METRICS, "scores", paths.LOG_PROBS)
+    by_class, class_table = folder / paths.CLASSES, scores.class_table(confusion_KK, about.classes)
+    if by_class.exists() and by_class.read_bytes() != class_table.encode():  # another revision may lack it
+        raise _mismatch(paths.CLASSES, "scores", paths.PREDICTIONS)
     verdict = validation.read(folder / paths.VALIDATION)
-    steps, epochs = history.read(folder / paths.STEPS, Window), history.read(folder / paths.HISTORY, Epoch)
+    steps, epochs, trained = _load_training(folder)
     num_trained_on = sum(window.num_images for window in steps if window.epoch == 1)
     num_validating = verdict.num_images["train"] - num_trained_on
-    train = files.read_json(folder / paths.TRAINING_METRICS)
+    if num_validating < 1:
+        raise _mismatch(paths.STEPS, "images", paths.VALIDATION)
     return Summary(
         dataset=about,
         test=test,
         log_probs_NK=log_probs_NK,
-        scores=scores.read(folder / paths.TEST_METRICS),
-        confusion_KK=scores.confusion(test.labels_N, predicted_N, num_classes=len(about.classes)),
+        scores=test_scores,
+        confusion_KK=confusion_KK,
         bins=scores.bins(scores.confidence(log_probs_NK), predictions.right),
-        num_parameters=config.check(Network, train, str(paths.TRAINING_METRICS)).num_parameters,
+        num_parameters=trained.num_parameters,
         num_trained_on=num_trained_on,
         validation_accuracy=Rate(
             hits=round(epochs[-1].val_accuracy * num_validating), num_images=num_validating
@@ -210,6 +220,52 @@ def load_summary(folder: Path) -> Summary:
         verdict=verdict,
         warnings=[warning for warning in (predictions.warning, verdict.warning) if warning],
     )
+
+
+def _load_predictions(
+    folder: Path, test: Images, about: Description
+) -> tuple[Predictions, NDArray[np.float32]]:
+    """Read the predictions and the log-probabilities, float32 (N, K), which must be of these images."""
+    predictions = read_table(folder / paths.PREDICTIONS)
+    log_probs_NK = read_log_probs(folder / paths.LOG_PROBS)
+    names_K = np.array(about.classes)
+    if not np.array_equal(predictions.labels_N, names_K[test.labels_N]):
+        raise _mismatch(paths.PREDICTIONS, "labels", paths.DATASET)
+    if log_probs_NK.shape != (len(test), len(names_K)):
+        raise _mismatch(paths.LOG_PROBS, "images or classes", paths.DATASET)
+    if not np.array_equal(predictions.predicted_N, names_K[log_probs_NK.argmax(1)]):
+        raise _mismatch(paths.LOG_PROBS, "predictions", paths.PREDICTIONS)
+    return predictions, log_probs_NK
+
+
+def _load_training(folder: Path) -> tuple[list[Window], list[Epoch], Trained]:
+    """Read the curves and the metrics of the training, which must be of one training."""
+    steps, epochs = history.read(folder / paths.STEPS, Window), history.read(folder / paths.HISTORY, Epoch)
+    numbers = [row.epoch for row in epochs]
+    is_whole = numbers == sorted({row.epoch for row in steps}) == [*range(1, len(numbers) + 1)]
+    if not is_whole or steps[-1].step != epochs[-1].step:
+        raise _mismatch(paths.STEPS, "epochs or steps", paths.HISTORY)
+    values = files.read_json(folder / paths.TRAINING_METRICS)
+    trained = config.check(Trained, values, str(paths.TRAINING_METRICS))
+    if not _is_close(trained, Trained(num_parameters=trained.num_parameters, **epochs[-1].scores)):
+        raise _mismatch(paths.TRAINING_METRICS, "numbers", paths.HISTORY)
+    return steps, epochs, trained
+
+
+def _check_picture(png: Path) -> None:
+    from PIL import Image
+
+    try:
+        with files.reading(png), Image.open(png, formats=["PNG"]) as picture:
+            picture.verify()
+    except SyntaxError as error:  # a broken chunk of the file
+        raise InputError(str(png), found=f"{error}", expected="a PNG: run `dvc repro`") from None
+
+
+def _is_close(one: S, other: S) -> bool:
+    """Return whether two sets of numbers are equal, up to the digits that files keep."""
+    pairs = zip(one.model_dump().values(), other.model_dump().values(), strict=True)
+    return all(abs(value - another) <= DIGITS * max(1, abs(value)) for value, another in pairs)
 
 
 def _mismatch(file: Path, what: str, than: Path) -> InputError:

@@ -164,20 +164,20 @@ def read(path: Path) -> Scores:
     return config.check(Scores, files.read_json(path), str(path))
 
 
-def write_classes(
-    path: Path, *, labels_N: Bytes, predicted_N: NDArray[np.int64], classes: Sequence[str]
-) -> None:
-    """Write a row for each class: its number of images, recall and precision, to six decimals.
+def class_table(counts_KK: NDArray[np.int64], classes: Sequence[str]) -> str:
+    """Return a table of a row for each class: its number of images, recall and precision, to six decimals.
 
     A share of no images is left empty.
+
+    Args:
+        counts_KK: as `confusion` makes them.
+        classes: their names.
     """
-    counts_KK = confusion(labels_N, predicted_N, num_classes=len(classes))
 
     def rounded(rate: Rate) -> float | None:
         return None if rate.share is None else round(rate.share, 6)
 
-    files.write_csv(
-        path,
+    return files.csv_text(
         ("class", "num_images", "recall", "precision"),
         (
             (one.name, one.recall.num_images, rounded(one.recall), rounded(one.precision))

@@ -162,6 +162,7 @@ def _log(store: Store, run: Run, folder: Path, existing: ModelVersion | None) ->
     """Store the ONNX file as a logged model of its run, or of this version; return its URI."""
     # Made by the client, for our experiment; `log_model` would take the process's current one, whose
     # artifacts are relative to the current folder.
+    num_classes = len(onnx_model.load(folder / paths.ONNX).about.classes)  # first: it may be damaged
     run_id = run.info.run_id
     begun = store.client.search_logged_models([store.experiment_id], f"source_run_id = '{run_id}'")
     if existing:
@@ -180,7 +181,7 @@ def _log(store: Store, run: Run, folder: Path, existing: ModelVersion | None) ->
         onnx_model=onnx.load(folder / paths.ONNX),
         save_as_external_data=False,
         onnx_execution_providers=["CPUExecutionProvider"],
-        signature=signature(len(onnx_model.load(folder / paths.ONNX).about.classes)),
+        signature=signature(num_classes),
         pip_requirements=[f"{package}=={version(package)}" for package in REQUIREMENTS],
     )
     store.client.log_model_artifact(model_id, str(folder / paths.WEIGHTS))

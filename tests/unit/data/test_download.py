@@ -251,6 +251,16 @@ def test_mnist_mirror_is_first_then_those_ahead_then_those_of_the_data_set(
     assert last.requests == []
 
 
+def test_an_archive_that_is_not_compressed_is_named_with_the_command(
+    small_data: SmallData, tmp_path: Path
+) -> None:
+    plain = tmp_path / "t10k-images-idx3-ubyte"
+    plain.touch()
+
+    with pytest.raises(InputError, match=f"run `gzip -k {plain}`"):
+        download.fetch(known(small_data), tmp_path / "cache", ahead=[str(tmp_path)])
+
+
 def test_archives_may_come_from_different_mirrors(small_data: SmallData, tmp_path: Path) -> None:
     *names, last = small_data.checksums
     (tmp_path / "a").mkdir()

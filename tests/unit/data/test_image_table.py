@@ -2,12 +2,15 @@
 
 import hashlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from mnist.core.errors import InputError
-from mnist.data import catalog, image_table
+from mnist.data import catalog, download, image_table
+from mnist.data.store import Images
 from tests.conftest import digits, three_classes, write_archives
 
 CLASSES = ("fish, fresh", "bird", "ox/cow")
@@ -95,6 +98,45 @@ def test_an_invalid_value_is_named(three: Path, name: str, classes: tuple[str, .
         image_table.measure(name, three, title="", classes=classes)
 
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("classes", [(), CLASSES])
+def test_labels_that_count_from_1_are_named_by_the_one_that_is_not_there(
+    tmp_path: Path, classes: tuple[str, ...]
+) -> None:
+    data = three_classes(30, seed=0)
+    shifted = Images(images_NHW=data.images_NHW, labels_N=data.labels_N + np.uint8(1))
+    write_archives(tmp_path, shifted, shifted)
+
+    with pytest.raises(InputError) as caught:
+        image_table.measure("letters", tmp_path, title="", classes=classes)
+
+    assert (caught.value.where, caught.value.found) == (
+        "the training images",
+        "none of label 0, of 1 to 3",
+    )
+
+
+def test_the_recipe_of_the_docs_makes_archives_of_pictures_and_arrays(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[3] / "docs/own-data.md").read_text()
+    recipe: dict[str, Any] = {}
+    exec(page.partition("```python\n")[2].partition("```")[0], recipe)  # noqa: S102 -- what a reader does
+    data = three_classes(30, seed=0)
+    for number, (image_HW, label) in enumerate(zip(data.images_NHW, data.labels_N, strict=True)):
+        folder = tmp_path / "pictures" / "abc"[label]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image_HW).save(folder / f"{number:02}.png")
+    recipe["write"](tmp_path, "train", *recipe["pictures"](tmp_path / "pictures"))
+    recipe["write"](tmp_path, "t10k", data.images_NHW, data.labels_N.astype(np.int64))
+
+    train, test = download.read({name: tmp_path / name for name in catalog.ARCHIVES})
+
+    by_class = data.take(np.argsort(data.labels_N, kind="stable"))
+    for read, expected in ((train, by_class), (test, data)):
+        assert (read.images_NHW == expected.images_NHW).all()
+        assert (read.labels_N == expected.labels_N).all()
+    with pytest.raises(AssertionError, match="not scaled"):
+        recipe["write"](tmp_path, "t10k", data.images_NHW / 255, data.labels_N)
 
 
 def test_a_missing_archive_is_named(tmp_path: Path) -> None:

@@ -79,7 +79,7 @@ def test_rare_classes_are_named() -> None:
     counts = {"train": {"a": 2000, "b": 73, "c": 71}, "test": {"a": 200, "b": 0, "c": 200}}
     num_images = {split: sum(of_class.values()) for split, of_class in counts.items()}
     found = verdict(class_counts=counts, num_images=num_images).warning
-    assert found == "rare classes: c (71 of 2,144 train images), b (0 of 400 test images)"
+    assert found == "2 rare classes: c (71 of 2,144 train images), b (0 of 400 test images)"
 
 
 def test_missing_files_are_named(validation: Path, dataset: Path) -> None:

@@ -1,5 +1,6 @@
 """A result in numbers, against sums done by hand."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -69,6 +70,45 @@ def test_files_of_two_results_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError) as caught:
         made.summary()
     assert caught.value.where == str(paths.PREDICTIONS)
+
+
+def replace(path: Path, old: str, new: str) -> None:
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+
+
+def without_lines(path: Path, first: int, last: int | None = None) -> None:
+    lines = path.read_text().splitlines(keepends=True)
+    del lines[first:last]
+    path.write_text("".join(lines))
+
+
+@pytest.mark.parametrize(
+    ("path", "change"),
+    [
+        (paths.TEST_METRICS, lambda path: replace(path, '"accuracy": 0.', '"accuracy": 0.9')),
+        (paths.TEST_METRICS, lambda path: replace(path, '"num_wrong": ', '"num_wrong": 1')),
+        (paths.TRAINING_METRICS, lambda path: replace(path, '"val_accuracy": 0.9', '"val_accuracy": 0.99')),
+        (paths.CLASSES, lambda path: path.write_text("class,num_images,recall,precision\n")),
+        (paths.PREDICTIONS, lambda path: without_lines(path, -1)),
+        (paths.LOG_PROBS, lambda path: write_log_probs(path, np.zeros((60, 11), np.float32))),
+        (paths.STEPS, lambda path: without_lines(path, 1)),
+        (paths.STEPS, lambda path: without_lines(path, -1)),
+        (paths.STEPS, lambda path: replace(path, ",500,", ",5000,")),
+        (paths.HISTORY, lambda path: without_lines(path, 1)),
+        (paths.FILTERS, lambda path: path.write_text("no picture")),
+        (paths.FILTERS, lambda path: path.write_bytes(path.read_bytes()[:-50])),
+    ],
+)
+def test_a_file_that_contradicts_the_others_is_refused(
+    tmp_path: Path, path: Path, change: Callable[[Path], None]
+) -> None:
+    made = Made(tmp_path)
+    change(tmp_path / path)
+    with pytest.raises(InputError) as caught:
+        made.summary()
+    assert caught.value.where.removeprefix(f"{tmp_path}/") == str(path)
 
 
 def test_a_result_has_a_headline_and_details(tmp_path: Path) -> None:

@@ -166,11 +166,12 @@ def report() -> None:
     from mnist.evaluation import pages, results
     from mnist.lineage import lock
 
+    registry = config.load(paths.PARAMS).registry
     lock.check(Path())
     custody.check("register")
     # The file's time is that of the result, or that of its copy.
     time_ms = int(paths.WEIGHTS.stat().st_mtime * 1000)
-    result = results.load(config.load(paths.PARAMS).registry, challenger=False, time_ms=time_ms)
+    result = results.load(registry, challenger=False, time_ms=time_ms)
     rendered = pages.render(result)
     files.write_text(paths.REPORT, rendered.report)
     size = len(rendered.report.encode()) / 1000

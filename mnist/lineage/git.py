@@ -16,6 +16,7 @@ LOCAL = re.compile(
     "|SHALLOW_FILE|WORK_TREE)"
 )
 MAX_SHOWN = 200  # characters of a name
+MAX_REASON = 600  # characters of an error; on a full disk there is one for each file
 UNKNOWN = "no such commit, branch, tag or experiment here"
 
 
@@ -158,7 +159,8 @@ def _is_name(name: str, folder: Path) -> bool:
 
 
 def _reason(done: subprocess.CompletedProcess[bytes]) -> str:
-    return " ".join(done.stderr.decode(errors="replace").split()) or f"exit status {done.returncode}"
+    reason = " ".join(done.stderr.decode(errors="replace").split()) or f"exit status {done.returncode}"
+    return reason if len(reason) <= MAX_REASON else f"... {reason[-MAX_REASON:]}"  # the cause comes last
 
 
 def _unknown(name: str, found: str) -> InputError:

@@ -268,7 +268,8 @@ def _has_files(store: Store, run: Run, result: Result) -> bool:
     """Return whether a run has the files of this evaluation: the folder of artifacts may be lost, too."""
     if run.data.tags.get(EVALUATED) != result.evaluation_sha256:
         return False
-    listed = store.client.list_artifacts(run.info.run_id, str(paths.REPORT.parent))
+    with client.readable("MLflow's artifacts"):
+        listed = store.client.list_artifacts(run.info.run_id, str(paths.REPORT.parent))
     return str(paths.REPORT) in {file.path for file in listed}
 
 
@@ -282,7 +283,7 @@ def _log_files(
     """
     if _has_files(store, run, result):
         return
-    with files.temporary("run") as kept:
+    with files.temporary("run") as kept, client.readable("MLflow's artifacts"):
         for name in artifacts:
             if not (folder / name).is_file():
                 raise InputError(str(name), found="no such file", expected=files.MADE)

@@ -243,7 +243,8 @@ def _load_training(folder: Path) -> tuple[list[Window], list[Epoch], Trained]:
     steps, epochs = history.read(folder / paths.STEPS, Window), history.read(folder / paths.HISTORY, Epoch)
     numbers = [row.epoch for row in epochs]
     is_whole = numbers == sorted({row.epoch for row in steps}) == [*range(1, len(numbers) + 1)]
-    if not is_whole or steps[-1].step != epochs[-1].step:
+    order = [row.step for row in steps]
+    if not is_whole or order != sorted(set(order)) or order[-1] != epochs[-1].step:
         raise _mismatch(paths.STEPS, "epochs or steps", paths.HISTORY)
     values = files.read_json(folder / paths.TRAINING_METRICS)
     trained = config.check(Trained, values, str(paths.TRAINING_METRICS))

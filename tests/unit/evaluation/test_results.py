@@ -96,6 +96,7 @@ def without_lines(path: Path, first: int, last: int | None = None) -> None:
         (paths.STEPS, lambda path: without_lines(path, 1)),
         (paths.STEPS, lambda path: without_lines(path, -1)),
         (paths.STEPS, lambda path: replace(path, ",500,", ",5000,")),
+        (paths.STEPS, lambda path: path.write_text(path.read_text() + path.read_text().splitlines()[-1])),
         (paths.HISTORY, lambda path: without_lines(path, 1)),
         (paths.FILTERS, lambda path: path.write_text("no picture")),
         (paths.FILTERS, lambda path: path.write_bytes(path.read_bytes()[:-50])),

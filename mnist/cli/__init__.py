@@ -16,6 +16,7 @@ from mnist.core.errors import InputError
 # The module of this package that defines each command, in the order of `mnist --help`.
 COMMANDS = {
     "diff": "results",
+    "compare": "results",
     "verify": "reproduce",
     "reproduce": "reproduce",
     "promote": "models",
@@ -23,7 +24,6 @@ COMMANDS = {
     "serve": "models",
     "predict": "score",
     "best": "results",
-    "seeds": "results",
     "preset": "results",
     "report": "results",
     "sync": "sync",

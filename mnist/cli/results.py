@@ -3,8 +3,8 @@
 import json
 import shlex
 import sys
-from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import click
@@ -73,23 +73,55 @@ def diff(
         sys.exit(1)
 
 
-def _of_commits(command: Callable[..., None]) -> Callable[..., None]:
-    """Add the options that choose experiments by the commit that they started from."""
-    rev = click.option(
-        "--rev",
-        "revs",
-        multiple=True,
-        default=["HEAD"],
-        metavar="COMMIT",
-        help="Take experiments that started from it (default: HEAD). It can be given several times.",
-    )
-    every = click.option("--all-commits", is_flag=True, help="Take experiments that started from any commit.")
-    return rev(every(command))
+@click.command()
+@click.argument("base", required=False)
+@click.argument("head", default="workspace")
+@click.option("--seeds", type=click.IntRange(min=2), default=20, show_default=True, help="At most that many.")
+@click.option("--first-seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option(
+    "--alpha",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    default=0.05,
+    show_default=True,
+    help="Chance of a verdict, better or worse, about two equally good recipes.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print all of it as JSON instead of Markdown.")
+def compare(base: str | None, head: str, *, seeds: int, first_seed: int, alpha: float, as_json: bool) -> None:
+    """Compare the recipes of two revisions over seeds: is this code with these params better?
+
+    It trains and evaluates BASE and HEAD (default: workspace, the files as they are) with the same seeds, in
+    temporary checkouts, until the accuracies give a verdict: better, worse, or no evidence after all seeds.
+    Without BASE it shows the accuracy of the workspace's recipe over seeds. What was trained is kept in
+    .cache/trials. Exit status: 1 if HEAD is worse.
+
+    \b
+    Example:
+      mnist compare main               the workspace with main
+      mnist compare v1.0 my-branch --seeds 12
+      mnist compare --seeds 5          mean, deviation and interval of the workspace's recipe
+    """
+    from mnist.comparison import markdown, verdict
+
+    chosen = range(first_seed, first_seed + seeds)
+    report = verdict.compare([base, head] if base else [head], chosen, alpha, partial(click.echo, err=True))
+    if as_json:
+        click.echo(json.dumps(asdict(report), indent=2, allow_nan=False))
+    else:
+        click.echo(markdown.render_recipes(report), nl=False)
+    sys.exit(report.difference is not None and report.difference.outcome == "worse")
 
 
 @click.command()
 @click.option("--top", type=click.IntRange(min=1), metavar="N", help="Show that many (default: all).")
-@_of_commits
+@click.option(
+    "--rev",
+    "revs",
+    multiple=True,
+    default=["HEAD"],
+    metavar="COMMIT",
+    help="Take experiments that started from it (default: HEAD). It can be given several times.",
+)
+@click.option("--all-commits", is_flag=True, help="Take experiments that started from any commit.")
 def best(top: int | None, revs: tuple[str, ...], *, all_commits: bool) -> None:
     """Rank experiments by validation accuracy.
 
@@ -104,25 +136,6 @@ def best(top: int | None, revs: tuple[str, ...], *, all_commits: bool) -> None:
     from mnist.comparison import ranking
 
     click.echo(ranking.report(paths.checkout(), None if all_commits else revs, top))
-
-
-@click.command()
-@_of_commits
-def seeds(revs: tuple[str, ...], *, all_commits: bool) -> None:
-    """Show the test accuracy of each recipe over its seeds.
-
-    A recipe is all params of the training but the seed. Choose one by `mnist best`, which looks at
-    validation accuracy; this shows what the choice is worth.
-
-    \b
-    Example:
-      dvc exp run --queue -S 'seed=range(0,5)'
-      dvc queue start -j 2
-      mnist seeds
-    """
-    from mnist.comparison import recipes
-
-    click.echo(recipes.report(paths.checkout(), None if all_commits else revs))
 
 
 @click.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})

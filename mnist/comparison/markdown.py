@@ -1,4 +1,4 @@
-"""The comparison of two revisions as Markdown: for a terminal, a job summary, a comment on a pull request.
+"""Comparisons of two revisions, and of their recipes, as Markdown: for terminals and pull requests.
 
 Names, values and messages from the repository are in code spans, and are cut to a length. In a code span
 GitHub notifies no user, loads no picture and reads no HTML.
@@ -13,7 +13,9 @@ import numpy as np
 from tabulate import tabulate
 
 from mnist.comparison.diff import Comparison, Images, Metric
+from mnist.comparison.recipes import FIGURES, figures
 from mnist.comparison.revision import Points
+from mnist.comparison.verdict import Difference, Report
 
 MAX_SHOWN = 60  # characters of a name or value
 MAX_REASON = 200  # characters of a message
@@ -51,6 +53,36 @@ def render(comparison: Comparison) -> str:
     return "\n\n".join(blocks) + "\n"
 
 
+def render_recipes(report: Report) -> str:
+    """Return the report on recipes: the verdict, the figures of each side, and its accuracy by seed."""
+    names = [code(side.name) for side in report.sides]
+    blocks = [f"## {' → '.join(_revision(side.name, side.commit) for side in report.sides)}: recipes"]
+    if not report.seeds:
+        both = "the same code, data and params, but for the seed"
+        blocks.append(f"**One recipe**: {both}. `mnist compare` alone shows its accuracy over seeds.")
+    else:
+        if report.difference:
+            blocks.append(_recipe_verdict(report, report.difference))
+        by_side = [[name, *figures(side.accuracies)] for name, side in zip(names, report.sides, strict=True)]
+        blocks += _table(["recipe", *FIGURES], by_side, right=len(FIGURES))
+        by_seed = zip(report.seeds, *(side.accuracies for side in report.sides), strict=True)
+        rows = [[str(seed), *(f"{one:.2%}" for one in accuracies)] for seed, *accuracies in by_seed]
+        blocks += _table(["seed", *names], rows, right=len(names))
+    return "\n\n".join(blocks) + "\n"
+
+
+def _recipe_verdict(report: Report, found: Difference) -> str:
+    low, high = found.interval_pp
+    missed = (
+        f" A loss of up to {-low:.2f} pp could have been missed." if found.outcome == "no evidence" else ""
+    )
+    interval = f"{100 * (1 - report.alpha):g} % interval {low:+.2f} to {high:+.2f} pp, paired by seed"
+    return (
+        f"**{found.outcome.capitalize()}** after {len(report.seeds)} seeds: accuracy "
+        f"**{found.change_pp:+.2f} pp** ({interval}).{missed} It is about code with params, not two networks."
+    )
+
+
 def _revision(name: str, commit: str) -> str:
     return code(name) + (f" ({commit[:7]})" if commit and not commit.startswith(name) else "")
 
@@ -64,7 +96,7 @@ def _verdict(images: Images) -> str:
         f"accuracy {images.base_accuracy:.2%} → {images.head_accuracy:.2%}, **{images.change_pp:+.2f} pp** "
         f"(95 % interval {low:+.2f} to {high:+.2f} pp, p {_p(images.p)}): {len(images.fixed):,} fixed and "
         f"{len(images.broken):,} broken of {images.num_images:,} test images. "
-        "It is about these two networks: compare recipes over several seeds."
+        "It is about these two networks: `mnist compare` is about recipes."
     )
 
 

@@ -1,4 +1,4 @@
-"""The test accuracy of each recipe over seeds, and the tutorial's comparison of four: shuffled pixels.
+"""The recipes of experiments over seeds, and the tutorial's comparison of four: shuffled pixels.
 
 A recipe is all params of the training but the seed. The accuracy of one training is not enough: with other
 seeds alone, the default params reach accuracies that are a point apart.
@@ -41,28 +41,28 @@ class Recipe:
         """Return the accuracies, in the order of the seeds."""
         return [self.by_seed[seed] for seed in sorted(self.by_seed)]
 
-    @property
-    def figures(self) -> list[str]:
-        """Return the cells of a table under `FIGURES`, in percent; dashes for the spread of one seed.
 
-        The interval is that of the mean over all seeds.
-        """
-        percent = [100 * one for one in self.accuracies]
-        sd = interval = "-"
-        if len(percent) > 1:
-            low, high = student_interval(percent)
-            sd, interval = f"{stdev(percent):.2f}", f"{max(low, 0):.2f} to {min(high, 100):.2f}"
-        spread = f"{min(percent):.2f} to {max(percent):.2f}"
-        return [str(len(percent)), f"{mean(percent):.2f}%", sd, interval, spread]
+def figures(accuracies: Sequence[float]) -> list[str]:
+    """Return the cells of a table under `FIGURES`, in percent; dashes for the spread of one seed.
+
+    The interval is that of the mean over all seeds.
+    """
+    percent = [100 * one for one in accuracies]
+    sd = interval = "-"
+    if len(percent) > 1:
+        low, high = student_interval(percent)
+        sd, interval = f"{stdev(percent):.2f}", f"{max(low, 0):.2f} to {min(high, 100):.2f}"
+    spread = f"{min(percent):.2f} to {max(percent):.2f}"
+    return [str(len(percent)), f"{mean(percent):.2f}%", sd, interval, spread]
 
 
-def load(root: Path, revs: Sequence[str] | None) -> tuple[list[Recipe], list[str]]:
-    """Return the recipes that the experiments of `revs` tried, the best first, and notes in lines.
+def load(root: Path) -> tuple[list[Recipe], list[str]]:
+    """Return the recipes that the experiments of HEAD tried, the best first, and notes in lines.
 
     Raises:
-        InputError: there is no checkout with git and DVC, or no such commit.
+        InputError: there is no checkout with git and DVC.
     """
-    known = load_results(root, revs, paths.TEST_METRICS, (ACCURACY,))
+    known = load_results(root, ["HEAD"], paths.TEST_METRICS, (ACCURACY,))
     recipes, notes = grouped(known.found)
     return recipes, [*notes, *known.notes]
 
@@ -91,21 +91,8 @@ def grouped(results: Iterable[Result]) -> tuple[list[Recipe], list[str]]:
 def table(recipes: Sequence[Recipe]) -> str:
     """Return a row for each recipe, with the params that differ."""
     keys = differing([recipe.params for recipe in recipes])
-    rows = [[*one.figures, *(as_typed(one.params.get(key)) for key in keys)] for one in recipes]
+    rows = [[*figures(one.accuracies), *(as_typed(one.params.get(key)) for key in keys)] for one in recipes]
     return aligned(rows, [*FIGURES, *keys])
-
-
-def report(root: Path, revs: Sequence[str] | None) -> str:
-    """Return the table of the recipes that the experiments of `revs` tried; None: of any commit.
-
-    Raises:
-        InputError: there is no checkout with git and DVC, or no such commit.
-    """
-    recipes, notes = load(root, revs)
-    lines = [table(recipes) if recipes else "seeds: none has a result"]
-    if len({recipe.dataset_md5 for recipe in recipes}) > 1:
-        lines += ["", "these are of several data sets: their accuracies do not compare"]
-    return "\n".join([*lines, *notes])
 
 
 # Shuffled pixels
@@ -151,7 +138,7 @@ def train_cases(root: Path, current: Mapping[str, Any], num_seeds: int, jobs: in
     Raises:
         InputError: a training failed, and what it printed is on stderr; or its result is left out.
     """
-    recipes, _ = load(root, ["HEAD"])
+    recipes, _ = load(root)
     wanted = missing(by_case(recipes, current), num_seeds)
     with ThreadPoolExecutor(jobs) as pool:
         for num, (settings, done) in enumerate(zip(wanted, pool.map(_train, wanted), strict=True), 1):
@@ -161,7 +148,7 @@ def train_cases(root: Path, current: Mapping[str, Any], num_seeds: int, jobs: in
                 where, found = " ".join(settings), f"exit status {done.returncode}, see above"
                 raise InputError(f"the training with {where}", found=found, expected="a result")
             print(f"{num} of {len(wanted)} trainings are done", flush=True)
-    recipes, notes = load(root, ["HEAD"])
+    recipes, notes = load(root)
     cases = by_case(recipes, current)
     if left := missing(cases, num_seeds):
         found = "; ".join(["no result", *notes])

@@ -32,6 +32,7 @@ PASSED = re.compile(
     r"|(PYTHON|CUDA|CUBLAS_|NVIDIA_|NCCL_|OMP_|KMP_|MKL_|OPENBLAS_|ATEN_|ONEDNN_|DNNL_|MALLOC_)\w*"
 )
 TIMEOUT_SECONDS = 45  # for the stages to end after an interrupt
+ERROR = "ERROR: "  # begins the line of an error of a stage, and of DVC
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +48,17 @@ class Sandbox:
     folder: Path
     repository: Path
     checkout: Path
+
+    @property
+    def log(self) -> Path:
+        """Return the file for the output of what runs here in silence."""
+        return self.folder / "log"
+
+    def reason(self) -> str:
+        """Return the first error in the log, or its last line."""
+        lines = self.log.read_text(encoding="utf-8", errors="replace").split("\n")
+        lines = [line.strip() for line in lines if line.strip()] or ["no output"]
+        return next((line for line in lines if line.startswith(ERROR)), lines[-1]).removeprefix(ERROR)
 
 
 @contextlib.contextmanager
@@ -99,7 +111,12 @@ def _check_out(commit: str, home: Path, repository: Path) -> None:
 
 
 def run(
-    sandbox: Sandbox, stages: Sequence[str], *, cache: Path | None = None, output: IO[str] | None = None
+    sandbox: Sandbox,
+    stages: Sequence[str],
+    *,
+    cache: Path | None = None,
+    output: IO[str] | None = None,
+    from_cache: bool = False,
 ) -> None:
     """Run every one of `stages`, and all before them.
 
@@ -108,23 +125,30 @@ def run(
         stages: of its `dvc.yaml`.
         cache: DVC's, which is filled; without it, one in the sandbox.
         output: where that of the stages goes; without it, where ours goes.
+        from_cache: run only what DVC's cache does not have, and log to the sandbox's `log` instead.
 
     Raises:
         InputError: they fail.
     """
-    command = [sys.executable, "-m", "dvc", "repro", "--force", "--no-run-cache", *stages]
+    options = [] if from_cache else ["--force", "--no-run-cache"]
     environment = prepare(sandbox, cache or sandbox.folder / "cache")
-    # In a session of its own: an interrupt reaches us alone, and all that it has started through us.
-    process = subprocess.Popen(
-        command, cwd=sandbox.checkout, env=environment, start_new_session=True, stdout=output
-    )
-    try:
-        status = process.wait()
-    except KeyboardInterrupt:
-        _end(process)
-        raise
+    with sandbox.log.open("w", encoding="utf-8") as log:
+        # In a session of its own: an interrupt reaches us alone, and all that it has started through us.
+        process = subprocess.Popen(
+            [sys.executable, "-m", "dvc", "repro", *options, *stages],
+            cwd=sandbox.checkout,
+            env=environment,
+            start_new_session=True,
+            stdout=log if from_cache else output,
+            stderr=log if from_cache else None,
+        )
+        try:
+            status = process.wait()
+        except KeyboardInterrupt:
+            _end(process)
+            raise
     if status != 0:
-        found = f"exit status {status}, see above"
+        found = sandbox.reason() if from_cache else f"exit status {status}, see above"
         raise InputError("`dvc repro` in a temporary checkout", found=found, expected="the stages to succeed")
 
 

@@ -215,13 +215,12 @@ def measure(name: str, folder: Path, title: str, classes: str) -> None:
 
 @click.command()
 @click.option("--seeds", type=click.IntRange(min=2), default=3, show_default=True, help="From 0 on.")
-@click.option("--jobs", type=click.IntRange(min=1), default=2, show_default=True, help="Trainings at a time.")
-def experiments(seeds: int, jobs: int) -> None:
+def experiments(seeds: int) -> None:
     """Measure what shuffled pixels cost a CNN and an MLP.
 
-    It trains both, on pixels in place and shuffled by one permutation, over seeds: by default 12 DVC
-    experiments. Those that this commit has with these params are not trained again. It prints a table, and
-    writes metrics/shuffled-pixels.json and metrics/shuffled-pixels.png.
+    It trains both, on pixels in place and shuffled by one permutation, over seeds: by default 12 trainings.
+    What was trained is kept in .cache/trials. It prints a table, and writes metrics/shuffled-pixels.json and
+    metrics/shuffled-pixels.png.
 
     \b
     Example:
@@ -229,9 +228,8 @@ def experiments(seeds: int, jobs: int) -> None:
     """
     from mnist.comparison import recipes
 
-    current = config.load(paths.PARAMS).model_dump()
-    cases = recipes.train_cases(paths.checkout(), current, seeds, jobs)
+    cases = recipes.train_cases(seeds, partial(click.echo, err=True))
     result = recipes.costs(cases, seeds)
     files.write_json(recipes.SHUFFLED_PIXELS, result)
     recipes.draw(recipes.SHUFFLED_PIXELS_PLOT, result)
-    click.echo(f"{recipes.table(list(cases.values()))}\n\n{recipes.sentence(result)}")
+    click.echo(f"{recipes.table(cases)}\n\n{recipes.sentence(result)}")

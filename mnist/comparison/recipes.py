@@ -1,26 +1,17 @@
-"""The recipes of experiments over seeds, and the tutorial's comparison of four: shuffled pixels.
+"""Figures of a recipe over seeds, and the tutorial's comparison of four recipes: shuffled pixels."""
 
-A recipe is all params of the training but the seed. The accuracy of one training is not enough: with other
-seeds alone, the default params reach accuracies that are a point apart.
-"""
-
-import subprocess
-import sys
-from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from mnist.comparison.ranking import Result, aligned, differing, load_results
-from mnist.core import files, paths
+from mnist.comparison import trials
+from mnist.comparison.ranking import aligned
+from mnist.core import files
 from mnist.core.config import as_typed
-from mnist.core.errors import InputError
 from mnist.evaluation.statistics import student_interval
-from mnist.lineage import experiments
 
-ACCURACY = "accuracy"
 FIGURES = ("seeds", "test accuracy", "sd", "95 % interval", "least to most")
 
 SHUFFLED_PIXELS = Path("metrics/shuffled-pixels.json")
@@ -29,17 +20,15 @@ NETWORKS = {"simple_cnn": "convolutional", "mlp": "fully connected"}  # names fo
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """Results that differ in their seed alone."""
+class Case:
+    """A network, and whether one fixed permutation shuffles the pixels that it sees."""
 
-    params: Mapping[str, Any]  # that they have in common
-    dataset_md5: str  # of the file that their images are from
-    by_seed: dict[int, float]  # accuracies on the test images, 0 to 1
+    model: str
+    permute_pixels: bool
 
-    @property
-    def accuracies(self) -> list[float]:
-        """Return the accuracies, in the order of the seeds."""
-        return [self.by_seed[seed] for seed in sorted(self.by_seed)]
+
+CASES = tuple(Case(model=model, permute_pixels=shuffled) for model in NETWORKS for shuffled in (False, True))
+Accuracies = Mapping[Case, Sequence[float]]  # on the test images, 0 to 1, in the order of the seeds
 
 
 def figures(accuracies: Sequence[float]) -> list[str]:
@@ -56,118 +45,39 @@ def figures(accuracies: Sequence[float]) -> list[str]:
     return [str(len(percent)), f"{mean(percent):.2f}%", sd, interval, spread]
 
 
-def load(root: Path) -> tuple[list[Recipe], list[str]]:
-    """Return the recipes that the experiments of HEAD tried, the best first, and notes in lines.
+def table(cases: Accuracies) -> str:
+    """Return a row for each case."""
+    rows = [[*figures(accuracies), *map(as_typed, astuple(case))] for case, accuracies in cases.items()]
+    return aligned(rows, [*FIGURES, "model", "permute_pixels"])
+
+
+def train_cases(num_seeds: int, show: Callable[[str], None]) -> Accuracies:
+    """Train the workspace's recipe in all cases, with seeds from 0 to `num_seeds` - 1.
+
+    Args:
+        num_seeds: of each case.
+        show: is called with a line for each training.
 
     Raises:
-        InputError: there is no checkout with git and DVC.
+        InputError: a training fails.
     """
-    known = load_results(root, ["HEAD"], paths.TEST_METRICS, (ACCURACY,))
-    recipes, notes = grouped(known.found)
-    return recipes, [*notes, *known.notes]
-
-
-def grouped(results: Iterable[Result]) -> tuple[list[Recipe], list[str]]:
-    """Return the recipes, the best first, and a line for each result that contradicts an earlier one.
-
-    Of several results with one recipe and seed the first counts; without a change of the code, of the
-    versions or of the machine they are equal.
-    """
-    recipes: dict[str, Recipe] = {}
-    notes = []
-    for one in results:
-        params = {key: value for key, value in one.params.items() if key != "seed"}
-        recipe = recipes.setdefault(
-            repr((one.dataset_md5, sorted(params.items()))),
-            Recipe(params=params, dataset_md5=one.dataset_md5, by_seed={}),
-        )
-        accuracy = one.numbers[ACCURACY]
-        known = recipe.by_seed.setdefault(one.params["seed"], accuracy)
-        if known != accuracy:
-            notes.append(f"left out: {one.revision.name}: {accuracy:.2%}, where another has {known:.2%}")
-    return sorted(recipes.values(), key=lambda recipe: -mean(recipe.accuracies)), notes
-
-
-def table(recipes: Sequence[Recipe]) -> str:
-    """Return a row for each recipe, with the params that differ."""
-    keys = differing([recipe.params for recipe in recipes])
-    rows = [[*figures(one.accuracies), *(as_typed(one.params.get(key)) for key in keys)] for one in recipes]
-    return aligned(rows, [*FIGURES, *keys])
-
-
-# Shuffled pixels
-
-
-@dataclass(frozen=True, kw_only=True)
-class Case:
-    """A network, and whether one fixed permutation shuffles the pixels that it sees."""
-
-    model: str
-    permute_pixels: bool
-
-
-CASES = tuple(Case(model=model, permute_pixels=shuffled) for model in NETWORKS for shuffled in (False, True))
-
-
-def by_case(recipes: Iterable[Recipe], current: Mapping[str, Any]) -> dict[Case, Recipe]:
-    """Return the recipes that have the `current` params but for the network and the pixels."""
-    found = {}
-    for recipe in recipes:
-        case = Case(model=recipe.params["model"], permute_pixels=recipe.params["permute_pixels"])
-        wanted = {key: current[key] for key in recipe.params if key in current}
-        if {**wanted, "model": case.model, "permute_pixels": case.permute_pixels} == recipe.params:
-            found[case] = recipe
+    found: dict[Case, list[float]] = {case: [] for case in CASES}
+    for case in CASES:
+        settings = asdict(case)
+        with trials.of_revision(trials.WORKSPACE, settings) as of_case:
+            for seed in range(num_seeds):
+                found[case].append(of_case.score(seed).accuracy)
+                words = " ".join(f"{key}={as_typed(value)}" for key, value in settings.items())
+                show(f"{words} seed={seed}: {found[case][-1]:.2%}")
     return found
 
 
-def missing(cases: Mapping[Case, Recipe], num_seeds: int) -> list[tuple[str, ...]]:
-    """Return the settings of the trainings, with seeds from 0 to `num_seeds` - 1, that have no result yet."""
-    return [
-        (f"model={case.model}", f"permute_pixels={as_typed(case.permute_pixels)}", f"seed={seed}")
-        for case in CASES
-        for seed in range(num_seeds)
-        if case not in cases or seed not in cases[case].by_seed
-    ]
-
-
-def train_cases(root: Path, current: Mapping[str, Any], num_seeds: int, jobs: int) -> dict[Case, Recipe]:
-    """Train what is missing of all cases as experiments, `jobs` at a time, and return the cases.
-
-    Not in DVC's queue: a worker of it may die, and `dvc exp run --run-all` then never ends (dvc#10398).
-
-    Raises:
-        InputError: a training failed, and what it printed is on stderr; or its result is left out.
-    """
-    recipes, _ = load(root)
-    wanted = missing(by_case(recipes, current), num_seeds)
-    with ThreadPoolExecutor(jobs) as pool:
-        for num, (settings, done) in enumerate(zip(wanted, pool.map(_train, wanted), strict=True), 1):
-            if done.returncode:
-                pool.shutdown(wait=False, cancel_futures=True)
-                sys.stderr.write(done.stdout + done.stderr)
-                where, found = " ".join(settings), f"exit status {done.returncode}, see above"
-                raise InputError(f"the training with {where}", found=found, expected="a result")
-            print(f"{num} of {len(wanted)} trainings are done", flush=True)
-    recipes, notes = load(root)
-    cases = by_case(recipes, current)
-    if left := missing(cases, num_seeds):
-        found = "; ".join(["no result", *notes])
-        raise InputError(f"the training with {' '.join(left[0])}", found=found, expected="a result")
-    return cases
-
-
-def _train(settings: Sequence[str]) -> subprocess.CompletedProcess[str]:
-    options = [part for one in settings for part in ("-S", one)]
-    return experiments.dvc("--wait-for-lock", "exp", "run", "--temp", *options, capture=True)
-
-
-def costs(cases: Mapping[Case, Recipe], num_seeds: int) -> dict[str, Any]:
+def costs(cases: Accuracies, num_seeds: int) -> dict[str, Any]:
     """Return plain numbers: accuracies by case, and what shuffling costs each network, in shares of 1."""
     result: dict[str, Any] = {"num_seeds": num_seeds, "networks": {}}
     for model in NETWORKS:
         in_place, shuffled = (
-            cases[Case(model=model, permute_pixels=permuted)].accuracies[:num_seeds]
-            for permuted in (False, True)
+            list(cases[Case(model=model, permute_pixels=permuted)]) for permuted in (False, True)
         )
         # By seed, which determines the first weights and the order of the images.
         differences = [there - here for there, here in zip(in_place, shuffled, strict=True)]

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from mnist.core import config, files, paths
 from mnist.core.config import Count, Fraction, Section
@@ -134,8 +135,12 @@ class Trials:
 
 
 @contextmanager
-def of_revision(name: str) -> Iterator[Trials]:
+def of_revision(name: str, settings: Mapping[str, Any] | None = None) -> Iterator[Trials]:
     """Yield the trials of a revision in a sandbox, which is removed at the end.
+
+    Args:
+        name: of the revision, as a user names it.
+        settings: params by key, in the place of the revision's.
 
     Raises:
         InputError: the revision is unknown, or as `Trials`.
@@ -147,6 +152,9 @@ def of_revision(name: str) -> Iterator[Trials]:
         if patch:
             content = patch.encode(errors="surrogateescape")
             git.output("apply", "--whitespace=nowarn", "-", folder=aside.repository, stdin=content)
+        if settings:
+            params = config.read_keys(aside.checkout, paths.PARAMS) | settings
+            (aside.checkout / paths.PARAMS).write_text(json.dumps(params), encoding="utf-8")
         trials = Trials(name, "" if is_workspace else commit, aside)
         try:
             yield trials

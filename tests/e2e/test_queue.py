@@ -5,21 +5,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from mnist.comparison.recipes import CASES
 from mnist.core import config, paths
 from tests import checkout
 from tests.checkout import Clone
 from tests.e2e.conftest import Invoke
-
-TRAIN_ONE_SEED = """
-import json
-from pathlib import Path
-from mnist.comparison import recipes
-from mnist.core import config, paths
-current = config.load(paths.PARAMS).model_dump()
-cases = recipes.train_cases(Path().resolve(), current, num_seeds=1, jobs=2)
-print(json.dumps([[case.model, case.permute_pixels, recipe.accuracies] for case, recipe in cases.items()]))
-"""
 
 
 @pytest.fixture
@@ -38,19 +27,12 @@ def test_experiments_are_trained_ranked_and_applied(clone: Clone, invoke: Invoke
     checkout.run_queue(clone)
     assert "left out: doomed: " in invoke(clone, "best").stdout
 
-    done = clone.run("python", "-c", TRAIN_ONE_SEED)
-
-    assert done.stdout.count("trainings are done") == 2  # those of the queue are not trained again
-    cases = json.loads(done.stdout.splitlines()[-1])
-    assert {(model, permuted) for model, permuted, _ in cases} == {
-        (case.model, case.permute_pixels) for case in CASES
-    }
     lines = clone.run(
         "git", "for-each-ref", "--format=%(refname) %(objectname)", "refs/exps"
     ).stdout.splitlines()
     commits = {ref.split("/")[-1]: commit for ref, commit in map(str.split, lines) if ref.count("/") == 4}
     runs = [run for run in clone.runs() if run.data.tags.get("dvc.experiments") in commits]
-    assert len(commits) == len(runs) == len(clone.runs()) - num_runs == 4
+    assert len(commits) == len(runs) == len(clone.runs()) - num_runs == 2
     accuracies = {}
     for run in runs:
         name = run.data.tags["dvc.experiments"]

@@ -87,7 +87,7 @@ def diff(
 )
 @click.option("--json", "as_json", is_flag=True, help="Print all of it as JSON instead of Markdown.")
 def compare(base: str | None, head: str, *, seeds: int, first_seed: int, alpha: float, as_json: bool) -> None:
-    """Compare the recipes of two revisions over seeds: is this code with these params better?
+    """Compare two recipes, code with params, over several seeds.
 
     It trains and evaluates BASE and HEAD (default: workspace, the files as they are) with the same seeds, in
     temporary checkouts, until the accuracies give a verdict: better, worse, or no evidence after all seeds.

@@ -6,8 +6,6 @@ of a trial is kept by the digest of the recipe, and by seed.
 
 import hashlib
 import json
-import os
-import signal
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Mapping
@@ -129,9 +127,8 @@ class Trials:
     def close(self) -> None:
         """End the process, whatever it does."""
         if self._process:
-            with suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait()
+            with suppress(BrokenPipeError), self._process:  # which closes the pipes and waits
+                self._process.kill()
 
 
 @contextmanager

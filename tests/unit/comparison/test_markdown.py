@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -15,6 +15,7 @@ from wcwidth import wcswidth
 from mnist.comparison import markdown
 from mnist.comparison.diff import compare_revisions
 from mnist.comparison.revision import Points, Snapshot
+from mnist.comparison.verdict import Difference, Report, Side
 from mnist.evaluation.predictions import Predictions
 
 PARSER = MarkdownIt("commonmark").enable(["table", "strikethrough"])
@@ -62,6 +63,13 @@ def render(base: Snapshot, head: Snapshot) -> str:
     return markdown.render(compare_revisions(base, head))
 
 
+def recipes(*names: str, outcome: Literal["better", "no evidence"] = "no evidence") -> str:
+    """Return the report on recipes of revisions with these names, over three seeds."""
+    sides = [Side(name=name, commit="", accuracies=(0.9, 0.95, 0.94)) for name in names]
+    found = Difference(outcome=outcome, change_pp=0.1, interval_pp=(-0.25, 0.45)) if names[1:] else None
+    return markdown.render_recipes(Report(sides=tuple(sides), seeds=(7, 8, 9), alpha=0.1, difference=found))
+
+
 def tokens(text: str) -> Iterator[Token]:
     for token in PARSER.parse(text):
         yield token
@@ -89,7 +97,8 @@ def rows(text: str, title: str) -> list[list[str]]:
 @example(text="\n".join(HOSTILE))
 def test_text_of_the_repository_can_neither_act_nor_break_out(text: str) -> None:
     no_predictions = side(text, 1, predictions=None)
-    for found in (render(side(text, 0), side(text, 1)), render(side(text, 0), no_predictions)):
+    reports = render(side(text, 0), side(text, 1)), render(side(text, 0), no_predictions)
+    for found in (*reports, recipes(text, text), recipes(text)):
         for token in tokens(found):
             kind = re.sub("_(open|close)$", "", token.type)
             assert kind in {*ALLOWED, "inline", "text", "softbreak", "code_inline", "fence"}, token
@@ -200,3 +209,17 @@ def test_a_chart_has_at_most_so_many_points() -> None:
     chart = markdown.chart("Loss by step", line, line)
     assert all(found.count(",") == 29 for found in re.findall(r"line \[(.*)\]", chart))
     assert "e-" not in chart
+
+
+def test_no_evidence_has_the_loss_that_could_have_been_missed() -> None:
+    assert "A loss of up to 0.25 pp" in recipes("a", "b")
+    assert "A loss" not in recipes("a", "b", outcome="better")
+
+
+def test_recipes_have_their_figures_and_a_row_a_seed() -> None:
+    found = recipes("base", "head")
+
+    figures, by_seed = tables(found)
+    assert "90 % interval -0.25 to +0.45 pp" in found
+    assert [cell.strip() for cell in figures[2].split("|")[1:4]] == ["`base`", "3", "93.00%"]
+    assert [cell.strip() for cell in by_seed[3].split("|")[1:-1]] == ["8", "95.00%", "95.00%"]

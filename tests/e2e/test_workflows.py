@@ -14,7 +14,7 @@ def step(name: str) -> str:
     return str(found["run"])
 
 
-def test_the_gate_stops_a_worse_model_only(trained: Clone, tmp_path: Path) -> None:
+def test_the_gate_stops_a_worse_recipe_only(trained: Clone, tmp_path: Path) -> None:
     summary, report = tmp_path / "summary.md", tmp_path / "report.md"
     trained.environment |= {
         "BASE_REF": "release",
@@ -25,6 +25,7 @@ def test_the_gate_stops_a_worse_model_only(trained: Clone, tmp_path: Path) -> No
     edit(trained, "params.yaml", "alpha: 0.05", "alpha: 0.01")  # no stage reads it
     trained.commit("A change that leaves the model as it is")
     trained.run(*gate)
+    assert "**One recipe**" in report.read_text()
     assert "**Within noise**" in report.read_text()
     assert summary.read_text() == report.read_text()
 
@@ -33,5 +34,5 @@ def test_the_gate_stops_a_worse_model_only(trained: Clone, tmp_path: Path) -> No
     trained.run("bash", "-e", "-c", step("Reproduce"))
     assert trained.run(*gate, check=False).returncode != 0
     assert report.read_text().startswith("## `origin/release` (")
-    assert "**Worse**" in report.read_text()
+    assert "**Worse** after " in report.read_text()
     assert summary.read_text().endswith(report.read_text())

@@ -150,7 +150,7 @@ def of_revision(name: str, settings: Mapping[str, Any] | None = None) -> Iterato
             content = patch.encode(errors="surrogateescape")
             git.output("apply", "--whitespace=nowarn", "-", folder=aside.repository, stdin=content)
         if settings:
-            params = config.read_keys(aside.checkout, paths.PARAMS) | settings
+            params = {**config.read_keys(aside.checkout, paths.PARAMS), **settings}
             (aside.checkout / paths.PARAMS).write_text(json.dumps(params), encoding="utf-8")
         trials = Trials(name, "" if is_workspace else commit, aside)
         try:

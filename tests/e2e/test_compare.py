@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from mnist.core import files, paths
+from mnist.core import config, files, paths
 from tests import checkout
 from tests.checkout import Clone, edit
 from tests.e2e.conftest import Invoke
@@ -40,7 +40,8 @@ def test_a_worse_recipe_in_the_workspace(trained: Clone, temporary: Path, invoke
     (trained.folder / "mnist/training/unused.py").write_text('"""A new file, which git does not know."""\n')
     before = state(trained)
 
-    done = invoke(trained, "compare", "main", "--seeds", "3", "--json")
+    seed = str(config.load(trained.folder / paths.PARAMS).seed)
+    done = invoke(trained, "compare", "main", "--seeds", "3", "--first-seed", seed, "--json")
 
     assert done.exit_code == 1, done.output
     report: dict[str, Any] = json.loads(done.stdout)
@@ -57,7 +58,7 @@ def test_a_worse_recipe_in_the_workspace(trained: Clone, temporary: Path, invoke
 
     for path in kept:
         files.write_json(path, {"accuracy": 0.5, "num_images": 300})
-    again = invoke(trained, "compare", "main", "--seeds", "3")
+    again = invoke(trained, "compare", "main", "--seeds", "3", "--first-seed", seed)
     assert again.exit_code == 0, again.output
     assert "**No evidence** after 3 seeds" in again.stdout
     assert again.stdout.count("50.00%") >= 6  # nothing was trained

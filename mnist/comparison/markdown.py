@@ -67,7 +67,8 @@ def render_recipes(report: Report) -> str:
         blocks += _table(["recipe", *FIGURES], by_side, right=len(FIGURES))
         by_seed = zip(report.seeds, *(side.accuracies for side in report.sides), strict=True)
         rows = [[str(seed), *(f"{one:.2%}" for one in accuracies)] for seed, *accuracies in by_seed]
-        blocks += _table(["seed", *names], rows, right=len(names))
+        heads = ["base", "head"] if report.difference else ["test accuracy"]
+        blocks += _table(["seed", *heads], rows, right=len(heads))
     return "\n\n".join(blocks) + "\n"
 
 

@@ -66,7 +66,7 @@ def train_cases(num_seeds: int, show: Callable[[str], None]) -> Accuracies:
         settings = asdict(case)
         with trials.of_revision(trials.WORKSPACE, settings) as of_case:
             for seed in range(num_seeds):
-                found[case].append(of_case.score(seed).accuracy)
+                found[case].append(of_case.accuracy(seed))
                 words = " ".join(f"{key}={as_typed(value)}" for key, value in settings.items())
                 show(f"{words} seed={seed}: {found[case][-1]:.2%}")
     return found

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from mnist.core import config, files, paths
-from mnist.core.config import Count, Fraction, Section
+from mnist.core.config import Fraction, Section
 from mnist.core.errors import InputError
 from mnist.data import validation
 from mnist.lineage import experiments, fingerprint, git, lock, sandbox
@@ -54,10 +54,9 @@ with process.reported():
 
 
 class Score(Section, extra="ignore"):
-    """The result of a trial: accuracy on the test images, and their number."""
+    """The result of a trial, of all the numbers that `evaluate` writes."""
 
-    accuracy: Fraction
-    num_images: Count
+    accuracy: Fraction  # on the test images
 
 
 class Trials:
@@ -68,6 +67,7 @@ class Trials:
         commit: full hash; empty for the workspace.
         recipe: its digest.
         test_sha256: of the test images and their labels.
+        num_images: number of test images.
         num_threads: of a training.
 
     Raises:
@@ -83,12 +83,13 @@ class Trials:
         earlier = [stage for stage in before if stage not in lock.MAKERS]
         sandbox.run(aside, earlier, cache=experiments.cache(paths.checkout()), from_cache=True)
         self.recipe = digest(makers, lock.written(lock.read(aside.checkout)))
-        self.test_sha256 = validation.read(aside.checkout / paths.VALIDATION).test_sha256
+        data = validation.read(aside.checkout / paths.VALIDATION)
+        self.test_sha256, self.num_images = data.test_sha256, data.num_images["test"]
         threads = config.read_keys(aside.checkout, paths.PARAMS).get("num_threads")
         self.num_threads = threads if isinstance(threads, int) else 1
 
-    def score(self, seed: int) -> Score:
-        """Return the result with this seed: a kept one, or that of a training.
+    def accuracy(self, seed: int) -> float:
+        """Return the accuracy on the test images with this seed: a kept one, or that of a training.
 
         Raises:
             InputError: the training fails, for example since it diverges.
@@ -96,7 +97,7 @@ class Trials:
         kept = paths.root() / KEPT / self.recipe / f"{seed}.json"
         if not kept.is_file():
             files.write_json(kept, self._train(seed).model_dump())
-        return config.check(Score, files.read_json(kept), str(kept))
+        return config.check(Score, files.read_json(kept), str(kept)).accuracy
 
     def _train(self, seed: int) -> Score:
         self._process = self._process or self._start()

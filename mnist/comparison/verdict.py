@@ -14,7 +14,7 @@ from statistics import mean
 from typing import Literal
 
 from mnist.comparison import trials
-from mnist.comparison.trials import Score, Trials
+from mnist.comparison.trials import Trials
 from mnist.core.errors import InputError
 from mnist.evaluation.statistics import Interval, sequential_levels, student_interval
 
@@ -93,7 +93,7 @@ def compare(names: Sequence[str], seeds: Sequence[int], alpha: float, show: Call
         InputError: a revision is unknown or has no such pipeline, a training fails, or test images differ.
     """
     levels = dict(zip(looks(len(seeds)), sequential_levels(looks(len(seeds)), alpha), strict=True))
-    rows: list[list[Score]] = []
+    rows: list[list[float]] = []
     found = None
     with ExitStack() as stack:
         # Its threads wait for the processes of the trials, which end before it.
@@ -113,17 +113,18 @@ def compare(names: Sequence[str], seeds: Sequence[int], alpha: float, show: Call
         num_threads = sum(side.num_threads for side in sides)
         each = pool.map if num_threads <= (os.cpu_count() or 1) else map
         for number, seed in enumerate([] if is_one_recipe else seeds, 1):
-            rows.append(list(each(Trials.score, sides, [seed] * len(sides))))
-            show(f"seed {seed}: {' → '.join(f'{score.accuracy:.2%}' for score in rows[-1])}")
+            rows.append(list(each(Trials.accuracy, sides, [seed] * len(sides))))
+            show(f"seed {seed}: {' → '.join(f'{accuracy:.2%}' for accuracy in rows[-1])}")
             if len(sides) > 1 and number in levels:
-                accuracies = ([row[side].accuracy for row in rows] for side in (0, 1))
-                found = difference(*accuracies, level=levels[number], num_images=rows[0][0].num_images)
+                found = difference(
+                    *zip(*rows, strict=True), level=levels[number], num_images=sides[0].num_images
+                )
                 show(f"{number} seeds: {found.change_pp:+.2f} pp, {found.outcome}")
                 if found.outcome != "no evidence":
                     break
     return Report(
         sides=tuple(
-            Side(name=side.name, commit=side.commit, accuracies=tuple(row[number].accuracy for row in rows))
+            Side(name=side.name, commit=side.commit, accuracies=tuple(row[number] for row in rows))
             for number, side in enumerate(sides)
         ),
         seeds=tuple(seeds[: len(rows)]),

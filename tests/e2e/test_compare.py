@@ -57,7 +57,7 @@ def test_a_worse_recipe_in_the_workspace(trained: Clone, temporary: Path, invoke
     assert len(kept) == 6
 
     for path in kept:
-        files.write_json(path, {"accuracy": 0.5, "num_images": 300})
+        files.write_json(path, {"accuracy": 0.5})
     again = invoke(trained, "compare", "main", "--seeds", "3", "--first-seed", seed)
     assert again.exit_code == 0, again.output
     assert "**No evidence** after 3 seeds" in again.stdout

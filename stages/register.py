@@ -11,7 +11,7 @@ from pathlib import Path
 
 from mnist.core import files, paths, process
 from mnist.core.config import Architecture, DatasetParams, Execution, Machine, Recipe, Registration, Split
-from mnist.core.errors import ServiceUnavailableError
+from mnist.core.errors import ServiceUnavailableError, printable
 from mnist.evaluation import pages, results
 
 
@@ -45,7 +45,7 @@ def run(
         print(f"  {error}; `mnist sync` logs the result later")
         return
     info, version = logged.run.info, logged.version
-    print(f"  run    {info.run_name}  ({info.run_id})")
+    print(f"  run    {printable(info.run_name)}  ({info.run_id})")
     if version is None:
         print(f"  model  not registered: below registry.min_accuracy, {params.registry.min_accuracy:.2%}")
     else:

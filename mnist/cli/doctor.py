@@ -11,7 +11,6 @@ import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import closing
-from importlib.metadata import distribution
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -21,6 +20,7 @@ import psutil  # type: ignore[import-untyped]
 from mnist.core import config, custody, files, paths
 from mnist.core.errors import InputError
 from mnist.lineage import git, lock
+from mnist.tracking import database
 
 HERE = Path()
 MIN_FREE_BYTES = 500e6  # a data set, twice with DVC's cache, and the files of some hundred runs
@@ -70,7 +70,7 @@ def doctor(*, fix: bool) -> None:
                 subprocess.run(error.command, capture_output=True, check=False)
                 found = check()
             click.echo(f"fine   {name}: {found}")
-        except (InputError, OSError) as error:
+        except (InputError, OSError, sqlite3.Error) as error:
             click.echo(f"WRONG  {error}")
             num_wrong += 1
     sys.exit(num_wrong > 0)
@@ -163,10 +163,24 @@ def check_line_ends() -> str:
 
 
 def check_pipeline() -> str:
-    """Check that params.yaml, dvc.yaml and dvc.lock can be read."""
+    """Check that params.yaml, dvc.yaml and dvc.lock can be read, and are whole."""
+    for path in (paths.PARAMS, paths.PIPELINE, paths.LOCK):
+        here = path.read_bytes() if path.is_file() else None
+        committed = git.run("show", f"HEAD:./{path}", folder=HERE).stdout
+        if here is not None and committed.startswith(here.rstrip()) and len(here) < len(committed.rstrip()):
+            expected = f"the rest, too: run `git checkout {path}`"
+            raise InputError(str(path), found="the beginning of the committed file", expected=expected)
     config.load(paths.PARAMS)
-    lock.read(HERE)
-    return f"{len(lock.pipeline(HERE))} stages"
+    stages = lock.pipeline(HERE)
+    if missing := {file.stem for file in HERE.glob("stages/[!_]*.py")} - {
+        stage.name for stage in stages if stage.outs
+    }:
+        expected = "a stage for each file in stages/: `git diff dvc.yaml` shows it"
+        raise InputError(
+            str(paths.PIPELINE), found=f"no whole stage {', '.join(sorted(missing))}", expected=expected
+        )
+    lock.check_whole(lock.read(HERE), stages)
+    return f"{len(stages)} stages"
 
 
 def check_locks() -> str:
@@ -214,24 +228,19 @@ def check_disks() -> str:
 def check_store() -> str:
     """Check that MLflow's server answers, or that its file is a store of this MLflow and this checkout."""
     uri = paths.store_uri()
-    shown = paths.shown(uri)
+    database.check(uri)
+    shown, file = paths.shown(uri), paths.sqlite_file(uri)
     if uri.startswith(("http://", "https://")):
         return _ask_server(uri, shown)
-    file = paths.sqlite_file(uri)
-    if not uri.startswith("sqlite:///") or not file.exists():
-        return f"{shown}, which the next command opens"
-    if not os.access(file, os.R_OK | os.W_OK):
-        raise InputError(shown, found="no permission", expected=f"yours: run `sudo chown $USER {file}`")
-    try:
-        # Not by MLflow, whose import takes a second, and which would change the file.
-        with closing(sqlite3.connect(f"{file.as_uri()}?mode=ro", uri=True)) as store:
-            ((version,),) = store.execute("SELECT version_num FROM alembic_version")
-            places = list(store.execute(PLACES))
-            ahead = list(store.execute(AHEAD, [(time.time() + CLOCK_SECONDS) * 1000]))
-    except (sqlite3.Error, ValueError) as error:  # ValueError: an empty table
-        expected = "a store of MLflow: move it away, then run `mnist sync`"
-        raise InputError(shown, found=str(error), expected=expected) from None
-    _check_schema(version, uri, shown)
+    if not uri.startswith("sqlite:///"):
+        database.reach(uri)
+        return shown
+    if not file.exists():
+        return f"{shown}, which the next command makes"
+    # Not by MLflow, whose import takes a second, and which would change the file.
+    with closing(sqlite3.connect(f"{file.as_uri()}?mode=ro", uri=True)) as store:
+        places = list(store.execute(PLACES))
+        ahead = list(store.execute(AHEAD, [(time.time() + CLOCK_SECONDS) * 1000]))
     for (place,) in places if file == paths.root() / "mlflow.db" else []:
         old = Path(unquote(place.removeprefix("file://")))
         if old.parent != paths.root() and (paths.root() / old.name).is_dir():
@@ -243,19 +252,6 @@ def check_store() -> str:
         command = ["python", "-c", f"{CONNECT}.client.{call}"]
         raise RepairableError(shown, found=found, expected=expected, command=command)
     return shown
-
-
-def _check_schema(version: str, uri: str, shown: str) -> None:
-    """Check the version of a store's tables by the files of MLflow's migrations."""
-    folder = distribution("mlflow").locate_file("mlflow/store/db_migrations/versions")
-    scripts = [script.read_text(encoding="utf-8") for script in Path(str(folder)).glob("*.py")]
-    text, version = "\n".join(scripts), re.escape(str(version))
-    if not re.search(rf"(?m)^revision = .{version}.$", text):
-        expected = "of this one: use the MLflow that wrote it, or MLFLOW_TRACKING_URI=sqlite:///other.db"
-        raise InputError(shown, found="tables of a newer MLflow", expected=expected)
-    if re.search(rf"(?m)^down_revision = .{version}.$", text):
-        expected = f"of this one: run `mlflow db upgrade {shlex.quote(uri)}`"
-        raise InputError(shown, found="tables of an older MLflow", expected=expected)
 
 
 def _ask_server(uri: str, shown: str) -> str:

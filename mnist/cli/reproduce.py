@@ -12,7 +12,7 @@ import click
 
 from mnist.core import config, custody, files, paths
 from mnist.core.config import Machine
-from mnist.core.errors import InputError
+from mnist.core.errors import InputError, printable
 
 if TYPE_CHECKING:
     from mnist.lineage.compare import Answer, Row
@@ -158,7 +158,7 @@ def reproduce(model: str | None, *, trust: bool) -> None:
         recorded = aside.folder / "recorded"
         with client.answering(store.uri):
             record.download(store, candidate, recorded)
-        click.echo(printable([f"{model} is {candidate}", *restore(aside, recorded)]))
+        click.echo("\n".join(map(printable, [f"{model} is {candidate}", *restore(aside, recorded)])))
         confirm(store.uri, trust=trust)
         with client.answering(store.uri):
             stored = registry.load_version(store, candidate.version) if candidate.version else None
@@ -211,11 +211,6 @@ def restore(aside: "Sandbox", recorded: Path) -> list[str]:
         if stage.cmd != commands.get(stage.name):
             lines.append(f"command     of {stage.name}: {json.dumps(stage.cmd)}")
     return [f"  {line}" for line in lines]
-
-
-def printable(lines: Sequence[str]) -> str:
-    """Return lines from a store without characters that control a terminal."""
-    return "\n".join("".join(one if one.isprintable() else "?" for one in line) for line in lines)
 
 
 def confirm(uri: str, *, trust: bool) -> None:

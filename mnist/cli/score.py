@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, TextIO
 
 import click
 
-from mnist.cli.reproduce import printable
 from mnist.core import config, files, paths
-from mnist.core.errors import InputError
+from mnist.core.errors import InputError, printable
 
 if TYPE_CHECKING:
     from mnist.data.store import Bytes
@@ -129,4 +128,4 @@ def _batches(
 def _report(faults: Sequence[InputError]) -> None:
     """Name the files that could not be read."""
     for fault in faults:
-        click.echo(printable([f"left out: {fault}"]), err=True)
+        click.echo(printable(f"left out: {fault}"), err=True)

@@ -12,7 +12,7 @@ import click
 
 from mnist.core import config, custody, files, paths
 from mnist.core.config import Registration
-from mnist.core.errors import InputError, ServiceUnavailableError
+from mnist.core.errors import InputError, ServiceUnavailableError, printable
 from mnist.evaluation import pages, results
 from mnist.lineage import experiments, lock
 from mnist.lineage.experiments import Revision
@@ -122,7 +122,7 @@ def _sync(store: "Store", name: str, result: Result, folder: Path, seen: "Seen")
             # Another revision may have other files; those that the pages are made of are checked.
             artifacts = [path for path in paths.ARTIFACTS if (folder / path).is_file()]
             logged = runs.ensure(store, result, rendered, artifacts=artifacts, folder=folder)
-            print(f"sync: {name} is logged, as run {logged.run.info.run_name}")
+            print(f"sync: {name} is logged, as run {printable(logged.run.info.run_name)}")
     except ServiceUnavailableError:
         raise
     except InputError as error:

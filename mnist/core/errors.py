@@ -1,6 +1,11 @@
 """Exceptions for what comes from outside: a file, a param, a variable, a service."""
 
 
+def printable(text: object) -> str:
+    """Return a text from outside in one line, without characters that control a terminal."""
+    return "".join(one if one.isprintable() else "?" for one in str(text))
+
+
 class InputError(ValueError):
     """Something from outside is not what is expected.
 
@@ -14,7 +19,8 @@ class InputError(ValueError):
     """
 
     def __init__(self, where: str, *, found: str, expected: str) -> None:
-        super().__init__(f"{where}: found {found}, expected {expected}")
+        lines = f"{where}: found {found}, expected {expected}".split("\n")
+        super().__init__("\n".join(map(printable, lines)))
         self.where, self.found, self.expected = where, found, expected
 
 
@@ -27,5 +33,5 @@ class ServiceUnavailableError(InputError):
     """
 
     def __init__(self, where: str, reason: str) -> None:
-        ValueError.__init__(self, f"{where} does not answer ({reason})")
+        ValueError.__init__(self, printable(f"{where} does not answer ({reason})"))
         self.where, self.found, self.expected = where, reason, "an answer"

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from dvc.repo import Repo
     from dvc.stage import PipelineStage
 
+DIGEST = re.compile(r"[0-9a-f]{32}(\.dir)?")  # of DVC, of a file or folder
 MAKERS = ("train", "evaluate")  # the stages that make a result
 
 
@@ -98,6 +99,20 @@ def parse(content: bytes) -> dict[str, Any]:
     return stages
 
 
+def check_whole(locked: Mapping[str, Any], stages: Sequence[Stage]) -> None:
+    """Check that `dvc.lock` was not cut off: its last entry has the digest of each out of its stage.
+
+    Raises:
+        InputError: it has not.
+    """
+    *_, (name, entry) = [("", {}), *locked.items()]
+    wrote = digests(entry, "outs")
+    outs = (out for stage in stages if stage.name == name for out in stage.outs)
+    if missing := [out for out in outs if not DIGEST.fullmatch(wrote.get(out, ""))]:
+        found = f"stage {name} without the digest of {missing[0]}"
+        raise InputError(str(paths.LOCK), found=found, expected="a whole entry: run `dvc repro`")
+
+
 def reason(error: "DvcException") -> str:
     """Return the reason of an error of DVC, in one line."""
     # DVC names the file by its way from the current folder.
@@ -133,6 +148,9 @@ def pipeline(folder: Path) -> list[Stage]:
             return stages(repo)
     except DvcException as error:
         raise InputError("the pipeline", found=reason(error), expected="one that DVC can read") from None
+    except NotImplementedError:  # from DVC, at the end of a file that was cut off
+        expected = "md5: run `git checkout dvc.lock`"
+        raise InputError(str(paths.LOCK), found="a hash of unknown kind", expected=expected) from None
 
 
 def stages(repo: "Repo") -> list[Stage]:

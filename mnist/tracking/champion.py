@@ -25,7 +25,7 @@ from mlflow.exceptions import MlflowException
 
 from mnist.core import files, paths
 from mnist.core.config import Registry
-from mnist.core.errors import InputError
+from mnist.core.errors import InputError, printable
 from mnist.evaluation.predictions import Predictions, parse_table
 from mnist.lineage import git
 from mnist.lineage.result import user
@@ -212,9 +212,9 @@ def _evidence(store: Store, version: ModelVersion, run: Run | None, weights_sha2
         restore = f"`mlflow runs restore --run-id {run_id}` or " if run else ""
         state = f"is {'deleted' if run else 'gone'}: {restore}`mnist sync` restores it"
         problem = f"run {run_id or '(none)'} of version {version.version} {state}"
-        return Model(**model, run_id=run_id, tags=run.data.tags if run else {}, problem=problem)
+        return Model(**model, run_id=run_id, tags=_tags(run) if run else {}, problem=problem)
     where = f"run {run.info.run_name} ({run.info.run_id}) of version {version.version}"
-    model |= {"run_id": run.info.run_id, "run_name": run.info.run_name, "tags": run.data.tags}
+    model |= {"run_id": run.info.run_id, "run_name": printable(run.info.run_name), "tags": _tags(run)}
     text = _artifact(store, run.info.run_id, paths.PREDICTIONS)
     if text is None:
         return Model(**model, problem=f"{where} has no {paths.PREDICTIONS}: `mnist sync` restores it")
@@ -223,6 +223,10 @@ def _evidence(store: Store, version: ModelVersion, run: Run | None, weights_sha2
     except InputError as error:
         return Model(**model, problem=f"{error}: `mnist sync` restores it")
     return Model(**model, predictions=predictions)
+
+
+def _tags(run: Run) -> dict[str, str]:
+    return {key: printable(value or "") for key, value in run.data.tags.items()}
 
 
 def _predictions(run: Run, text: str, where: str) -> Predictions:
@@ -289,10 +293,7 @@ def _carry_out(store: Store, name: str, decision: Decision, *, before: Sequence[
     if moves:
         print(f"  alias       `{CHAMPION}` is version {candidate.version} now")
     else:
-        print(f"  alias       `{CHAMPION}` stays {_numbered(decision.incumbent)}")
+        stays = f"version {decision.incumbent.version}" if decision.incumbent else "unset"
+        print(f"  alias       `{CHAMPION}` stays {stays}")
     print(f"  record      {', '.join(places)}")
     return moves
-
-
-def _numbered(model: Model | None) -> str:
-    return f"version {model.version}" if model else "unset"

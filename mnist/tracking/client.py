@@ -7,13 +7,13 @@ import re
 import sqlite3
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
 from typing import Literal
-from urllib.parse import unquote
+from urllib.parse import unquote, urlsplit
 
 from filelock import FileLock, Timeout
 
@@ -34,16 +34,25 @@ os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
 import sqlalchemy
 from mlflow.entities import Experiment
 from mlflow.exceptions import MlflowException, RestException
+from mlflow.store.artifact.artifact_repository_registry import _artifact_repository_registry
+from mlflow.store.artifact.http_artifact_repo import HttpArtifactRepository
+from mlflow.store.artifact.mlflow_artifacts_repo import MlflowArtifactsRepository
 from mlflow.tracking import MlflowClient
 from requests import RequestException
 from sqlalchemy.exc import OperationalError, SQLAlchemyError, TimeoutError as PoolTimeoutError
 
+from mnist.tracking import database
+
 EXPERIMENT = "mnist"  # unless MLFLOW_EXPERIMENT_NAME is set, as in MLflow itself
-SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql")
 HIDDEN = "(not shown)"  # from `paths.shown`, for a URI that may hold a secret anywhere
 NOTICE_SECONDS = 10.0  # after which a wait for a lock is reported
 MAX_REASON = 300  # characters of an error that is not known
 STATUS = re.compile(r"too many (\d+) error responses|error code (\d+)")  # of HTTP, in MLflow's messages
+HTTP_PLACES: dict[str, type[HttpArtifactRepository]] = {  # by scheme
+    "http": HttpArtifactRepository,
+    "https": HttpArtifactRepository,
+    "mlflow-artifacts": MlflowArtifactsRepository,
+}
 # Where MLflow keeps absolute paths of a local store's files.
 LOCATIONS = {
     "experiments": "artifact_location",
@@ -95,14 +104,13 @@ def connect() -> Store:
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     uri = paths.store_uri()
-    where, expected = "MLFLOW_TRACKING_URI", f"a URI that begins with one of {', '.join(SCHEMES)}"
-    if not re.match(rf"({'|'.join(SCHEMES)})(\+\w+)?:/", uri):
-        raise InputError(where, found=paths.shown(uri), expected=expected)
     name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or EXPERIMENT
     # Four processes on a new SQLite file at once break it for good. A server looks after itself.
     alone = lock("store") if uri.startswith("sqlite:") else contextlib.nullcontext()
     with answering(uri), alone:
+        database.check(uri)
         try:
+            _stay_at(uri)
             _make_sqlite(uri)
             if not uri.startswith("http"):  # MLflow would try for minutes
                 sqlalchemy.create_engine(uri, poolclass=sqlalchemy.NullPool).connect().close()
@@ -110,13 +118,38 @@ def connect() -> Store:
             experiment = client.get_experiment_by_name(name) or _new_experiment(client, name, uri)
         except (ImportError, ValueError) as error:  # no driver for the database; no URL
             found = str(error) if isinstance(error, ImportError) else paths.shown(uri)
-            raise InputError(where, found=found, expected=expected) from None
+            expected = "one that MLflow can open"
+            raise InputError("MLFLOW_TRACKING_URI", found=found, expected=expected) from None
         assert experiment
         _follow_checkout(uri, experiment)
     if experiment.lifecycle_stage == "deleted":
         expected = f"a live one: run `mlflow experiments restore --experiment-id {experiment.experiment_id}`"
         raise InputError(f"MLflow experiment {name}", found="a deleted one", expected=expected)
+    if not re.match(r"/|[\w+-]+:", location := str(experiment.artifact_location)):
+        found = f"files in {location}, relative to whatever folder is the current one"
+        expected = "another one: run `export MLFLOW_EXPERIMENT_NAME=other`"
+        raise InputError(f"MLflow experiment {name}", found=found, expected=expected)
     return Store(client=client, experiment_id=experiment.experiment_id, uri=uri)
+
+
+def _stay_at(uri: str) -> None:
+    """Let MLflow get files by HTTP from the server at `uri` alone.
+
+    A run or a model names the place of its files, and MLflow would send the user's password there.
+    """
+    own = urlsplit(uri).hostname
+
+    def staying(repository: type[HttpArtifactRepository]) -> Callable[..., HttpArtifactRepository]:
+        def checked(place: str, **more: str | None) -> HttpArtifactRepository:
+            if (other := urlsplit(place).hostname) not in (None, own):
+                expected = "those of MLflow's own server"
+                raise InputError("MLflow's artifacts", found=f"files on {other}", expected=expected)
+            return repository(place, **more)
+
+        return checked
+
+    for scheme, repository in HTTP_PLACES.items():
+        _artifact_repository_registry.register(scheme, staying(repository))
 
 
 def _make_sqlite(uri: str) -> None:

@@ -14,19 +14,17 @@ import psutil  # type: ignore[import-untyped]
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag
 from mlflow.entities.model_registry import ModelVersion
 
-from mnist.core import files, paths
-from mnist.core.errors import InputError, ServiceUnavailableError
+from mnist.core import paths
+from mnist.core.errors import ServiceUnavailableError, printable
 from mnist.evaluation.pages import Pages
 from mnist.lineage import fingerprint
 from mnist.lineage.result import Result, training_info
-from mnist.tracking import client, events
+from mnist.tracking import client, events, run_files
 from mnist.tracking.client import Store
-from mnist.tracking.events import COMMIT, COMMITS, DATASET, EVALUATED, EXPERIMENTS, WEIGHTS, Point, Start
-from mnist.tracking.record import PATCH
+from mnist.tracking.events import COMMIT, COMMITS, DATASET, EXPERIMENTS, WEIGHTS, Point, Start
 from mnist.training import history
 from mnist.training.history import Epoch, Window
 
-CARD = "model-card.md"  # among the files of a run
 LOGGED_BY = "logged_by"  # tag: host, id and start of the process that logs a run while its training runs
 DESCRIPTION = "mlflow.note.content"  # tag
 MAX_BATCH = 1000  # metrics that MLflow takes in one request
@@ -63,7 +61,7 @@ def ensure(
                 find(store, start, weights) or _live(store, result) or begin(store, start, {WEIGHTS: weights})
             )
             _complete(store, run, result, folder)
-            _log_files(store, run, result, pages, artifacts=artifacts, folder=folder)
+            run_files.log(store, run, result, pages, names=artifacts, folder=folder)
             close_abandoned(store)
         version, is_new, stays = None, False, ""
         if result.is_good:
@@ -91,7 +89,7 @@ def note_origin(store: Store, result: Result, folder: Path = Path()) -> Logged |
         if run is None:
             return None
         add_origin(store, run, start.tags)
-        if run.info.status != "FINISHED" or not _has_files(store, run, result):
+        if run.info.status != "FINISHED" or not run_files.are_whole(store, run, result):
             return None
         version = None
         if result.is_good:
@@ -217,7 +215,7 @@ def _await_live(store: Store, result: Result) -> None:
     """Wait until the process that logged this training has ended its run, or is gone."""
     start, is_reported = time.monotonic(), False
     while (run := _live(store, result)) and _is_logged(run):
-        reason = f"run {run.info.run_name} is still being logged"
+        reason = f"run {printable(run.info.run_name)} is still being logged"
         if time.monotonic() - start > LIVE_SECONDS:
             raise ServiceUnavailableError(f"MLflow at {paths.shown(store.uri)}", reason)
         if time.monotonic() - start > client.NOTICE_SECONDS and not is_reported:
@@ -262,37 +260,3 @@ def _points(result: Result, folder: Path) -> list[Point]:
     if info := training_info(result.weights_sha256):
         points.append(Point(time_ms=result.time_ms, step=0, values={"training_seconds": info.seconds}))
     return points
-
-
-def _has_files(store: Store, run: Run, result: Result) -> bool:
-    """Return whether a run has the files of this evaluation: the folder of artifacts may be lost, too."""
-    if run.data.tags.get(EVALUATED) != result.evaluation_sha256:
-        return False
-    with client.readable("MLflow's artifacts"):
-        listed = store.client.list_artifacts(run.info.run_id, str(paths.REPORT.parent))
-    return str(paths.REPORT) in {file.path for file in listed}
-
-
-def _log_files(
-    store: Store, run: Run, result: Result, pages: Pages, *, artifacts: Sequence[Path], folder: Path
-) -> None:
-    """Log the files of a result, its pages, and what was not committed; and then the tag `EVALUATED`.
-
-    One result may come from several commits and experiments: a run that has the files of this evaluation
-    keeps them, so that its report is about the commit and the patch of its tags.
-    """
-    if _has_files(store, run, result):
-        return
-    with files.temporary("run") as kept, client.readable("MLflow's artifacts"):
-        for name in artifacts:
-            if not (folder / name).is_file():
-                raise InputError(str(name), found="no such file", expected=files.MADE)
-            (kept / name).parent.mkdir(parents=True, exist_ok=True)
-            (kept / name).symlink_to((folder / name).resolve())
-        files.write_text(kept / paths.REPORT, pages.report)
-        files.write_text(kept / CARD, pages.card)
-        patch = result.origin.source.patch
-        if patch and run.data.tags.get(events.FINGERPRINT) == result.origin.fingerprint:
-            (kept / PATCH).write_bytes(patch.encode(errors="surrogateescape"))
-        store.client.log_artifacts(run.info.run_id, str(kept))
-    store.client.set_tag(run.info.run_id, EVALUATED, result.evaluation_sha256)

@@ -22,6 +22,7 @@ from fastapi import Depends, FastAPI, Request, Response
 from fastapi.responses import JSONResponse, PlainTextResponse
 from pydantic import FailFast, Field, TypeAdapter, ValidationError
 from pydantic_core import from_json, to_json
+from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from mnist.core import config, paths
@@ -37,6 +38,7 @@ LARGE_BYTES = 2**20  # of a request; 64 smaller ones fit into memory
 NUM_LARGE = 8  # requests at once that are large; they are scored one by one, which takes more memory
 NUM_SCORED = 2  # smaller requests at once
 HEADER_SECONDS, BODY_SECONDS = 10, 60  # that a client may take to send them
+IDLE_SECONDS = 1  # that a client whose request is refused may pause in writing the rest of it
 BUSY = HTTPStatus.SERVICE_UNAVAILABLE
 MAX_SHOWN = 40  # characters of what a client sent, in the reason for its refusal
 
@@ -68,6 +70,23 @@ class RefusedError(InputError):
     def __init__(self, status: int, where: str, *, found: str, expected: str) -> None:
         super().__init__(where, found=found, expected=expected)
         self.status = status
+
+
+class Refusal(JSONResponse):
+    """An answer that is sent at once; a client that still writes its request reads it afterwards."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the answer, and leave out the rest of the request."""
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        await send({"type": "http.response.body", "body": self.body, "more_body": True})
+        num_bytes, more = 0, "is_read" not in scope["state"]
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(BODY_SECONDS):
+                while more and num_bytes <= 2 * MAX_BYTES:
+                    message = await asyncio.wait_for(receive(), IDLE_SECONDS)
+                    num_bytes += len(message.get("body", b""))
+                    more = message.get("more_body", False)
+        await send({"type": "http.response.body"})
 
 
 def parse(body: bytes) -> Bytes:
@@ -149,7 +168,7 @@ def application(model: OnnxModel) -> FastAPI:
     @app.exception_handler(RefusedError)
     async def refuse(_request: Request, error: RefusedError) -> Response:
         code = "TEMPORARILY_UNAVAILABLE" if error.status == BUSY else "BAD_REQUEST"
-        return JSONResponse({"error_code": code, "message": str(error)}, error.status)
+        return Refusal({"error_code": code, "message": str(error)}, error.status)
 
     @app.exception_handler(Exception)
     async def fail(_request: Request, _error: Exception) -> Response:
@@ -161,30 +180,29 @@ def application(model: OnnxModel) -> FastAPI:
 
 async def _read(request: Request, large: asyncio.Semaphore, held: contextlib.AsyncExitStack) -> bytes:
     """Read the body; a large one holds `large`, and is refused where too many do."""
-    body, num_bytes, room, more = bytearray(), 0, LARGE_BYTES, True
+    most = f"{MAX_BYTES // 2**20} MiB"
+    too_long = RefusedError(413, "the request", found=f"more than {most}", expected=f"at most {most}")
+    if int(request.headers.get("content-length", 0)) > MAX_BYTES:
+        raise too_long
+    body, more = bytearray(), True
     try:
         async with asyncio.timeout(BODY_SECONDS):
             while more:
                 message = await request.receive()
-                chunk = message.get("body", b"")
-                num_bytes += len(chunk)
-                if num_bytes > LARGE_BYTES == room:
-                    room = 0 if large.locked() else MAX_BYTES
-                    if room:
-                        await held.enter_async_context(large)
-                if num_bytes <= room:
-                    body += chunk
-                # A client that still writes does not read the answer.
-                more = message.get("more_body", False) and num_bytes <= 2 * MAX_BYTES
+                was_large = len(body) > LARGE_BYTES
+                body += message.get("body", b"")
+                more = message.get("more_body", False)
+                if len(body) > MAX_BYTES:
+                    raise too_long
+                if len(body) > LARGE_BYTES and not was_large:
+                    if large.locked():
+                        found = f"{NUM_LARGE} requests of more than {LARGE_BYTES // 2**20} MiB"
+                        raise RefusedError(BUSY, "the server", found=found, expected="fewer: try again later")
+                    await held.enter_async_context(large)
     except TimeoutError:
         expected = f"all of it within {BODY_SECONDS} s"
         raise RefusedError(408, "the request", found="a part", expected=expected) from None
-    if num_bytes > MAX_BYTES:
-        most = f"{MAX_BYTES // 2**20} MiB"
-        raise RefusedError(413, "the request", found=f"more than {most}", expected=f"at most {most}")
-    if not room:
-        found = f"{NUM_LARGE} requests of more than {LARGE_BYTES // 2**20} MiB"
-        raise RefusedError(BUSY, "the server", found=found, expected="fewer: try again later")
+    request.state.is_read = True
     return bytes(body)
 
 

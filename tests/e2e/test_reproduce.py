@@ -1,5 +1,7 @@
 """`mnist verify` and `mnist reproduce` on copies of the trained clone: what holds, and what does not."""
 
+import os
+import pty
 import re
 import shutil
 import signal
@@ -176,6 +178,46 @@ def test_code_of_a_store_that_is_not_the_checkouts_own_is_not_run(
     assert done.exit_code == 2
     assert "--trust" in done.stderr
     assert list(temporary.iterdir()) == []
+
+
+@pytest.mark.parametrize("answer", [signal.SIGINT, signal.SIGTERM, b"\x04", b"n\n"], ids=str)
+def test_without_a_yes_nothing_has_run_and_nothing_is_left(
+    trained_module: Clone, tmp_path: Path, answer: signal.Signals | bytes
+) -> None:
+    """An interrupt, the end of the input and a no, at a terminal."""
+    shutil.copyfile(trained_module.folder / trained_module.store, tmp_path / "other.db")
+    (tmp_path / "temporary").mkdir()
+    before, (terminal, stdin) = state(trained_module), pty.openpty()
+    with subprocess.Popen(
+        [sys.executable, "-m", "mnist", "reproduce", f"models:/{NAME}/1"],
+        cwd=trained_module.folder,
+        env={
+            **trained_module.environment,
+            "TMPDIR": str(tmp_path / "temporary"),
+            "MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/other.db",
+        },
+        stdin=stdin,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as process:
+        assert process.stdout
+        output = b""
+        while not output.endswith(b"[y/N]: "):
+            output += (chunk := os.read(process.stdout.fileno(), 10_000))
+            assert chunk, output
+        if isinstance(answer, bytes):
+            os.write(terminal, answer)
+        else:
+            process.send_signal(answer)
+        rest, error = process.communicate(timeout=DEADLINE_SECONDS)
+    os.close(terminal)
+    os.close(stdin)
+    assert process.returncode == (2 if answer == b"n\n" else 130)
+    assert b"Traceback" not in error
+    assert b"running" not in output + rest
+    left = {path.name for path in (tmp_path / "temporary").iterdir()}
+    assert left <= {".ses"}  # a note of onnxruntime, once a machine
+    assert state(trained_module) == before
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,8 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Repository:
     (folder / ".dvc").mkdir(parents=True)
     for name in ("dvc.yaml", "params.yaml", ".gitattributes", ".dvc/config"):
         shutil.copy(ROOT / name, folder / name)
+    (folder / "dvc.lock").write_text("schema: '2.0'\nstages: {}\n")
+    shutil.copytree(ROOT / "stages", folder / "stages", ignore=shutil.ignore_patterns("__pycache__"))
     for name in [name for name in os.environ if name.startswith(("DVC", "GIT", "MLFLOW", "PYTHONSAFE"))]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
@@ -276,6 +278,21 @@ def test_a_malformed_file_of_the_pipeline_is_named(name: str, text: str, place: 
     assert name in str(refused(doctor.check_pipeline))
 
 
+@pytest.mark.parametrize("name", ["params.yaml", "dvc.yaml", "dvc.lock"])
+def test_a_file_that_was_cut_off_is_found(name: str, place: Repository) -> None:
+    text = (place.folder / name).read_text()
+    (place.folder / name).write_text(text[: text.rindex("\n", 0, -1) + 1])
+    error = refused(doctor.check_pipeline)
+    assert (error.where, error.expected) == (name, f"the rest, too: run `git checkout {name}`")
+
+
+@pytest.mark.parametrize("end", ["\n  register:", "\n      - stages/register.py"])
+def test_a_pipeline_without_one_of_its_stages_is_found(end: str, place: Repository) -> None:
+    text = (place.folder / "dvc.yaml").read_text().replace("desc: ", "desc: My ", 1)
+    (place.folder / "dvc.yaml").write_text(text[: text.index(end) + 1])
+    assert refused(doctor.check_pipeline).found == "no whole stage register"
+
+
 def test_a_damaged_object_of_the_cache_is_removed(place: Repository) -> None:
     cache = place.folder / ".dvc/cache/files/md5"
     good, bad = cache / "5d/41402abc4b2a76b9719d911017c592", cache / "7d/793037a0760186574b0282f2f435e7"
@@ -319,14 +336,24 @@ def change(store: Path, statement: str, *values: object) -> None:
     connection.close()
 
 
-@pytest.mark.parametrize("kind", ["folder", "text", "no tables"])
-def test_what_is_no_store_is_found(kind: str, place: Repository) -> None:
-    file = place.folder / "mlflow.db"
-    if kind == "folder":
-        file.mkdir()
-    else:
-        file.write_text("x" * 200 if kind == "text" else "")
-    assert "mnist sync" in refused(doctor.check_store).expected
+@pytest.mark.usefixtures("place")
+@pytest.mark.parametrize(
+    ("uri", "found"),
+    [
+        ("foo://x", "foo://x"),
+        ("sqlite:////nonexistent/x.db", "no folder /nonexistent"),
+        ("mssql+nodriver://me:SECRET@host/db", "NoSuchModuleError"),
+        ("postgresql+pg8000://me:SECRET@127.0.0.1/db", "No module named 'pg8000'"),
+    ],
+)
+def test_a_uri_that_mlflow_cannot_open_is_found(
+    uri: str, found: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    error = refused(doctor.check_store)
+    assert error.found == found
+    assert "unset MLFLOW_TRACKING_URI" in error.expected
+    assert "SECRET" not in str(error)
 
 
 @pytest.mark.parametrize(
@@ -336,7 +363,7 @@ def test_what_is_no_store_is_found(kind: str, place: Repository) -> None:
 def test_a_store_of_another_mlflow_is_found(version: str, found: str, store: Path) -> None:
     change(store, "UPDATE alembic_version SET version_num = ?", version)
     assert refused(doctor.check_store).found == found
-    with pytest.raises(InputError, match="mnist doctor"):
+    with pytest.raises(InputError, match=found):
         client.connect()
 
 

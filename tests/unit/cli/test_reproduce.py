@@ -140,7 +140,3 @@ def test_code_of_another_store_runs_with_permission_alone(
         else:
             with pytest.raises(InputError, match="--trust"):
                 reproduce.confirm("http://elsewhere.example", trust=False)
-
-
-def test_what_a_store_holds_cannot_control_the_terminal() -> None:
-    assert reproduce.printable(["a\x1b[2Jb\r", "é"]) == "a?[2Jb?\né"

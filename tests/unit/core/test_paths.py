@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from mnist.core import paths
+from mnist.tracking.database import STORE
 from tests import checkout
 from tests.checkout import ROOT, Repository, repository
 
@@ -24,9 +25,9 @@ from tests.checkout import ROOT, Repository, repository
         ),
         ("https://ada:SECRET@h/mlflow/", 0, "The runs are on the server https://h/mlflow/"),
         (
-            "ada:SECRET@db",
+            "sqlite:///empty.db",
             2,
-            "MLFLOW_TRACKING_URI: found (not shown), expected an http(s) or a database URI",
+            "ERROR: MLflow at sqlite:///empty.db: found an empty file, expected {store}",
         ),
     ],
 )
@@ -37,7 +38,7 @@ def test_the_ui_opens_databases_and_names_servers(uri: str, status: int, said: s
     for name, script in {"python": f'exec {sys.executable} "$@"', "mlflow": 'echo "$@"'}.items():
         (binaries / name).write_text(f"#!/bin/sh\n{script}\n")
         (binaries / name).chmod(0o755)
-    for name in ("requirements.lock", ".venv/installed"):  # set up, and up to date
+    for name in ("empty.db", "requirements.lock", ".venv/installed"):  # set up, and up to date
         (tmp_path / name).touch()
     environment = checkout.environment(tmp_path)
     environment |= {"MLFLOW_TRACKING_URI": uri, "PYTHONPATH": str(ROOT), "PORT": "5000"}
@@ -45,7 +46,7 @@ def test_the_ui_opens_databases_and_names_servers(uri: str, status: int, said: s
         ["make", "ui"], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
     )
     output = (done.stdout + done.stderr).splitlines()
-    assert (done.returncode, output[0]) == (status, said.format(root=tmp_path))
+    assert (done.returncode, output[0]) == (status, said.format(root=tmp_path, store=STORE))
 
 
 @pytest.mark.parametrize(

@@ -283,3 +283,19 @@ def test_a_pipeline_that_dvc_cannot_read_is_an_error_of_one_line(toy: Path, text
         lock.pipeline(toy)
     assert "\n" not in str(caught.value)
     assert str(toy) not in str(caught.value)
+
+
+@pytest.mark.parametrize("last", [[], [{"path": "noted", "md5": "0" * 31}]])
+def test_a_lock_whose_last_entry_was_cut_off_is_found(last: list[dict[str, str]]) -> None:
+    whole = [{"path": path, "md5": "0" * 32} for path in STAGE.outs]
+    lock.check_whole({}, [STAGE])
+    lock.check_whole({"train": {**ENTRY, "outs": whole}}, [STAGE])
+    with pytest.raises(InputError, match="noted"):
+        lock.check_whole({"train": {**ENTRY, "outs": [*whole[:-1], *last]}}, [STAGE])
+
+
+def test_a_lock_that_was_cut_off_in_the_kind_of_a_hash_is_an_error_of_one_line(toy: Path) -> None:
+    text = (toy / "dvc.lock").read_text()
+    (toy / "dvc.lock").write_text(text.replace('"md5": ', '"hash": "m", "md5": ', 1))
+    with pytest.raises(InputError, match="git checkout"):
+        lock.pipeline(toy)

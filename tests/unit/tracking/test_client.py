@@ -1,9 +1,12 @@
 """The store: where it is, made once and whole; its locks, and what becomes of its errors."""
 
+import contextlib
+import os
 import shutil
 import sqlite3
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -82,20 +85,50 @@ def test_a_store_that_another_checkout_made_meanwhile_stays(
     assert client.connect().client.get_experiment_by_name("theirs") is not None
 
 
-@pytest.mark.parametrize("kind", ["a text", "a folder"])
-def test_a_file_that_is_no_store_is_a_mistake(kind: str, store_folder: Path) -> None:
-    file = store_folder / "mlflow.db"
+def change(file: Path, *statements: str) -> None:
+    with contextlib.closing(sqlite3.connect(file)) as connection, connection:
+        for statement in statements:
+            connection.execute(statement)
+
+
+def folder_instead(file: Path) -> None:
     file.unlink()
-    if kind == "a folder":
-        file.mkdir()
-    else:
-        file.write_text("this is no database, whatever its name says, but a text")
+    file.mkdir()
+
+
+def other_tables(file: Path) -> None:
+    file.unlink()
+    change(file, "CREATE TABLE mine (a INTEGER)")
+
+
+KINDS: dict[str, tuple[Callable[[Path], object], str]] = {
+    "a text": (lambda file: file.write_text("x" * 200), "file is not a database"),
+    "a folder": (folder_instead, "a folder"),
+    "empty": (lambda file: file.write_text(""), "an empty file"),
+    "other tables": (other_tables, "a database of something else"),
+    "no version": (lambda file: change(file, "DELETE FROM alembic_version"), "a database of something else"),
+    "a half": (lambda file: os.truncate(file, 100_000), "database disk image is malformed"),
+    "newer": (
+        lambda file: change(file, "UPDATE alembic_version SET version_num = 'ffffffffffff'"),
+        "tables of a newer MLflow",
+    ),
+}
+
+
+@pytest.mark.parametrize(("make", "found"), KINDS.values(), ids=KINDS)
+def test_a_file_that_is_no_store_is_a_mistake_and_left_alone(
+    make: Callable[[Path], object], found: str, store_folder: Path
+) -> None:
+    file = store_folder / "mlflow.db"
+    make(file)
+    before = file.read_bytes() if file.is_file() else b""
     with pytest.raises(InputError) as caught:
         client.connect()
     assert type(caught.value) is InputError
     assert caught.value.where == "MLflow at sqlite:///mlflow.db"
-    assert "database" in caught.value.found
+    assert caught.value.found.startswith(found)
     assert "\n" not in str(caught.value)
+    assert (file.read_bytes() if file.is_file() else b"") == before
 
 
 @pytest.mark.parametrize(
@@ -154,6 +187,29 @@ def test_a_deleted_experiment_is_not_written_to() -> None:
     store.client.delete_experiment(store.experiment_id)
     with pytest.raises(InputError, match="mlflow experiments restore"):
         client.connect()
+
+
+def test_an_experiment_with_files_in_the_current_folder_is_not_written_to(store_folder: Path) -> None:
+    client.connect()
+    change(store_folder / "mlflow.db", "UPDATE experiments SET artifact_location = 'mlruns/1'")
+    with pytest.raises(InputError, match="MLFLOW_EXPERIMENT_NAME"):
+        client.connect()
+
+
+@pytest.mark.parametrize("place", ["http://{}/a", "mlflow-artifacts://{}/a", "http://[x"])
+def test_no_other_server_is_asked_for_the_files_of_a_run(
+    place: str, store_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would get the user's password."""
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "SECRET")
+    store = client.connect()
+    run_id = store.client.create_run(store.experiment_id).info.run_id
+    with servers.faulty_proxy("", 500) as other:
+        there = place.format(other.url.removeprefix("http://"))
+        change(store_folder / "mlflow.db", f"UPDATE runs SET artifact_uri = '{there}'")  # noqa: S608
+        with pytest.raises(InputError), client.readable("MLflow's artifacts"):
+            store.client.list_artifacts(run_id)
+        assert not other.exchanges
 
 
 @pytest.mark.parametrize("below", ["a copy", "a%2Fcopy", "again{}"])

@@ -17,7 +17,7 @@ from mnist.core.config import Registration
 from mnist.core.errors import InputError, ServiceUnavailableError
 from mnist.evaluation.pages import Pages
 from mnist.lineage.result import Result, TrainingInfo
-from mnist.tracking import client, events, record, runs
+from mnist.tracking import client, events, record, run_files, runs
 from mnist.tracking.client import Store
 from mnist.tracking.events import Point
 from tests.made_result import SOURCE, Made
@@ -83,7 +83,7 @@ def assert_complete(store: Store, result: Result) -> Run:
     assert run.inputs is not None
     names = {(entry.dataset.name, entry.dataset.digest) for entry in run.inputs.dataset_inputs}
     assert names == {("mnist-train", "d" * 36), ("mnist-test", "d" * 36)}
-    for name in (*ARTIFACTS, paths.REPORT, runs.CARD):
+    for name in (*ARTIFACTS, paths.REPORT, run_files.CARD):
         assert Path(store.client.download_artifacts(run.info.run_id, str(name))).is_file()
     assert runs.note_origin(store, result)
     return run
@@ -96,6 +96,35 @@ def test_a_run_is_made_from_the_files_once(store: Store, made: Made, result: Res
     assert ensure(store, made, result, "another report").info.run_id == first.info.run_id
     assert_complete(store, result)
     assert report(store, first) == "a report"
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda file: file.unlink(),
+        lambda file: file.write_bytes(bytes([file.read_bytes()[0] ^ 1]) + file.read_bytes()[1:]),
+    ],
+    ids=["lost", "one bit"],
+)
+@pytest.mark.parametrize("name", [*ARTIFACTS, paths.REPORT, run_files.CARD, record.PATCH], ids=str)
+def test_a_file_that_is_lost_or_damaged_is_logged_again(
+    store: Store, made: Made, store_folder: Path, name: Path, damage: Callable[[Path], object]
+) -> None:
+    result = of(made, patch="a patch")
+    run = ensure(store, made, result)
+    stored = store_folder / "mlartifacts" / run.info.run_id / "artifacts" / name
+    before = stored.read_bytes()
+    damage(stored)
+    assert not runs.note_origin(store, result, made.folder)
+    ensure(store, made, result)
+    assert runs.note_origin(store, result, made.folder)
+    assert stored.read_bytes() == before
+
+
+def test_files_that_others_put_into_a_run_change_nothing(store: Store, made: Made, result: Result) -> None:
+    run = ensure(store, made, result)
+    store.client.log_text(run.info.run_id, "theirs", "metrics/notes.txt")
+    assert runs.note_origin(store, result, made.folder)
 
 
 @pytest.mark.parametrize("part", ["params", "points", "nothing"])

@@ -229,6 +229,32 @@ def connect(port: int, text: bytes) -> socket.socket:
 START = b"POST /invocations HTTP/1.1\r\nContent-Type: application/json\r\n"
 
 
+@pytest.mark.parametrize(
+    "more",
+    [
+        b"Content-Length: 33554433\r\n\r\n",
+        b"Content-Length: 33554433\r\nExpect: 100-continue\r\n\r\n",
+        b"Content-Length: 99999999999999999999\r\n\r\n{",
+    ],
+)
+def test_a_length_over_the_limit_is_refused_before_the_body(more: bytes, port: int) -> None:
+    begun = time.monotonic()
+    with connect(port, START + b"Host: localhost\r\n" + more) as client:
+        answer = client.recv(1000)
+        assert answer.startswith(b"HTTP/1.1 413 ")
+        assert time.monotonic() - begun < serving.IDLE_SECONDS  # it does not wait for the client
+        while chunk := client.recv(1000):  # and then it closes the connection
+            answer += chunk
+        assert time.monotonic() - begun < serving.BODY_SECONDS
+        assert json.loads(answer.partition(b"\r\n\r\n")[2])["error_code"] == "BAD_REQUEST"
+
+
+def test_a_client_that_writes_on_reads_why_it_is_refused(port: int) -> None:
+    large = " " * (serving.MAX_BYTES // 2)
+    assert request(port, body=large, Content_Type="text/csv")[0] == 415
+    assert request(port, body=large, Host="example.org")[0] == 400
+
+
 def test_a_client_that_does_not_go_on_is_not_waited_for(port: int) -> None:
     host = b"Host: 127.0.0.1:%d\r\n" % port
     with connect(port, START) as headers, connect(port, START + host + b"Content-Length: 9\r\n\r\n{") as body:

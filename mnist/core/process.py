@@ -4,6 +4,7 @@ import gc
 import io
 import os
 import signal
+import sqlite3
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -93,6 +94,9 @@ def reported(*, failure: int = 1) -> Iterator[None]:
         yield
     except (InputError, OSError) as error:
         print(f"ERROR: {error}", file=sys.stderr)
+        sys.exit(failure)
+    except sqlite3.Error as error:  # DVC keeps digests in databases; `mnist.tracking.client` has MLflow's
+        print(f"ERROR: DVC's databases in .dvc/tmp: found {error}, expected space to write", file=sys.stderr)
         sys.exit(failure)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

@@ -3,6 +3,7 @@
 import os
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -37,6 +38,12 @@ def test_an_error_is_one_line_and_the_exit_status_that_a_tool_chose(
 
     assert caught.value.code == failure
     assert capsys.readouterr() == ("", f"ERROR: {error}\n")
+
+
+def test_a_database_of_dvc_on_a_full_disk_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit), process.reported():
+        raise sqlite3.OperationalError("database or disk is full")
+    assert "disk is full" in capsys.readouterr().err
 
 
 def test_a_named_pipe_in_the_place_of_a_file_is_refused(

@@ -65,7 +65,9 @@ ui: setup ## Browse the runs in the MLflow UI
 	@uri=$$(python -m mnist.tracking.database); \
 	shown=$$(python -c 'from mnist.core import paths; print(paths.shown(paths.store_uri()))'); case $$uri in \
 	    http*) echo "The runs are on the server $$shown" ;; \
-	    *) MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow ui --backend-store-uri "$$uri" --port $(PORT) ;; \
+	    *) python -c 'import sys; sys.tracebacklimit = 0; from mnist.tracking import client; \
+	            print("The runs: http://127.0.0.1:$(PORT)/" + client.connect().page, flush=True)' || true; \
+	        MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow ui --backend-store-uri "$$uri" --port $(PORT) ;; \
 	esac
 
 bench: setup ## Measure everything side by side (ARGS="--only loop" a part of it; ARGS=--show the last)

@@ -126,7 +126,7 @@ class Made:
             weights_sha256="a" * 64,
             evaluation_sha256="e" * 64,
             test_sha256="1" * 64,
-            metrics={"test_accuracy": scores.read(self.folder / paths.TEST_METRICS).accuracy},
+            metrics={"accuracy": scores.read(self.folder / paths.TEST_METRICS).accuracy},
             registration=Registration(model_name="mnist-simplecnn", min_accuracy=0.5),
             challenger=True,
         )

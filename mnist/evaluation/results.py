@@ -62,7 +62,7 @@ def load(
         weights_sha256=files.sha256(folder / paths.WEIGHTS),
         evaluation_sha256=hashlib.sha256(evaluated.encode()).hexdigest(),
         test_sha256=verdict.test_sha256,
-        metrics={f"test_{name}": value for name, value in test_scores},
+        metrics=dict(test_scores),
         registration=registration.only(Registration).of(fingerprint.dataset_of(training.params)),
         challenger=challenger,
     )

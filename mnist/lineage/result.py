@@ -27,7 +27,7 @@ class Result:
         weights_sha256: of the weights file.
         evaluation_sha256: of the scores and the predictions.
         test_sha256: of the test images and their labels.
-        metrics: on the test images.
+        metrics: scores on the test images, by name.
         registration: where the model goes, and how good it must be.
         challenger: whether it is to be the candidate for promotion.
     """
@@ -53,7 +53,7 @@ class Result:
     @property
     def accuracy(self) -> float:
         """Return the accuracy on the test images, a fraction."""
-        return self.metrics["test_accuracy"]
+        return self.metrics["accuracy"]
 
     @property
     def is_good(self) -> bool:

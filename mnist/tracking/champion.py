@@ -31,7 +31,7 @@ from mnist.lineage import git
 from mnist.lineage.result import user
 from mnist.tracking import client, promotion
 from mnist.tracking.client import Store
-from mnist.tracking.events import WEIGHTS
+from mnist.tracking.events import TEST_ACCURACY, WEIGHTS
 from mnist.tracking.promotion import CHALLENGER, CHAMPION, Decision, Model
 
 RECORD, BEFORE = "promotion", "promoted_over"  # tags of a version
@@ -232,7 +232,7 @@ def _tags(run: Run) -> dict[str, str]:
 def _predictions(run: Run, text: str, where: str) -> Predictions:
     """Parse the predictions of a run, which must have the accuracy that the run logged."""
     predictions = parse_table(text, where)
-    logged = float(run.data.metrics.get("test_accuracy", predictions.accuracy))
+    logged = float(run.data.metrics.get(TEST_ACCURACY, predictions.accuracy))
     if abs(logged - predictions.accuracy) > PRECISION:
         found = f"an accuracy of {predictions.accuracy:.6f}"
         raise InputError(where, found=found, expected=f"{logged:.6f}, which the run logged")

@@ -18,13 +18,15 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from mnist.lineage.fingerprint import Training
-from mnist.lineage.result import TrainingInfo, now_ms, user, versions
+from mnist.lineage.result import Result, TrainingInfo, now_ms, user, versions
 from mnist.training.history import Epoch, Window
 
 # Tags of a run: the digests of its data, weights and evaluation; its code; what led to it.
 DATASET, WEIGHTS, EVALUATED = "dataset_sha256", "weights_sha256", "evaluation_sha256"
 FINGERPRINT, COMMIT = "fingerprint", "mlflow.source.git.commit"
 EXPERIMENTS, COMMITS = "dvc.experiments", "git.commits"
+# Metrics of a run; MLflow groups charts by what is before the slash.
+SECONDS, TEST_ACCURACY = "train/seconds", "test/accuracy"
 
 MAX_WAITING = 1 << 15  # bytes of points in the pipe, which holds twice as many: the end always finds room
 
@@ -41,7 +43,7 @@ class Start:
 
 @dataclass(frozen=True, kw_only=True)
 class Point:
-    """The metrics of one step."""
+    """The metrics of one optimizer step."""
 
     time_ms: int
     step: int
@@ -92,17 +94,23 @@ def start(training: Training, facts: Mapping[str, str], time_ms: int) -> Start:
 
 
 def point(event: Window | Epoch, time_ms: int) -> Point:
-    """Return what happened as metrics: windows over optimizer steps, epochs over epochs."""
+    """Return what happened as metrics; an epoch has the step at which it ended."""
     if isinstance(event, Window):
-        values = {"train_loss": event.loss, "train_accuracy": event.accuracy}
-        return Point(time_ms=time_ms, step=event.step, values=values)
-    values = {
-        "epoch_train_loss": event.train_loss,
-        "epoch_train_accuracy": event.train_accuracy,
-        "val_loss": event.val_loss,
-        "val_accuracy": event.val_accuracy,
-    }
-    return Point(time_ms=time_ms, step=event.epoch, values=values)
+        values = {"train/loss": event.loss, "train/accuracy": event.accuracy}
+    else:
+        values = {
+            "train/epoch_loss": event.train_loss,
+            "train/epoch_accuracy": event.train_accuracy,
+            "val/loss": event.val_loss,
+            "val/accuracy": event.val_accuracy,
+        }
+    return Point(time_ms=time_ms, step=event.step, values=values)
+
+
+def scores(result: Result) -> Point:
+    """Return the scores on the test images; single values, which MLflow draws as bars if their step is 0."""
+    values = {f"test/{name}": value for name, value in result.metrics.items()}
+    return Point(time_ms=result.time_ms, step=0, values=values)
 
 
 class Recorder:
@@ -126,7 +134,7 @@ class Recorder:
         facts = {name: self._begin.tags[name] for name in ("device", *versions())}
         with contextlib.suppress(OSError):  # without it a report has "not recorded"
             TrainingInfo(time_ms=self._begin.time_ms, seconds=seconds, facts=facts).write(weights_sha256)
-        self.end("FINISHED", weights_sha256=weights_sha256, values={"training_seconds": seconds})
+        self.end("FINISHED", weights_sha256=weights_sha256, values={SECONDS: seconds})
 
     def end(self, status: str, **result: Any) -> None:
         """Send the end of a training."""

@@ -12,7 +12,7 @@ import time
 from mnist.core import paths, process
 from mnist.core.errors import InputError
 from mnist.lineage.result import now_ms
-from mnist.tracking import client, events, runs  # client first: it sets variables that MLflow reads
+from mnist.tracking import client, events, metrics, runs  # client first: it sets variables that MLflow reads
 from mnist.tracking.client import Store
 from mnist.tracking.events import End, Event, Point, Start
 
@@ -96,7 +96,7 @@ class Logger:
                 runs.describe(self._store, run_id, begin)
                 self._run_id, self._machine = run_id, watched(self._store, run_id)
             points = [event for event in fresh if isinstance(event, Point)]
-            runs.log_points(self._store, self._run_id, points)
+            metrics.log_points(self._store, self._run_id, points)
             if isinstance(fresh[-1], End):
                 self._end(self._store, begin, fresh[-1])
         self._num_logged = len(self.events)
@@ -112,7 +112,7 @@ class Logger:
                 store.client.delete_run(self._run_id)
                 return
             values = Point(time_ms=end.time_ms, step=0, values=end.values or {})
-            runs.log_points(store, self._run_id, [values])
+            metrics.log_points(store, self._run_id, [values])
             if end.weights_sha256:
                 store.client.set_tag(self._run_id, events.WEIGHTS, end.weights_sha256)
             store.client.set_terminated(self._run_id, end.status, end_time=end.time_ms)

@@ -27,7 +27,7 @@ from mnist.core import config, files, paths
 from mnist.core.errors import InputError
 from mnist.data import store as data
 from mnist.evaluation import pages, predictions
-from mnist.tracking import client, events
+from mnist.tracking import client, events, metrics
 from mnist.tracking.client import Store
 from mnist.tracking.promotion import CHALLENGER, CHAMPION
 from mnist.training import onnx_model
@@ -105,6 +105,7 @@ def ensure(
     with client.lock("registry"):  # queued experiments may come to the same weights at once
         existing, is_usable = find(store, folder, name=name, weights_sha256=weights_sha256)
         if existing and is_usable:
+            metrics.link(store, run.info.run_id, _model_id(existing))
             return existing if existing.description else _attach(store, existing, card), False
         _use(store)
         digest = files.sha256(folder / paths.ONNX)
@@ -120,7 +121,8 @@ def ensure(
             version = store.client.get_model_version(name, existing.version)
         else:
             version = _register(store, uri, name, model.about.classes, tags)
-        return _attach(store, version, card), existing is None
+        metrics.link(store, run.info.run_id, _model_id(version))
+        return _attach(store, version, card), existing is None  # last: `find` takes it for the end
 
 
 def _register(
@@ -170,13 +172,13 @@ def _log(store: Store, run: Run, folder: Path, existing: ModelVersion | None) ->
     elif begun:  # of an attempt that was cut off
         model_id = begun[0].model_id
     else:
-        model_id = store.client.create_logged_model(store.experiment_id, "model", run_id).model_id
-    outputs = store.client.get_run(run_id).outputs
-    linked = {output.model_id for output in outputs.model_outputs} if outputs else set()
+        params = store.client.get_run(run_id).data.params
+        model = store.client.create_logged_model(store.experiment_id, "model", run_id, params=params)
+        model_id = model.model_id
+    # Without `run_id`, by which it links some of the metrics, without data sets: `metrics.link` does that.
     Model.log(
         artifact_path=None,
         model_id=model_id,
-        run_id=None if model_id in linked else run_id,  # MLflow fails to link the two a second time
         flavor=mlflow.onnx,
         onnx_model=onnx.load(folder / paths.ONNX),
         save_as_external_data=False,
@@ -273,10 +275,7 @@ def set_challenger(store: Store, version: ModelVersion, *, time_ms: int) -> str:
         tag = model.tags.get(CHALLENGER_TIME) or ""
         latest_ms = int(tag) if MILLISECONDS.fullmatch(tag) else 0  # others may have written it
         if time_ms < latest_ms:
-            latest, this = (
-                datetime.fromtimestamp(ms / 1000, UTC).isoformat(" ", "seconds")
-                for ms in (latest_ms, time_ms)
-            )
+            latest, this = (datetime.fromtimestamp(ms // 1000, UTC) for ms in (latest_ms, time_ms))
             stays = f"`{CHALLENGER}` stays version {model.aliases.get(CHALLENGER)}"
             return (
                 f"{stays}: its result is of {latest}, this one of {this}."

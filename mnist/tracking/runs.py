@@ -1,25 +1,23 @@
 """MLflow runs: one for each result, found by its data, params and weights, and completed from its files."""
 
-import json
 import re
 import socket
 import sys
 import time
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import psutil  # type: ignore[import-untyped]
-from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag
+from mlflow.entities import Param, Run, RunTag
 from mlflow.entities.model_registry import ModelVersion
 
 from mnist.core import paths
 from mnist.core.errors import ServiceUnavailableError, printable
 from mnist.evaluation.pages import Pages
-from mnist.lineage import fingerprint
 from mnist.lineage.result import Result, training_info
-from mnist.tracking import client, events, run_files
+from mnist.tracking import client, events, metrics, run_files
 from mnist.tracking.client import Store
 from mnist.tracking.events import COMMIT, COMMITS, DATASET, EXPERIMENTS, WEIGHTS, Point, Start
 from mnist.training import history
@@ -27,7 +25,6 @@ from mnist.training.history import Epoch, Window
 
 LOGGED_BY = "logged_by"  # tag: host, id and start of the process that logs a run while its training runs
 DESCRIPTION = "mlflow.note.content"  # tag
-MAX_BATCH = 1000  # metrics that MLflow takes in one request
 LIVE_SECONDS = 120  # that the process which logs a training may still need after the evaluation
 CLOCK_SECONDS = 5  # by which the start of one process may seem to move when the clock is set
 
@@ -133,32 +130,11 @@ def begin(store: Store, start: Start, tags: Mapping[str, str]) -> Run:
 
 def describe(store: Store, run_id: str, start: Start) -> None:
     """Log the params of a run, its data set, and then the description of its page."""
-    datasets = []
-    for split, context in (("train", "training"), ("test", "testing")):
-        # MLflow shows a digest of at most 36 characters, and one context for one name and digest.
-        name, digest = f"{fingerprint.dataset_of(start.params)}-{split}", start.tags[DATASET][:36]
-        source = json.dumps({"uri": str(paths.DATASET)})
-        dataset = Dataset(name=name, digest=digest, source_type="local", source=source)
-        datasets.append(DatasetInput(dataset, [InputTag("mlflow.data.context", context)]))
-    store.client.log_inputs(run_id, datasets)
+    metrics.log_datasets(store, run_id, start)
     text = f"```sh\n{start.tags['rerun']}  # run it again\n"
     text += f"mnist reproduce {run_id}  # prove that it gives the same weights\n```\n"
     params = [Param(key, str(value)) for key, value in start.params.items()]
     store.client.log_batch(run_id, params=params, tags=[RunTag(DESCRIPTION, text)])
-
-
-def log_points(
-    store: Store, run_id: str, points: Iterable[Point], known: Container[tuple[str, int]] = ()
-) -> None:
-    """Add points to the curves of a run, but those that are known, by name and step."""
-    metrics = [
-        Metric(key, value, point.time_ms, point.step)
-        for point in points
-        for key, value in point.values.items()
-        if (key, point.step) not in known
-    ]
-    for first in range(0, len(metrics), MAX_BATCH):
-        store.client.log_batch(run_id, metrics=metrics[first : first + MAX_BATCH])
 
 
 def add_origin(store: Store, run: Run, tags: Mapping[str, str]) -> None:
@@ -245,9 +221,10 @@ def _complete(store: Store, run: Run, result: Result, folder: Path) -> None:
         for key in {key for point in points for key in point.values} & run.data.metrics.keys()
         for metric in store.client.get_metric_history(run_id, key)
     }
-    log_points(store, run_id, points, known)
-    scores = {name: value for name, value in result.metrics.items() if run.data.metrics.get(name) != value}
-    log_points(store, run_id, [Point(time_ms=result.time_ms, step=0, values=scores)])
+    metrics.log_points(store, run_id, points, known)
+    scores = events.scores(result)
+    if not scores.values.items() <= run.data.metrics.items():
+        metrics.log_points(store, run_id, [scores])
     if run.info.status != "FINISHED":
         store.client.set_terminated(run_id, "FINISHED", end_time=max(result.time_ms, run.info.start_time))
 
@@ -258,5 +235,5 @@ def _points(result: Result, folder: Path) -> list[Point]:
     rows = [*history.read(folder / paths.STEPS, Window), *history.read(folder / paths.HISTORY, Epoch)]
     points = [events.point(row, result.time_ms) for row in rows]
     if info := training_info(result.weights_sha256):
-        points.append(Point(time_ms=result.time_ms, step=0, values={"training_seconds": info.seconds}))
+        points.append(Point(time_ms=result.time_ms, step=0, values={events.SECONDS: info.seconds}))
     return points

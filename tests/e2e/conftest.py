@@ -69,9 +69,9 @@ def check_complete(client: MlflowClient, run: Run) -> None:
     run_id, weights_sha256 = run.info.run_id, run.data.tags["weights_sha256"]
     assert run.info.status == "FINISHED"
     assert set(run.data.params) >= {"lr", "seed", "model", "num_threads"}
-    for name, steps in (("train_loss", [63, 126, 189, 252]), ("val_accuracy", [1, 2, 3, 4])):
+    for name, steps in (("train/loss", [63, 126, 189, 252]), ("val/accuracy", [63, 126, 189, 252])):
         assert sorted(point.step for point in client.get_metric_history(run_id, name)) == steps
-    assert run.data.metrics["test_accuracy"] > 0.5
+    assert run.data.metrics["test/accuracy"] > 0.5
     kept = Path(client.download_artifacts(run_id, ""))
     for path in (*paths.ARTIFACTS, paths.REPORT):
         assert (kept / path).is_file(), path
@@ -80,6 +80,10 @@ def check_complete(client: MlflowClient, run: Run) -> None:
     for name in ("params.yaml", "dvc.lock"):
         assert f"lr: {run.data.params['lr']}" in (kept / name).read_text()
     (version,) = client.search_model_versions(f"run_id = '{run_id}'")
+    model = client.get_logged_model(str(version.source).removeprefix("models:/"))
+    linked = {metric.key: (metric.value, metric.dataset_name) for metric in model.metrics or ()}
+    for name, dataset in (("val/accuracy", "mnist-train"), ("test/accuracy", "mnist-test")):
+        assert linked[name] == (run.data.metrics[name], dataset)
     assert version.tags["weights_sha256"] == weights_sha256
     assert version.status == "READY"
     assert f"models:/{version.name}/{version.version}" in str(version.description)

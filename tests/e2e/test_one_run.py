@@ -69,7 +69,7 @@ def test_queued_experiments_at_once_on_a_new_store_which_is_lost_and_rebuilt(
         assert names(after[lr]) == names(run)
         for tag in ("weights_sha256", "fingerprint", "rerun"):
             assert after[lr].data.tags[tag] == run.data.tags[tag]
-        assert after[lr].data.metrics["test_loss"] == run.data.metrics["test_loss"]
+        assert after[lr].data.metrics["test/loss"] == run.data.metrics["test/loss"]
     assert challenger(clone) == after["0.02"].info.run_id  # the result in the workspace
     assert invoke(clone, "sync").exit_code == 0
     assert ids(complete_runs(clone)) == ids(after)

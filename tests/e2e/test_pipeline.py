@@ -59,7 +59,7 @@ def test_an_experiment_has_a_complete_run(experiment: Clone) -> None:
     check_complete(experiment.client, run)
     accuracy = json.loads(experiment.read("metrics/test.json"))["accuracy"]
     assert accuracy > 0.8
-    assert run.data.metrics["test_accuracy"] == accuracy
+    assert run.data.metrics["test/accuracy"] == accuracy
     for name in ("metrics/report.html", "metrics/plots/errors.png", "params.yaml"):
         kept = Path(experiment.client.download_artifacts(run.info.run_id, name))
         assert kept.read_bytes() == (experiment.folder / name).read_bytes()

@@ -56,7 +56,7 @@ class Desk:
         write_table(file, labels_N=LABELS, predicted_N=predicted_N, classes=DIGITS.classes)
         store.client.log_artifact(run.info.run_id, str(file), "metrics")
         accuracy = round(float((predicted_N == LABELS).mean()), 6)
-        store.client.log_metric(run.info.run_id, "test_accuracy", accuracy)
+        store.client.log_metric(run.info.run_id, "test/accuracy", accuracy)
         if finished:
             store.client.set_terminated(run.info.run_id)
         return run

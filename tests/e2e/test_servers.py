@@ -230,11 +230,11 @@ def test_a_server_that_dies_in_the_middle_of_training_gets_the_rest_later(
     site: Site, proxy: Proxy, invoke: Invoke
 ) -> None:
     with held_in_the_middle(site):
-        await_exchange(proxy, word=b"train_loss", fault="pass")
+        await_exchange(proxy, word=b"train/loss", fault="pass")
         proxy.fault = "cut"
     (run,) = site.runs()
     assert run.info.status == "RUNNING"
-    assert 0 < len(site.client.get_metric_history(run.info.run_id, "train_loss")) < 4
+    assert 0 < len(site.client.get_metric_history(run.info.run_id, "train/loss")) < 4
     proxy.fault = "pass"
     assert invoke(site.clone, "sync").exit_code == 0
     assert assert_complete(site).info.run_id == run.info.run_id
@@ -245,7 +245,7 @@ def test_a_server_that_comes_back_in_the_middle_of_training_gets_all_of_it(site:
     with held_in_the_middle(site) as training:
         assert_line(training, proxy.url, "answer 503")
         proxy.fault = "pass"
-        await_exchange(proxy, word=b"train_loss", fault="pass")
+        await_exchange(proxy, word=b"train/loss", fault="pass")
     site.run(*REGISTER)
     assert_complete(site)
 

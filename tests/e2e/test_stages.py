@@ -47,7 +47,7 @@ def test_a_result_below_the_minimum_has_a_run_and_no_version(trained: Clone) -> 
     assert trained.dvc("exp", "run", "-S", "lr=1e-5", "-S", "epochs=1") == ["train", "evaluate", "register"]
     newest = trained.runs()[0]
     assert newest.data.params["lr"] == "1e-05"  # DVC's spelling
-    assert newest.data.metrics["test_accuracy"] < 0.5
+    assert newest.data.metrics["test/accuracy"] < 0.5
     assert len(trained.client.search_model_versions()) == 1
 
 

@@ -15,7 +15,7 @@ OWN = {".git", ".dvc", ".venv", ".cache", "mlartifacts", "__pycache__"}  # of th
 CHANGING = re.compile(r"mlflow\.db.*|metrics/report\.html|promotions\.jsonl|.*model-card\.md")  # with times
 RANDOM = re.compile(r"[0-9a-f]{6,}|(?<=[-.])[\w]{8}(?=$|\.)")
 POINTS = """SELECT key, step, value FROM metrics WHERE run_uuid = ? AND key NOT LIKE 'system/%'
-    AND key <> 'training_seconds' ORDER BY key, step"""
+    AND key <> 'train/seconds' ORDER BY key, step"""
 TAGS = ("dataset_sha256", "weights_sha256", "evaluation_sha256", "fingerprint", "test_sha256")
 
 

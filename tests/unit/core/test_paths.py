@@ -31,7 +31,10 @@ from tests.checkout import ROOT, Repository, repository
         ),
     ],
 )
-def test_the_ui_opens_databases_and_names_servers(uri: str, status: int, said: str, tmp_path: Path) -> None:
+def test_the_ui_opens_databases_and_names_servers(
+    uri: str, status: int, said: str, tmp_path: Path, migrated_store: Path
+) -> None:
+    shutil.copyfile(migrated_store, tmp_path / "mlflow.db")
     shutil.copyfile(ROOT / "Makefile", tmp_path / "Makefile")
     binaries = tmp_path / ".venv/bin"
     binaries.mkdir(parents=True)
@@ -46,7 +49,12 @@ def test_the_ui_opens_databases_and_names_servers(uri: str, status: int, said: s
         ["make", "ui"], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
     )
     output = (done.stdout + done.stderr).splitlines()
-    assert (done.returncode, output[0]) == (status, said.format(root=tmp_path, store=STORE))
+    assert done.returncode == status
+    assert said.format(root=tmp_path, store=STORE) in output
+    runs = [
+        line for line in output if line.startswith("The runs: http://127.0.0.1:5000/#/experiments/1/runs?")
+    ]
+    assert len(runs) == (uri == "sqlite:///mlflow.db")  # nothing answers at the others
 
 
 @pytest.mark.parametrize(

@@ -35,6 +35,16 @@ def test_the_store_lies_beside_the_main_checkout_with_absolute_artifacts(
     assert client.connect().experiment_id == store.experiment_id
 
 
+def test_an_experiment_is_one_of_model_training_unless_somebody_said_otherwise(store_folder: Path) -> None:
+    plain = MlflowClient(tracking_uri=f"sqlite:///{store_folder / 'mlflow.db'}")
+    number, kind = plain.create_experiment("mnist"), "mlflow.experimentKind"
+    assert f"/{number}/" in client.connect().page
+    assert plain.get_experiment(number).tags == client.TAGS
+    plain.set_experiment_tag(number, kind, "regression")
+    client.connect()
+    assert plain.get_experiment(number).tags[kind] == "regression"
+
+
 def test_two_processes_at_once_make_one_sound_store(new_store_folder: Path) -> None:
     (new_store_folder / "mlflow.db").unlink()
     code = "from mnist.tracking import client; print(client.connect().experiment_id)"

@@ -54,7 +54,7 @@ def test_a_training_is_logged_while_it_runs(
     assert run.data.tags["weights_sha256"] == "w" * 64
     assert run.data.tags["device"] == "CPU"
     assert run.data.tags["torch"]
-    for name, value in (("train_loss", 0.9), ("val_accuracy", 0.88), ("training_seconds", 1.5)):
+    for name, value in (("train/loss", 0.9), ("val/accuracy", 0.88), ("train/seconds", 1.5)):
         assert run.data.metrics[name] == value
     info = result.training_info("w" * 64)
     assert info is not None

@@ -17,7 +17,7 @@ from mnist.core.config import Registration
 from mnist.core.errors import InputError, ServiceUnavailableError
 from mnist.evaluation.pages import Pages
 from mnist.lineage.result import Result, TrainingInfo
-from mnist.tracking import client, events, record, run_files, runs
+from mnist.tracking import client, events, metrics, record, run_files, runs
 from mnist.tracking.client import Store
 from mnist.tracking.events import Point
 from tests.made_result import SOURCE, Made
@@ -74,9 +74,9 @@ def assert_complete(store: Store, result: Result) -> Run:
     (run,) = all_runs(store)
     assert run.info.status == "FINISHED"
     assert run.data.params == {key: str(value) for key, value in result.origin.params.items()}
-    assert curve(store, run, "train_loss") == CURVE
-    assert curve(store, run, "val_accuracy") == [(1, 0.905)]
-    assert curve(store, run, "test_accuracy") == [(0, result.accuracy)]
+    assert curve(store, run, "train/loss") == CURVE
+    assert curve(store, run, "val/accuracy") == [(100, 0.905)]
+    assert curve(store, run, "test/accuracy") == [(0, result.accuracy)]
     for key, value in {**result.digests, "test_sha256": result.test_sha256, "fingerprint": "f" * 64}.items():
         assert run.data.tags[key] == value
     assert "dvc repro" in run.data.tags["mlflow.note.content"]
@@ -139,10 +139,10 @@ def test_what_a_live_run_is_missing_is_logged(store: Store, made: Made, result: 
     if part == "nothing":
         store.client.set_terminated(live, "KILLED")
     else:
-        runs.log_points(store, live, [Point(time_ms=5, step=50, values={"train_loss": 2.0})])
+        metrics.log_points(store, live, [Point(time_ms=5, step=50, values={"train/loss": 2.0})])
     assert ensure(store, made, result).info.run_id == live
     run = assert_complete(store, result)
-    assert run.data.metrics["training_seconds"] == 2.5
+    assert run.data.metrics[events.SECONDS] == 2.5
     assert run.data.tags["device"] == "CPU"
 
 
@@ -178,7 +178,7 @@ def test_what_was_killed_at_any_moment_is_completed(
             ensure(store, made, one)
         (run,) = [run for run in all_runs(store) if run.data.tags[events.WEIGHTS] == one.weights_sha256]
         assert run.info.status == "FINISHED"
-        assert curve(store, run, "train_loss") == CURVE
+        assert curve(store, run, "train/loss") == CURVE
         assert run.data.params["lr"] == "0.01"
         assert runs.note_origin(store, one)
     assert num_calls > 10
@@ -222,12 +222,12 @@ def test_another_evaluation_of_the_same_weights_replaces_files_and_scores(
 ) -> None:
     run = ensure(store, made, result)
     other = dataclasses.replace(
-        result, time_ms=result.time_ms + 1, evaluation_sha256="0" * 64, metrics={"test_accuracy": 0.25}
+        result, time_ms=result.time_ms + 1, evaluation_sha256="0" * 64, metrics={"accuracy": 0.25}
     )
     ensure(store, made, other, "another report")
     (run,) = all_runs(store)
     assert report(store, run) == "another report"
-    assert run.data.metrics["test_accuracy"] == 0.25
+    assert run.data.metrics["test/accuracy"] == 0.25
     assert run.data.tags[events.EVALUATED] == "0" * 64
 
 

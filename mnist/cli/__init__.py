@@ -23,6 +23,7 @@ COMMANDS = {
     "rollback": "models",
     "serve": "models",
     "predict": "score",
+    "drift": "score",
     "best": "results",
     "preset": "results",
     "report": "results",

@@ -1,7 +1,7 @@
-"""The commands that score images from anywhere: `mnist predict`."""
+"""The commands that score images from anywhere: `mnist predict`, `mnist drift`."""
 
 import csv
-import os
+import json
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 import click
+import numpy as np
 
 from mnist.core import config, files, paths
 from mnist.core.errors import InputError, printable
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from mnist.training.onnx_model import OnnxModel
 
 COLUMNS = ("file", "index", "predicted", "probability")
-BATCH = 10_000  # images between two steps of the progress bar
 
 FILES = click.argument("names", metavar="FILES...", nargs=-1, required=True, type=click.Path(path_type=Path))
 
@@ -50,38 +50,95 @@ def predict(names: Sequence[Path], model: str | None, output: Path | None) -> No
     """
     name, classifier = _load(model)
     faults, num_images = list[InputError](), 0
-    is_shown = output is not None or not sys.stdout.isatty()  # else the table itself is on the terminal
+    on_terminal = output is None and sys.stdout.isatty()
     with _table(output) as stream:
         table = csv.writer(stream, lineterminator="\n")
         table.writerow(COLUMNS)
-        for path, first, images_NHW in _batches(names, faults, is_shown=is_shown):
+        for path, images_NHW in _images(names, faults, hidden=on_terminal):
             probabilities_NK = classifier.predict(images_NHW)
             classes = (classifier.about.classes[label] for label in probabilities_NK.argmax(1).tolist())
             shown = (f"{probability:.6f}" for probability in probabilities_NK.max(1).tolist())
-            table.writerows(zip(repeat(path), count(first), classes, shown))
+            table.writerows(zip(repeat(path), count(), classes, shown))
             num_images += len(images_NHW)
-    _report(faults)
     written, left = f"{output}: " if output else "", f"; {len(faults):,} left out" if faults else ""
     click.echo(f"predict: {written}{num_images:,} images by {name}{left}", err=not output)
     sys.exit(bool(faults))
 
 
-def _load(model: str | None) -> tuple[str, "OnnxModel"]:
-    """Return a model and its name: a version of the registry, without a name the champion; or a file."""
+@click.command()
+@FILES
+@click.option(
+    "--alpha",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    default=0.05,
+    show_default=True,
+    help="Chance of a false alarm.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print all of it as JSON.")
+def drift(names: Sequence[Path], alpha: float, *, as_json: bool) -> None:
+    """Check whether images are still like the champion's test images.
+
+    It compares their ink and brightness, the champion's confidence, and how often it predicts each class
+    with those of the test images of this checkout. FILES are those of `mnist predict`.
+
+    Exit status 1 is drift. Files that hold something else are named on stderr, the rest is compared, and
+    the exit status is 2 where that shows no drift.
+
+    \b
+    Example:
+      mnist drift scans/
+      mnist drift scans/ --alpha 0.01 --json
+    """
+    from mnist.data import store as data, validation
+
+    validation.require_valid(paths.VALIDATION, paths.DATASET)
+    name, classifier = _load(trained_on=validation.read(paths.VALIDATION).dataset_sha256)
+    from mnist.evaluation import drift as method
+
+    faults = list[InputError]()
+    measured = [method.measure(classifier, images_NHW) for _, images_NHW in _images(names, faults)]
+    if not measured:
+        raise InputError("FILES", found="no images", expected="some: 200 or more show the usual faults")
+    found = {key: np.concatenate([one[key] for one in measured]) for key in measured[0]}
+    test_NHW = data.load(paths.DATASET, "test").images_NHW
+    compared = method.compare(method.measure(classifier, test_NHW), found, alpha=alpha)
+    numbers = {"num_test": len(test_NHW), "num_images": len(found["ink"]), "alpha": alpha}
+    drifted = [one.measure for one in compared if one.drifted]
+    if as_json:
+        measures = [one.model_dump() for one in compared]
+        result = {"model": name, "drifted": bool(drifted), **numbers, "measures": measures}
+        click.echo(json.dumps(result, indent=2))
+    else:
+        least = method.smallest(len(test_NHW), len(found["ink"]), num_measures=len(compared), alpha=alpha)
+        verdict = f"no drift; a difference below {least:.2f} would not show"
+        if drifted:
+            verdict = f"drift of {', '.join(drifted)}"
+        click.echo(f"{method.table(compared)}\n\n{len(found['ink']):,} images, {name}: {verdict}")
+    sys.exit(1 if drifted else 2 if faults else 0)
+
+
+def _load(model: str | None = None, *, trained_on: str = "") -> tuple[str, "OnnxModel"]:
+    """Return a model and its name: a version of the registry, without a name the champion; or a file.
+
+    Raises:
+        InputError: there is none, or it was trained on other data than those of this digest.
+    """
     params = config.load(paths.PARAMS)
     if model is not None and not model.startswith("models:"):
         from mnist.training import onnx_model
 
         return model, onnx_model.load(Path(model), num_threads=params.num_threads)
-    from mnist.tracking import client, record, registry
+    from mnist.tracking import client, events, record, registry
 
     store = client.connect()
     with client.answering(store.uri):
-        version = (
-            record.find_version(store, model) if model else registry.find_champion(store, params.model_name)
-        )
-        loaded = registry.load_version(store, version, num_threads=params.num_threads)
-    return f"models:/{version.name}/{version.version}", loaded
+        champion = registry.find_champion(store, params.model_name) if model is None else None
+        version = champion or record.find_version(store, str(model))
+        name = f"models:/{version.name}/{version.version}"
+        if trained_on and (of_model := record.find(store, name).run.data.tags[events.DATASET]) != trained_on:
+            expected = f"{of_model[:12]}, on which the champion {name} was trained"
+            raise InputError(str(paths.DATASET), found=f"the data {trained_on[:12]}", expected=expected)
+        return name, registry.load_version(store, version, num_threads=params.num_threads)
 
 
 @contextmanager
@@ -99,33 +156,23 @@ def _table(output: Path | None) -> Iterator[TextIO]:
         yield stream
 
 
-def _batches(
-    names: Sequence[Path], faults: list[InputError], *, is_shown: bool
-) -> Iterator[tuple[Path, int, "Bytes"]]:
-    """Yield the images, uint8 (N, 28, 28), with their file and the index of the first in it.
+def _images(
+    names: Sequence[Path], faults: list[InputError], *, hidden: bool = False
+) -> Iterator[tuple[Path, "Bytes"]]:
+    """Yield each file with its images, uint8 (N, 28, 28), and a progress bar on a terminal, unless `hidden`.
 
-    A bar shows the progress on a terminal. The files that cannot be read are added to `faults`.
+    Those that cannot be read are added to `faults`, and named at the end.
     """
     from mnist.data import image_files
 
-    found = list(image_files.find(names))
-    sizes = [path.stat().st_size if os.path.isfile(path) else 0 for path in found]  # noqa: PTH113 -- never raises
-    is_shown = is_shown and sys.stderr.isatty()
-    with click.progressbar(length=sum(sizes), file=sys.stderr, hidden=not is_shown) as bar:
-        for path, size in zip(found, sizes, strict=True):
+    found, hidden = list(image_files.find(names)), hidden or not sys.stderr.isatty()
+    with click.progressbar(found, file=sys.stderr, hidden=hidden) as shown:
+        for path in shown:
             try:
                 images_NHW = image_files.read(path)
             except InputError as error:
                 faults.append(error)
-                bar.update(size)
-                continue
-            for first in range(0, len(images_NHW), BATCH):
-                batch_NHW = images_NHW[first : first + BATCH]
-                yield path, first, batch_NHW
-                bar.update(size * len(batch_NHW) // len(images_NHW))
-
-
-def _report(faults: Sequence[InputError]) -> None:
-    """Name the files that could not be read."""
+            else:
+                yield path, images_NHW
     for fault in faults:
         click.echo(printable(f"left out: {fault}"), err=True)

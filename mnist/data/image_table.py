@@ -12,11 +12,9 @@ import pandas as pd
 from mnist.core import config, files
 from mnist.core.config import DatasetParams
 from mnist.core.errors import InputError
-from mnist.data import catalog, download
+from mnist.data import catalog, download, statistics
 from mnist.data.store import Images, SplitName
 
-NUM_PIXELS = 28 * 28
-WHITE = 255
 RECIPE = "docs/own-data.md makes them of arrays (.npy) or folders of pictures"
 MARGIN = 0.1  # of a bound around a measured value, as a share of it
 
@@ -54,21 +52,18 @@ def table(train: Images, test: Images) -> pd.DataFrame:
 
 
 def _rows(split: SplitName, images: Images) -> pd.DataFrame:
-    pixels_NP = images.images_NHW.reshape(len(images), NUM_PIXELS)
     return pd.DataFrame(
         {
             "split": split,
             "index": np.arange(len(images)),
             "label": images.labels_N.astype(np.int64),
             "class_share": np.bincount(images.labels_N)[images.labels_N] / max(len(images), 1),
-            "pixel_type": str(pixels_NP.dtype),
-            "darkest": pixels_NP.min(axis=1) / WHITE,
-            "brightest": pixels_NP.max(axis=1) / WHITE,
-            # A sum of whole numbers is exact, whatever the order; a float one depends on the machine.
-            "image_mean": pixels_NP.sum(axis=1) / (NUM_PIXELS * WHITE),
-            "ink": np.count_nonzero(pixels_NP, axis=1) / NUM_PIXELS,
+            "pixel_type": str(images.images_NHW.dtype),
+            **statistics.of_images(images.images_NHW),
             # Sixteen bytes: by chance, two of 70,000 different images agree once in 10^29 data sets.
-            "digest": [hashlib.blake2b(pixels_P.data, digest_size=16).hexdigest() for pixels_P in pixels_NP],
+            "digest": [
+                hashlib.blake2b(image.data, digest_size=16).hexdigest() for image in images.images_NHW
+            ],
         }
     )
 

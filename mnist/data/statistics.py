@@ -1,16 +1,22 @@
-"""The mean and standard deviation by which images are normalized."""
+"""The mean and standard deviation by which images are normalized, and measures of each image.
+
+Shape suffixes: N images, H rows, W columns.
+"""
 
 from math import sqrt
 from pathlib import Path
 from typing import Annotated
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field
 
 from mnist.core import config, files
 from mnist.core.config import Count, Fraction, Section
 from mnist.core.errors import InputError
 from mnist.data.store import Bytes
+
+WHITE = 255
 
 
 class Stats(Section):
@@ -39,10 +45,27 @@ def measure(images_NHW: Bytes) -> Stats:
     if variance_times_n2 == 0:
         raise InputError("training images", found="pixels that are all alike", expected="pictures")
     return Stats(
-        mean=total / (255 * num_pixels),
-        std=sqrt(variance_times_n2) / (255 * num_pixels),
+        mean=total / (WHITE * num_pixels),
+        std=sqrt(variance_times_n2) / (WHITE * num_pixels),
         num_images=len(images_NHW),
     )
+
+
+def of_images(images_NHW: Bytes) -> dict[str, NDArray[np.float64]]:
+    """Return measures of each image, float64 (N,).
+
+    They are the `darkest` and `brightest` pixel and the mean of all, `image_mean`, black 0 to white 1; and
+    `ink`, the share of pixels that are not black.
+    """
+    pixels = (1, 2)
+    num_pixels = images_NHW.shape[1] * images_NHW.shape[2]
+    return {
+        "darkest": images_NHW.min(axis=pixels) / WHITE,
+        "brightest": images_NHW.max(axis=pixels) / WHITE,
+        # A sum of whole numbers is exact, whatever the order; a float one depends on the machine.
+        "image_mean": images_NHW.sum(axis=pixels) / (num_pixels * WHITE),
+        "ink": np.count_nonzero(images_NHW, axis=pixels) / num_pixels,
+    }
 
 
 def read(path: Path) -> Stats:

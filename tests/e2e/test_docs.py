@@ -11,7 +11,7 @@ EVERY_DAY = re.findall(r"```sh\n(.*?)```", SECTION, re.DOTALL)[-1]
 # By a word of theirs: what serves until it is stopped, takes minutes, or needs data that are not here. A test
 # of its own runs each.
 ELSEWHERE = re.compile(
-    r"\b(ui|serve|predict|queue start|dataset=|preset quick|experiments|verify|reproduce)\b"
+    r"\b(ui|serve|predict|drift|queue start|dataset=|preset quick|experiments|verify|reproduce)\b"
 )
 
 

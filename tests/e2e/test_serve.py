@@ -25,6 +25,7 @@ from mnist.core import files
 from mnist.data import store
 from tests import hostile
 from tests.checkout import NAME, Clone
+from tests.conftest import digits
 from tests.e2e.conftest import Invoke, without_store
 
 TIMEOUT_SECONDS = 120  # for a server to start, on a busy machine
@@ -131,6 +132,42 @@ def test_a_file_is_scored_by_the_champion_as_by_evaluate(
     unknown = invoke(trained, "predict", str(images), "--model", f"models:/{NAME}/7")
     assert (unknown.exit_code, unknown.stdout) == (2, "")
     assert unknown.stderr.startswith(f"ERROR: models:/{NAME}/7: found no such version")
+
+
+def test_drift_is_told_from_200_images_on_and_fresh_ones_are_none(
+    trained: Clone, invoke: Invoke, tmp_path: Path
+) -> None:
+    make_champion(trained)
+    fresh_NHW, rng = digits(200, seed=9).images_NHW, np.random.default_rng(0)
+    kinds = {
+        "fresh": fresh_NHW,
+        "inverted": 255 - fresh_NHW,
+        "shifted": np.roll(fresh_NHW, 6, axis=1),
+        "rotated": np.rot90(fresh_NHW, axes=(1, 2)),
+        "noisy": np.clip(fresh_NHW + rng.normal(0, 20, fresh_NHW.shape), 0, 255).astype(np.uint8),
+        "garments": np.uint8(127 + 100 * np.sin(rng.uniform(0, 3, (200, 1, 1)) * np.arange(28)))
+        + fresh_NHW * 0,
+    }
+    results = {}
+    for name, images_NHW in kinds.items():
+        np.save(tmp_path / f"{name}.npy", images_NHW)
+        done = invoke(trained, "drift", str(tmp_path / f"{name}.npy"), "--json")
+        results[name] = json.loads(done.stdout)
+        assert done.exit_code == results[name]["drifted"], done.stderr
+        assert results[name]["num_images"] == 200
+    assert [name for name, result in results.items() if not result["drifted"]] == ["fresh"]
+
+    (tmp_path / "bad.png").touch()
+    done = invoke(trained, "drift", str(tmp_path / "fresh.npy"), str(tmp_path / "bad.png"))
+    assert done.exit_code == 2
+    assert f"models:/{NAME}/1: no drift" in done.stdout
+    assert str(tmp_path / "bad.png") in done.stderr
+
+    version = trained.client.get_model_version(NAME, "1")
+    trained.client.set_tag(str(version.run_id), "dataset_sha256", "0" * 64)
+    done = invoke(trained, "drift", str(tmp_path / "fresh.npy"))
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert done.stderr.startswith("ERROR: data/mnist.safetensors: found the data ")
 
 
 def no_champion(clone: Clone) -> None:

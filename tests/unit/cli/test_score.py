@@ -35,9 +35,8 @@ def images(small_data: SmallData, tmp_path: Path) -> Path:
 
 
 def test_the_table_has_the_class_and_the_probability_of_each_image(
-    scored: Path, small_data: SmallData, images: Path, monkeypatch: pytest.MonkeyPatch
+    scored: Path, small_data: SmallData, images: Path
 ) -> None:
-    monkeypatch.setattr("mnist.cli.score.BATCH", 128)
     done = predict(scored, images, small_data.mirror / "t10k-images-idx3-ubyte.gz")
     assert done.exit_code == 0
     rows = list(csv.DictReader(done.stdout.splitlines()))

@@ -65,3 +65,15 @@ def test_another_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError) as caught:
         statistics.read(path)
     assert caught.value.where == f"{path}: std"
+
+
+def test_each_image_is_measured_by_itself() -> None:
+    images_NHW = np.zeros((2, 4, 5), np.uint8)
+    images_NHW[1, 0, :2] = 255, 51
+    images_NHW[1, 1:] = 17
+    measured = {name: values_N.tolist() for name, values_N in statistics.of_images(images_NHW).items()}
+    of_second = (255 + 51 + 15 * 17) / (20 * 255)
+    assert measured["brightest"] == [0.0, 1.0]
+    assert measured["darkest"] == [0.0, 0.0]
+    assert measured["ink"] == [0.0, 17 / 20]
+    assert measured["image_mean"] == [0.0, of_second]

@@ -4,6 +4,7 @@ What must come out is what comes of the command where nobody kills it: the same 
 outputs, the same runs, points, versions and aliases, the same branch and `git status`, and nothing left over.
 """
 
+import contextlib
 import itertools
 import json
 import os
@@ -45,14 +46,14 @@ class Scenario:
         prepare: makes the place where it has something to do.
         command: that is killed.
         beside: another command that starts at the same moment, and is not killed.
-        after: what a user runs afterwards in any case.
+        after: another one that a user runs when it is done.
         is_once: whether it must not be run again when it has done all.
     """
 
     command: Command
     prepare: Callable[[Clone], None] | None = None
     beside: Command = ()
-    after: Sequence[Command] = ()
+    after: Command = ()
     is_once: bool = False
 
 
@@ -116,14 +117,12 @@ SCENARIOS = {
     "promote": Scenario(command=(*MNIST, "promote"), prepare=new_challenger),
     "first": Scenario(command=REPRO, prepare=nothing_made),
     "rollback": Scenario(command=(*MNIST, "rollback"), prepare=two_champions, is_once=True),
-    "train": Scenario(command=("python", "-m", "stages.train"), prepare=other_lr, after=[REPRO]),
+    "train": Scenario(command=("python", "-m", "stages.train"), prepare=other_lr, after=REPRO),
     "reproduce": Scenario(command=(*MNIST, "reproduce", "models:/mnist-simplecnn/1")),
-    "evaluate": Scenario(
-        command=("python", "-m", "stages.evaluate"), prepare=by_hand("train"), after=[REPRO]
-    ),
-    "doctor": Scenario(command=(*MNIST, "doctor", "--fix"), prepare=damaged, after=[REPRO]),
+    "evaluate": Scenario(command=("python", "-m", "stages.evaluate"), prepare=by_hand("train"), after=REPRO),
+    "doctor": Scenario(command=(*MNIST, "doctor", "--fix"), prepare=damaged, after=REPRO),
     "register": Scenario(
-        command=("python", "-m", "stages.register"), prepare=by_hand("train", "evaluate"), after=[REPRO]
+        command=("python", "-m", "stages.register"), prepare=by_hand("train", "evaluate"), after=REPRO
     ),
     "verify": Scenario(command=(*MNIST, "verify")),
     "repro+sync": Scenario(command=REPRO, prepare=other_lr, beside=(*MNIST, "sync")),
@@ -134,11 +133,7 @@ SCENARIOS = {
     ),
 }
 SIGNALS = [signal.SIGKILL] * 3 + [signal.SIGINT, signal.SIGTERM]
-VICTIMS = (
-    "alone",
-    "group",
-    "one",
-)  # the command itself; it and all of its group; any one process of its tree
+VICTIMS = ("alone", "group", "one")  # the command; its process group; any one process of its tree
 
 
 def cases(seed: int) -> Iterator[Case]:
@@ -171,14 +166,13 @@ class Kill:
         self._kill(processes[0])
         end_all(processes, clone)
         grow_old(clone.folder.parent)
-        if not (scenario.is_once and traces.aliases(clone.folder) == usual["traces"]["aliases"]):
+        if not (scenario.is_once and traces.query(clone.folder, "aliases") == usual["traces"]["aliases"]):
             recover(clone, scenario)
-        for command in scenario.after:
-            run(clone, command)
+        if scenario.after:
+            run(clone, scenario.after)
         follow_doctor(clone)
         await_nobody(clone)
-        found = json.loads(json.dumps(traces.of(clone.folder)))
-        return traces.difference(usual["traces"], found)
+        return traces.difference(usual["traces"], traces.of(clone.folder))
 
     def _kill(self, process: subprocess.Popen[bytes]) -> None:
         if process.poll() is not None:
@@ -186,10 +180,11 @@ class Kill:
         if self.victim == "group":
             os.killpg(process.pid, self.signal)
             return
-        tree = [process.pid]
+        tree = [psutil.Process(process.pid)]
         if self.victim == "one":
-            tree += [child.pid for child in psutil.Process(process.pid).children(recursive=True)]
-        os.kill(tree[int(self.which * len(tree))], self.signal)
+            tree += tree[0].children(recursive=True)
+        with contextlib.suppress(psutil.NoSuchProcess):  # it ended at this moment
+            tree[int(self.which * len(tree))].send_signal(self.signal)
 
 
 def usual_run(name: str, trained: Clone) -> tuple[Clone, dict[str, Any]]:
@@ -206,12 +201,13 @@ def usual_run(name: str, trained: Clone) -> tuple[Clone, dict[str, Any]]:
             start = time.monotonic()
             end_all(start_all(run_clone, scenario), run_clone)
             seconds = time.monotonic() - start
-            for command in filter(None, (scenario.beside, *scenario.after)):
-                run(run_clone, command)
+            if scenario.beside:  # of two commands at once DVC may have refused one
+                recover(run_clone, scenario)
+            if scenario.after:
+                run(run_clone, scenario.after)
             follow_doctor(run_clone)
             await_nobody(run_clone)
-            text = json.dumps({"seconds": seconds, "traces": traces.of(run_clone.folder)})
-            done.write_text(text)
+            done.write_text(json.dumps({"seconds": seconds, "traces": traces.of(run_clone.folder)}))
     return clone, json.loads(done.read_text())
 
 

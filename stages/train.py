@@ -49,7 +49,7 @@ def run(
         train, val = data.cut(data.load(dataset, "train"), val_size=params.val_size, seed=seed)
         source = fingerprint.of_training()
         ctx.check_same_fingerprint(source.fingerprint)
-        from mnist.training import devices, loop, model, onnx_model
+        from mnist.training import devices, loop, model, onnx_export
 
         device = devices.prepare(
             params, precision=precision, deterministic=params.deterministic, local_rank=ctx.local_rank
@@ -78,7 +78,7 @@ def run(
             seconds = time.perf_counter() - start
             model.save(weights, net, params)
             digest = files.sha256(weights)
-            onnx_model.export(onnx, net.cpu().eval(), weights_sha256=digest, images=val)
+            onnx_export.export(onnx, net.cpu().eval(), weights_sha256=digest, images=val)
             record.finish(digest, seconds)
     return where
 

@@ -213,7 +213,7 @@ def scored(made_once: MadeOnce, small_data: SmallData) -> Path:
 
         from mnist.core import config, files, paths
         from mnist.evaluation import predictions
-        from mnist.training import model, onnx_model
+        from mnist.training import model, onnx_export
 
         store.write(folder / paths.DATASET, train=small_data.train, test=small_data.test, description=DIGITS)
         settings = config.load(Path(__file__).parents[1] / paths.PARAMS)
@@ -224,7 +224,7 @@ def scored(made_once: MadeOnce, small_data: SmallData) -> Path:
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("DVC_ROOT", str(folder))
             weights_sha256 = files.sha256(folder / paths.WEIGHTS)
-            onnx_model.export(
+            onnx_export.export(
                 folder / paths.ONNX, classifier, weights_sha256=weights_sha256, images=small_data.test
             )
 

@@ -132,7 +132,7 @@ def _load(model: str | None = None, *, trained_on: str = "") -> tuple[str, "Onnx
 
     store = client.connect()
     with client.answering(store.uri):
-        champion = registry.find_champion(store, params.model_name) if model is None else None
+        champion = record.find_champion(store, params.model_name) if model is None else None
         version = champion or record.find_version(store, str(model))
         name = f"models:/{version.name}/{version.version}"
         if trained_on and (of_model := record.find(store, name).run.data.tags[events.DATASET]) != trained_on:

@@ -1,7 +1,6 @@
 """The MLflow store: opened, made where there is none; its locks, and its errors in one line."""
 
 import contextlib
-import json
 import logging
 import os
 import re
@@ -42,30 +41,8 @@ from mlflow.tracking import MlflowClient
 from requests import RequestException
 from sqlalchemy.exc import OperationalError, SQLAlchemyError, TimeoutError as PoolTimeoutError
 
-from mnist.tracking import database
+from mnist.tracking import database, events
 
-VIEW = "mnist"
-# Tags of our experiment for MLflow's UI: it is about training models; and a view of its list of runs.
-TAGS = {
-    "mlflow.experimentKind": "custom_model_development",
-    f"mlflow.sharedViewState.{VIEW}": json.dumps(
-        {
-            "searchFilter": "",
-            "orderByKey": "metrics.`val/accuracy`",
-            "orderByAsc": False,
-            "startTime": "ALL",
-            "lifecycleFilter": "Active",
-            "datasetsFilter": [],
-            "modelVersionFilter": "All Runs",
-            "selectedColumns": [
-                "attributes.`Created`",
-                "attributes.`Models`",
-                *(f"metrics.`{name}`" for name in ("val/accuracy", "val/loss", "test/accuracy")),
-                *(f"params.`{name}`" for name in ("lr", "epochs", "batch_size", "seed")),
-            ],
-        }
-    ),
-}
 EXPERIMENT = "mnist"  # unless MLFLOW_EXPERIMENT_NAME is set, as in MLflow itself
 HIDDEN = "(not shown)"  # from `paths.shown`, for a URI that may hold a secret anywhere
 NOTICE_SECONDS = 10.0  # after which a wait for a lock is reported
@@ -96,9 +73,8 @@ class Store:
     @property
     def page(self) -> str:
         """Return the address of our runs in MLflow's UI, without that of the server."""
-        return (
-            f"#/experiments/{self.experiment_id}/runs?workflowType=machine_learning&viewStateShareKey={VIEW}"
-        )
+        shown = f"workflowType=machine_learning&viewStateShareKey={events.VIEW}"
+        return f"#/experiments/{self.experiment_id}/runs?{shown}"
 
 
 @contextmanager
@@ -152,8 +128,8 @@ def connect() -> Store:
             raise InputError("MLFLOW_TRACKING_URI", found=found, expected=expected) from None
         assert experiment
         with contextlib.suppress(MlflowException):  # on a server, it may be ours to read alone
-            for key in TAGS.keys() - experiment.tags.keys():  # others may have changed them
-                client.set_experiment_tag(experiment.experiment_id, key, TAGS[key])
+            for key in events.EXPERIMENT_TAGS.keys() - experiment.tags.keys():  # others may have changed them
+                client.set_experiment_tag(experiment.experiment_id, key, events.EXPERIMENT_TAGS[key])
         _follow_checkout(uri, experiment)
     if experiment.lifecycle_stage == "deleted":
         expected = f"a live one: run `mlflow experiments restore --experiment-id {experiment.experiment_id}`"

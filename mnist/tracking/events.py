@@ -27,6 +27,28 @@ FINGERPRINT, COMMIT = "fingerprint", "mlflow.source.git.commit"
 EXPERIMENTS, COMMITS = "dvc.experiments", "git.commits"
 # Metrics of a run; MLflow groups charts by what is before the slash.
 SECONDS, TEST_ACCURACY = "train/seconds", "test/accuracy"
+VIEW = "mnist"
+# Tags of our experiment for MLflow's UI: it is about training models; and a view of its list of runs.
+EXPERIMENT_TAGS = {
+    "mlflow.experimentKind": "custom_model_development",
+    f"mlflow.sharedViewState.{VIEW}": json.dumps(
+        {
+            "searchFilter": "",
+            "orderByKey": "metrics.`val/accuracy`",
+            "orderByAsc": False,
+            "startTime": "ALL",
+            "lifecycleFilter": "Active",
+            "datasetsFilter": [],
+            "modelVersionFilter": "All Runs",
+            "selectedColumns": [
+                "attributes.`Created`",
+                "attributes.`Models`",
+                *(f"metrics.`{name}`" for name in ("val/accuracy", "val/loss", "test/accuracy")),
+                *(f"params.`{name}`" for name in ("lr", "epochs", "batch_size", "seed")),
+            ],
+        }
+    ),
+}
 
 MAX_WAITING = 1 << 15  # bytes of points in the pipe, which holds twice as many: the end always finds room
 

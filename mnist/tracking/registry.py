@@ -18,7 +18,6 @@ import numpy as np
 import onnx
 from mlflow.entities import Run
 from mlflow.entities.model_registry import ModelVersion
-from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature
 from mlflow.store.artifact.models_artifact_repo import ModelsArtifactRepository
 from mlflow.types import Schema, TensorSpec
@@ -29,7 +28,7 @@ from mnist.data import store as data
 from mnist.evaluation import pages, predictions
 from mnist.tracking import client, events, metrics
 from mnist.tracking.client import Store
-from mnist.tracking.promotion import CHALLENGER, CHAMPION
+from mnist.tracking.promotion import CHALLENGER
 from mnist.training import onnx_model
 from mnist.training.onnx_model import OnnxModel
 
@@ -284,21 +283,3 @@ def set_challenger(store: Store, version: ModelVersion, *, time_ms: int) -> str:
         registry.set_registered_model_alias(name, CHALLENGER, version.version)
         registry.set_registered_model_tag(name, CHALLENGER_TIME, str(time_ms))
     return ""
-
-
-def find_champion(store: Store, name: str) -> ModelVersion:
-    """Return the version of the registered model `name` that has the alias `champion`.
-
-    Raises:
-        InputError: there is none.
-    """
-    try:
-        return store.client.get_model_version_by_alias(name, CHAMPION)
-    except MlflowException as error:
-        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-            found, expected = "no registered model yet", "one: run `make repro`, then `mnist promote`"
-        elif error.error_code == "INVALID_PARAMETER_VALUE":  # MLflow's code for a missing alias
-            found, expected = "no champion yet", "one: run `mnist promote`"
-        else:
-            raise
-        raise InputError(f"models:/{name}@{CHAMPION}", found=found, expected=expected) from None

@@ -261,11 +261,11 @@ def serve(port: int) -> None:
     """Serve the champion until an interrupt."""
     params = config.load(paths.PARAMS)
     with listen(port) as listener:
-        from mnist.tracking import client, registry
+        from mnist.tracking import client, record, registry
 
         store = client.connect()
         with client.answering(store.uri):
-            champion = registry.find_champion(store, params.model_name)
+            champion = record.find_champion(store, params.model_name)
             model = registry.load_version(store, champion, num_threads=params.num_threads)
         port = listener.getsockname()[1]
         name = f"version {champion.version} of {champion.name}"

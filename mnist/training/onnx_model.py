@@ -1,20 +1,17 @@
-"""The classifier as an ONNX file: written with torch by `train`, read with onnxruntime alone.
+"""The classifier as an ONNX file, read with onnxruntime alone; `mnist.training.onnx_export` writes it.
 
 Its graph takes raw pixels, `images`, uint8 (N, 28, 28), and gives `probabilities`, float32 (N, K);
 normalization is inside. A graph holds no code; still, a file may come from anybody, and `load` accepts only
-the form that `export` writes.
+the form that `train` writes.
 
 Shape suffixes: N images, C channels, H rows, W columns, K classes.
 """
 
-import hashlib
 import itertools
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import numpy as np
 import onnx
@@ -23,13 +20,10 @@ from numpy.typing import NDArray
 from onnx import AttributeProto, ModelProto, TensorProto, ValueInfoProto
 from pydantic import Field, ValidationError
 
-from mnist.core import files, paths
+from mnist.core import files
 from mnist.core.config import Digest, Section
 from mnist.core.errors import InputError
-from mnist.data.store import IMAGE_SHAPE, Bytes, Images
-
-if TYPE_CHECKING:
-    from mnist.training.model import Classifier
+from mnist.data.store import IMAGE_SHAPE, Bytes
 
 Floats = NDArray[np.float32]
 
@@ -47,8 +41,6 @@ NESTED = (
     AttributeProto.SPARSE_TENSOR,
     AttributeProto.SPARSE_TENSORS,
 )
-CHECKED = 1, 7, 1000  # batch sizes
-EXPORTERS = "torch", "onnx", "onnx-ir", "onnxscript"
 # Of a probability, for each unit of the largest log-probability: onnxruntime adds in another order than
 # torch. Seen were at most 1e-7, and 1e-6 at 30 for the default params; a wrong tensor gives 0.03.
 TOLERANCE, MAX_TOLERANCE = 1e-5, 1e-3
@@ -96,111 +88,8 @@ class OnnxModel:
         return found_NK.shape == probs_NK.shape and bool((np.abs(found_NK - probs_NK) <= bound).all())
 
 
-def export(path: Path, classifier: "Classifier", *, weights_sha256: str, images: Images) -> None:
-    """Write a classifier as an ONNX file; equal ones give equal bytes.
-
-    torch exports the graph of an architecture once, in 3 to 5 s. It is kept, and filled with other tensors.
-
-    Args:
-        path: to write.
-        classifier: in evaluation mode.
-        weights_sha256: digest of its weights file.
-        images: on which the file must agree with the classifier, as on random ones.
-
-    Raises:
-        RuntimeError: the file does not agree.
-    """
-    about = About(classes=classifier.classes, weights_sha256=weights_sha256)
-    kept = _kept(classifier)
-    if kept.is_file():
-        try:
-            model = _parse(kept, str(kept))
-            _fill(model, classifier)
-            _write(path, model, about, classifier, images)
-        except (InputError, RuntimeError) as error:
-            print(f"train: {kept} is exported again: {error}")
-        else:
-            return
-    model = _exported(classifier)
-    is_filled = _fill(model, classifier)
-    _write(path, model, about, classifier, images)
-    if is_filled:  # not so with `permute_pixels`: the permutation became a constant
-        for tensor in model.graph.initializer:
-            if tensor.name in classifier.state_dict():
-                tensor.ClearField("raw_data")
-        model.ClearField("metadata_props")
-        with files.replacing(kept) as part:
-            part.write_bytes(model.SerializeToString(deterministic=True))
-
-
-def _kept(classifier: "Classifier") -> Path:
-    """Return the file that keeps the graph of an architecture, as this code and these versions export it."""
-    from mnist.training import model
-
-    shapes = {name: list(tensor.shape) for name, tensor in classifier.state_dict().items()}
-    versions = {name: version(name) for name in EXPORTERS}
-    code = [files.sha256(Path(file)) for file in (model.__file__, __file__)]
-    key = json.dumps([type(classifier.network).__name__, shapes, versions, code])
-    return paths.root() / ".cache" / "onnx" / f"{hashlib.sha256(key.encode()).hexdigest()}.onnx"
-
-
-def _exported(classifier: "Classifier") -> ModelProto:
-    """Export the graph by torch, without the paths and lines of code that torch notes in it."""
-    import torch
-
-    exported = torch.onnx.export(
-        classifier.cpu(),
-        (torch.zeros((2, *IMAGE_SHAPE), dtype=torch.uint8),),  # one image would make 1 the only batch size
-        dynamo=True,
-        dynamic_shapes=({0: torch.export.Dim("N")},),
-        input_names=[IMAGES],
-        output_names=[PROBABILITIES],
-        verbose=False,
-    )
-    assert exported
-    model: ModelProto = exported.model_proto
-    graph = model.graph
-    graph.ClearField("value_info")
-    for noted in (model, graph, *graph.node, *graph.initializer, *graph.input, *graph.output):
-        noted.ClearField("doc_string")
-        noted.ClearField("metadata_props")
-    return model
-
-
-def _fill(model: ModelProto, classifier: "Classifier") -> bool:
-    """Set the tensors of a graph to those of a classifier, by name; return whether it has them all."""
-    found = {tensor.name: tensor for tensor in model.graph.initializer}
-    is_filled = True
-    for name, tensor in classifier.state_dict().items():
-        new = onnx.numpy_helper.from_array(tensor.cpu().numpy(), name)
-        if name in found and (found[name].dims, found[name].data_type) == (new.dims, new.data_type):
-            found[name].CopyFrom(new)
-        else:
-            is_filled = False
-    return is_filled
-
-
-def _write(path: Path, model: ModelProto, about: About, classifier: "Classifier", real: Images) -> None:
-    """Write the file of a graph, if it agrees with the classifier."""
-    import torch
-
-    from mnist.training.model import log_probabilities
-
-    onnx.helper.set_model_props(model, {ABOUT: about.model_dump_json()})
-    with files.replacing(path) as part:
-        part.write_bytes(model.SerializeToString(deterministic=True))
-        written, rng = load(part), np.random.default_rng(0)
-        for size in CHECKED:
-            noise_NHW = rng.integers(0, 256, (size, *IMAGE_SHAPE), np.uint8)
-            noise = Images(images_NHW=noise_NHW, labels_N=np.zeros(size, np.uint8))
-            for images in (real.take(np.arange(min(size, len(real)))), noise):
-                log_probs_NK = log_probabilities(classifier, images, torch.device("cpu")).numpy()
-                if not written.agrees(images.images_NHW, log_probs_NK):
-                    raise RuntimeError(f"{path} is not the classifier, at batch {size}")
-
-
 def load(path: Path, *, num_threads: int = 1, where: str = "") -> OnnxModel:
-    """Read an ONNX file that may come from anybody; it must have the form that `export` writes.
+    """Read an ONNX file that may come from anybody; it must have the form that `train` writes.
 
     Args:
         path: of the file.
@@ -211,7 +100,7 @@ def load(path: Path, *, num_threads: int = 1, where: str = "") -> OnnxModel:
         InputError: the file is missing, or has another form.
     """
     where = where or str(path)
-    model = _parse(path, where)
+    model = parse(path, where)
     about = _about(model, where)
     if fault := next(_faults(model, about), ""):
         raise InputError(where, found=fault, expected=EXPECTED)
@@ -245,7 +134,12 @@ def load(path: Path, *, num_threads: int = 1, where: str = "") -> OnnxModel:
     return loaded
 
 
-def _parse(path: Path, where: str) -> ModelProto:
+def parse(path: Path, where: str) -> ModelProto:
+    """Read an ONNX file of any form, as `where` in errors.
+
+    Raises:
+        InputError: it is missing, too large, or no ONNX.
+    """
     with files.reading(path):
         content = path.read_bytes() if path.stat().st_size <= MAX_BYTES else None
     if content is None:

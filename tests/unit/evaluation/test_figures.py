@@ -16,7 +16,7 @@ from mnist.core import paths
 from mnist.core.config import Architecture
 from mnist.data.store import Images
 from mnist.evaluation import figures
-from mnist.training import model, onnx_model
+from mnist.training import model, onnx_export, onnx_model
 from mnist.training.model import MLP, Classifier, SimpleCNN
 from tests.conftest import DIGITS, digits
 
@@ -208,7 +208,7 @@ def test_maps_of_an_mlp_are_its_units_and_its_inputs_are_shuffled(
 ) -> None:
     monkeypatch.setenv("DVC_ROOT", str(tmp_path))
     net, images = classifier("mlp", permute_pixels=True), digits(3, seed=1)
-    onnx_model.export(tmp_path / "model.onnx", net, weights_sha256="d" * 64, images=images)
+    onnx_export.export(tmp_path / "model.onnx", net, weights_sha256="d" * 64, images=images)
 
     inputs_NHW, maps = figures.layers(onnx_model.load(tmp_path / "model.onnx"), images.images_NHW)
 

@@ -21,7 +21,7 @@ from mnist.data import store
 from mnist.data.store import Images
 from mnist.evaluation import figures
 from mnist.evaluation.predictions import read_log_probs
-from mnist.training import model, onnx_model
+from mnist.training import model, onnx_export, onnx_model
 from stages import evaluate
 from tests.conftest import DIGITS, SmallData
 from tests.unit.stages.test_stats import verdict_on
@@ -55,7 +55,7 @@ def checkout(small_data: SmallData, scored: Path, tmp_path: Path, monkeypatch: p
         parameter.data.mul_(3)
     model.save(paths.WEIGHTS, classifier, architecture)
     digest = files.sha256(paths.WEIGHTS)
-    onnx_model.export(paths.ONNX, classifier.eval(), weights_sha256=digest, images=small_data.test)
+    onnx_export.export(paths.ONNX, classifier.eval(), weights_sha256=digest, images=small_data.test)
     shutil.copy(ROOT / paths.PARAMS, paths.PARAMS)
     return tmp_path
 

@@ -14,7 +14,7 @@ from mlflow.tracking import MlflowClient
 
 from mnist.core import paths
 from mnist.core.errors import InputError, ServiceUnavailableError
-from mnist.tracking import client
+from mnist.tracking import client, events
 from tests import servers
 from tests.servers import Fault
 
@@ -39,7 +39,7 @@ def test_an_experiment_is_one_of_model_training_unless_somebody_said_otherwise(s
     plain = MlflowClient(tracking_uri=f"sqlite:///{store_folder / 'mlflow.db'}")
     number, kind = plain.create_experiment("mnist"), "mlflow.experimentKind"
     assert f"/{number}/" in client.connect().page
-    assert plain.get_experiment(number).tags == client.TAGS
+    assert plain.get_experiment(number).tags == events.EXPERIMENT_TAGS
     plain.set_experiment_tag(number, kind, "regression")
     client.connect()
     assert plain.get_experiment(number).tags[kind] == "regression"

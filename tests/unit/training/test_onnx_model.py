@@ -12,7 +12,7 @@ from onnx import AttributeProto, ModelProto, TensorProto, helper
 
 from mnist.core import config, paths
 from mnist.core.errors import InputError
-from mnist.training import model, onnx_model
+from mnist.training import model, onnx_export, onnx_model
 from mnist.training.model import Classifier
 from tests.conftest import DIGITS, SmallData, digits
 
@@ -33,7 +33,7 @@ def build(*, seed: int = 0, **changes: object) -> Classifier:
 
 
 def export(path: Path, classifier: Classifier, small_data: SmallData) -> bytes:
-    onnx_model.export(path, classifier, weights_sha256=DIGEST, images=small_data.test)
+    onnx_export.export(path, classifier, weights_sha256=DIGEST, images=small_data.test)
     return path.read_bytes()
 
 
@@ -107,8 +107,8 @@ def test_a_file_that_does_not_agree_is_not_written(
 ) -> None:
     monkeypatch.setenv("DVC_ROOT", str(scored))
     other = build(seed=7)
-    monkeypatch.setattr(onnx_model, "_fill", lambda *_: True)
-    monkeypatch.setattr(onnx_model, "_exported", lambda _: onnx.load(scored / paths.ONNX))
+    monkeypatch.setattr(onnx_export, "_fill", lambda *_: True)
+    monkeypatch.setattr(onnx_export, "_exported", lambda _: onnx.load(scored / paths.ONNX))
     with pytest.raises(RuntimeError, match="is not the classifier, at batch 1"):
         export(tmp_path / "model.onnx", other, small_data)
     assert list(tmp_path.iterdir()) == []

@@ -64,17 +64,12 @@ def run(
             return where
         print(f"train: {params.model} with {num_parameters:,} parameters, on {where}; ", end="")
         print(f"{len(train):,} images to train on, {len(val):,} to validate")
-        with (
-            history.appending(steps_table, history.Window) as add_window,
-            history.appending(epochs_table, history.Epoch) as add_epoch,
-            events.recorded(source, device=where) as record,
-        ):
+        tables = history.written(steps_table, epochs_table, training_metrics, num_parameters=num_parameters)
+        with tables as write, events.recorded(source, device=where) as record:
             start = time.perf_counter()
             for event in history.shown(fitting, num_images=len(train), num_epochs=params.epochs):
-                for add in (add_window, add_epoch, record.log):
-                    add(event)
-                if isinstance(event, history.Epoch):
-                    files.write_json(training_metrics, {"num_parameters": num_parameters, **event.scores})
+                write(event)
+                record.log(event)
             seconds = time.perf_counter() - start
             model.save(weights, net, params)
             digest = files.sha256(weights)

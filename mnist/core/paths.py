@@ -34,6 +34,7 @@ GALLERY = PLOTS / "predictions.png"
 ERRORS_GALLERY = PLOTS / "errors.png"
 FILTERS = PLOTS / "filters.png"
 FEATURE_MAPS = PLOTS / "feature_maps.png"
+SIGNAL = Path(".dvc/tmp/exps/run/DVCLIVE_STEP_COMPLETED")  # under `checkout()`: read by DVC's extension
 REPORT = Path("metrics/report.html")  # git-ignored, and no out of DVC: it has commit and time
 
 # The files of an MLflow run, beside its model.

@@ -1,20 +1,23 @@
-"""The learning curves: their events, their two tables, and the progress that a user sees.
+"""The learning curves: their events, the files that grow with a training, and the progress that a user sees.
 
 `metrics/steps.csv` has a row for each window of steps, `metrics/history.csv` one for each epoch; each is
-written when it happens. Neither has a duration: equal training gives equal bytes.
+written when it happens. `metrics/train.json` has the scores of the last epoch. None has a duration: equal
+training gives equal bytes.
 """
 
 import csv
+import json
+import os
 import reprlib
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TypeVar, get_type_hints
 
-from mnist.core import files
+from mnist.core import files, paths
 from mnist.core.errors import InputError
 
 
@@ -71,6 +74,52 @@ LIMITS = {"accuracy": 1, "train_accuracy": 1, "val_accuracy": 1}  # of numbers; 
 
 # In 80 columns the bar is still long enough.
 BAR = "{desc} {percentage:3.0f}% |{bar}| {rate_fmt}, {remaining} left{postfix}"
+
+
+@contextmanager
+def written(
+    steps: Path, epochs: Path, metrics: Path, *, num_parameters: int
+) -> Iterator[Callable[[Window | Epoch], None]]:
+    """Begin both tables, and yield a function that adds an event to all files at once.
+
+    Args:
+        steps: the table of windows.
+        epochs: the table of epochs.
+        metrics: JSON with the scores of the last epoch.
+        num_parameters: of the network, for `metrics`.
+    """
+    with appending(steps, Window) as add_window, appending(epochs, Epoch) as add_epoch, _signal() as signal:
+
+        def add(event: Window | Epoch) -> None:
+            add_window(event)
+            add_epoch(event)
+            if isinstance(event, Epoch):
+                files.write_json(metrics, {"num_parameters": num_parameters, **event.scores})
+                signal(event.step)
+
+        yield add
+
+
+@contextmanager
+def _signal() -> Iterator[Callable[[int], None]]:
+    """Yield a function that lets DVC's extension of VS Code read the files of a temporary tree or a queue.
+
+    The extension watches the files of the workspace, and for other trees this one, as DVCLive writes it:
+    https://github.com/iterative/dvclive, `mark_dvclive_step_completed` in src/dvclive/dvc.py.
+    """
+    file, is_aside = paths.checkout() / paths.SIGNAL, Path.cwd() != paths.checkout()
+
+    def signal(step: int) -> None:
+        if is_aside:
+            with suppress(OSError):  # it is for a display alone
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_text(json.dumps({"pid": os.getpid(), "step": step}), encoding="utf-8")
+
+    try:
+        yield signal
+    finally:
+        if is_aside:
+            file.unlink(missing_ok=True)  # the other workers of a queue make it again
 
 
 @contextmanager

@@ -1,6 +1,8 @@
 """The learning curves: their tables, and the progress on a terminal and in a log."""
 
 import io
+import json
+import os
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -51,12 +53,38 @@ def test_each_kind_has_its_own_table(tmp_path: Path) -> None:
     )
 
 
-def test_a_row_can_be_read_as_soon_as_it_is_added(tmp_path: Path) -> None:
-    with history.appending(tmp_path / "history.csv", Epoch) as add:
-        assert (tmp_path / "history.csv").read_text().startswith("epoch,step,train_loss,")
+def test_a_row_and_the_last_scores_can_be_read_as_soon_as_they_are_added(tmp_path: Path) -> None:
+    steps, epochs, metrics = (tmp_path / name for name in ("steps.csv", "history.csv", "train.json"))
+    with history.written(steps, epochs, metrics, num_parameters=7) as add:
+        assert epochs.read_text().startswith("epoch,step,train_loss,")
         for event in EVENTS[:3]:
             add(event)
-        assert [row.step for row in history.read(tmp_path / "history.csv", Epoch)] == [150]
+        assert [row.step for row in history.read(steps, Window)] == [100, 150]
+        assert [row.step for row in history.read(epochs, Epoch)] == [150]
+        assert json.loads(metrics.read_text()) == {
+            "num_parameters": 7,
+            "train_loss": 0.823045,
+            "train_accuracy": 0.666667,
+            "val_loss": 0.1,
+            "val_accuracy": 0.97,
+        }
+
+
+@pytest.mark.parametrize("is_aside", [True, False], ids=["a temporary tree", "the workspace"])
+def test_the_extension_of_vs_code_is_signalled_each_epoch_elsewhere(
+    is_aside: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    tree = tmp_path / ".dvc/tmp/exps/tmpabc" if is_aside else tmp_path
+    tree.mkdir(parents=True, exist_ok=True)
+    monkeypatch.chdir(tree)
+    signal = tmp_path / ".dvc/tmp/exps/run/DVCLIVE_STEP_COMPLETED"
+    with history.written(Path("steps.csv"), Path("history.csv"), Path("train.json"), num_parameters=7) as add:
+        for event, step in ((EVENTS[0], None), (EVENTS[2], 150), (EVENTS[3], 150), (EVENTS[4], 300)):
+            add(event)
+            expected = {"pid": os.getpid(), "step": step} if step and is_aside else None
+            assert (json.loads(signal.read_text()) if signal.exists() else None) == expected
+    assert not signal.exists()
 
 
 @pytest.mark.parametrize(

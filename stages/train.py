@@ -7,21 +7,22 @@ Another process logs to MLflow meanwhile (`mnist.tracking.events`). With `proces
 this module in that many processes, of which the first one writes (`mnist.training.distributed`).
 """
 
-import time
-from collections import deque
+import functools
 from pathlib import Path
 
 from mnist.core import files, paths
 from mnist.core.config import Architecture, DatasetParams, Execution, Machine, Recipe, Split
 from mnist.data import statistics, store as data
 from mnist.data.validation import require_valid
-from mnist.lineage import fingerprint
+from mnist.lineage import fingerprint, result
 from mnist.tracking import events
 from mnist.training import distributed, history
 
 
 class Params(DatasetParams, Split, Architecture, Recipe, Machine, Execution):
-    """The params that determine the weights, together with the data and the code."""
+    """The params that determine the weights, together with the data and the code; and one that does not."""
+
+    checkpoint_epochs: int
 
 
 def run(
@@ -42,39 +43,40 @@ def run(
         The machine, as far as the bytes of the weights depend on it.
     """
     with distributed.init(params.processes) as ctx:
-        seed, precision = params.seed, params.precision
         require_valid(validation, dataset)
         measured = statistics.read(stats)
         classes = data.expect(dataset, params.dataset).classes
-        train, val = data.cut(data.load(dataset, "train"), val_size=params.val_size, seed=seed)
+        train, val = data.cut(data.load(dataset, "train"), val_size=params.val_size, seed=params.seed)
         source = fingerprint.of_training()
         ctx.check_same_fingerprint(source.fingerprint)
-        from mnist.training import devices, loop, model, onnx_export
+        from mnist.training import checkpoint, devices, loop, model, onnx_export
 
         device = devices.prepare(
-            params, precision=precision, deterministic=params.deterministic, local_rank=ctx.local_rank
+            params, precision=params.precision, deterministic=params.deterministic, local_rank=ctx.local_rank
         )
-        net = model.build(params, classes=classes, seed=seed, mean=measured.mean, std=measured.std)
-        fitting = loop.fit(
-            net, train=train, val=val, recipe=params, seed=seed, device=device, precision=precision, ctx=ctx
-        )
+        net = model.build(params, classes=classes, seed=params.seed, mean=measured.mean, std=measured.std)
         where, num_parameters = devices.describe(device, ctx.size), model.num_parameters(net)
+        origin, every = (source.fingerprint, where, result.versions()), params.checkpoint_epochs
+        kept = checkpoint.Checkpoint(origin, net.network, params, every=every, ctx=ctx)
+        fit = functools.partial(loop.fit, net, device=device, precision=params.precision, ctx=ctx)
+        rest = fit(train=train, val=val, recipe=params, seed=params.seed, progress=kept.progress)
         if ctx.rank > 0:  # rank 0 alone prints and writes
-            deque(fitting, maxlen=0)  # to its end
+            list(rest)  # to its end
             return where
         print(f"train: {params.model} with {num_parameters:,} parameters, on {where}; ", end="")
         print(f"{len(train):,} images to train on, {len(val):,} to validate")
+        shown = history.shown(rest, kept.progress.events, num_images=len(train), num_epochs=params.epochs)
         tables = history.written(steps_table, epochs_table, training_metrics, num_parameters=num_parameters)
-        with tables as write, events.recorded(source, device=where) as record:
-            start = time.perf_counter()
-            for event in history.shown(fitting, num_images=len(train), num_epochs=params.epochs):
+        with tables as write, events.recorded(source, device=where, time_ms=kept.progress.time_ms) as record:
+            for event in shown:
                 write(event)
                 record.log(event)
-            seconds = time.perf_counter() - start
+                kept.save()
             model.save(weights, net, params)
             digest = files.sha256(weights)
             onnx_export.export(onnx, net.cpu().eval(), weights_sha256=digest, images=val)
-            record.finish(digest, seconds)
+            record.finish(digest, kept.progress.seconds)
+        kept.remove()
     return where
 
 

@@ -144,6 +144,7 @@ class Registry(Registration):
 class Params(DatasetParams, Split, Architecture, Recipe, Machine, Execution):
     """All of `params.yaml`."""
 
+    checkpoint_epochs: Annotated[int, Field(ge=0)]  # between two; it determines no byte: no stage lists it
     data: Data
     registry: Registry
 

@@ -52,11 +52,11 @@ def replacing(path: Path) -> Iterator[Path]:
             part.unlink(missing_ok=True)
 
 
-def abandoned(paths: Iterable[Path]) -> Iterator[Path]:
-    """Yield those that are older than an hour: their writer was killed."""
+def abandoned(paths: Iterable[Path], seconds: float = ABANDONED_SECONDS) -> Iterator[Path]:
+    """Yield those that are older than `seconds`: their writer was killed."""
     for path in paths:
         with suppress(FileNotFoundError):  # another writer removes them too
-            if path.stat().st_mtime < time.time() - ABANDONED_SECONDS:
+            if path.stat().st_mtime < time.time() - seconds:
                 yield path
 
 

@@ -11,6 +11,7 @@ PIPELINE = Path("dvc.yaml")
 LOCK = Path("dvc.lock")
 
 DOWNLOADS = Path(".cache/mnist")  # under `root()`: outside the outs, which DVC deletes before a run
+CHECKPOINTS = Path(".cache/checkpoints")  # so do these
 MIRROR_VARIABLE = "MNIST_MIRROR"  # of the environment: a folder or URL to download from first
 
 DATASET = Path("data/mnist.safetensors")

@@ -172,9 +172,12 @@ class Recorder:
 
 
 @contextmanager
-def recorded(training: Training, *, device: str) -> Iterator[Recorder]:
-    """Log a training while it runs; one that does not finish ends as FAILED or, for an interrupt, KILLED."""
-    begin, pipe = start(training, {"device": device, **versions()}, now_ms()), _logging_process()
+def recorded(training: Training, *, device: str, time_ms: int) -> Iterator[Recorder]:
+    """Log a training while it runs; one that does not finish ends as FAILED or, for an interrupt, KILLED.
+
+    `time_ms` is its start; a training with that of an earlier one resumes it, and its run.
+    """
+    begin, pipe = start(training, {"device": device, **versions()}, time_ms), _logging_process()
     recorder = Recorder(begin, pipe)
     try:
         yield recorder

@@ -6,6 +6,7 @@ as KILLED if stdin closes without one. If MLflow does not answer, it prints one 
 
 import os
 import select
+import socket
 import sys
 import time
 
@@ -17,9 +18,12 @@ from mnist.tracking.client import Store
 from mnist.tracking.events import End, Event, Point, Start
 
 # isort: split
+import psutil  # type: ignore[import-untyped]
+from mlflow.entities import Run
 from mlflow.environment_variables import MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
+END_SECONDS = 30.0  # that the process which logged a training that was killed may need to end
 RETRY_SECONDS = 5.0  # between tries to reach a store that did not answer
 NUM_READ = 1 << 16  # bytes at a time
 
@@ -73,6 +77,7 @@ class Logger:
         self._store: Store | None = None
         self._run_id = ""
         self._num_logged = 0
+        self._known: set[tuple[str, int]] = set()  # points that a killed training logged
         self._machine: SystemMetricsMonitor | None = None
 
     def log(self) -> None:
@@ -91,12 +96,13 @@ class Logger:
         with client.answering(self._store.uri):
             if not self._run_id:
                 # The same run, where the next line fails.
-                run = runs.begin(self._store, begin, {runs.LOGGED_BY: runs.this_process()})
+                run = begun(self._store, begin)
                 run_id = str(run.info.run_id)
                 runs.describe(self._store, run_id, begin)
+                self._known = metrics.known_points(self._store, run)
                 self._run_id, self._machine = run_id, watched(self._store, run_id)
             points = [event for event in fresh if isinstance(event, Point)]
-            metrics.log_points(self._store, self._run_id, points)
+            metrics.log_points(self._store, self._run_id, points, self._known)
             if isinstance(fresh[-1], End):
                 self._end(self._store, begin, fresh[-1])
         self._num_logged = len(self.events)
@@ -118,11 +124,33 @@ class Logger:
             store.client.set_terminated(self._run_id, end.status, end_time=end.time_ms)
 
 
+def begun(store: Store, start: Start) -> Run:
+    """Return the run that this process logs: that of the killed training which goes on, or a new one."""
+    logged_by, deadline = this_process(), time.monotonic() + END_SECONDS
+    for run in runs.unfinished(store, start):
+        run_id = run.info.run_id
+        if run.data.tags.get(runs.LOGGED_BY) == logged_by:
+            return run  # of an earlier try
+        while runs.is_logged(store.client.get_run(run_id)) and time.monotonic() < deadline:
+            time.sleep(0.2)
+        store.client.set_tag(run_id, runs.LOGGED_BY, logged_by)
+        store.client.update_run(run_id, "RUNNING")
+        runs.add_origin(store, run, start.tags)
+        return store.client.get_run(run_id)
+    return runs.begin(store, start, {runs.LOGGED_BY: logged_by})
+
+
+def this_process() -> str:
+    """Return the value of the tag `runs.LOGGED_BY` for this process: its host, its id and its start."""
+    process = psutil.Process()
+    return f"{socket.gethostname()}:{process.pid}:{process.create_time():.0f}"
+
+
 def watched(store: Store, run_id: str) -> SystemMetricsMonitor | None:
     """Let MLflow log what the machine does every 10 s, unless its own variable forbids it."""
     if MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING.is_set() and not MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING.get():
         return None
-    monitor = SystemMetricsMonitor(run_id, tracking_uri=store.uri)
+    monitor = SystemMetricsMonitor(run_id, tracking_uri=store.uri, resume_logging=True)
     monitor.start()
     return monitor
 

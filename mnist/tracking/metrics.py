@@ -3,7 +3,7 @@
 import json
 from collections.abc import Container, Iterable
 
-from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModelOutput, Metric
+from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModelOutput, Metric, Run
 
 from mnist.core import paths
 from mnist.lineage import fingerprint
@@ -41,6 +41,13 @@ def log_points(
     ]
     for first in range(0, len(metrics), MAX_BATCH):
         store.client.log_batch(run_id, metrics=metrics[first : first + MAX_BATCH])
+
+
+def known_points(store: Store, run: Run) -> set[tuple[str, int]]:
+    """Return name and step of the points of a run, but for what the machine did."""
+    names = [name for name in run.data.metrics if not name.startswith("system/")]
+    points = (point for name in names for point in store.client.get_metric_history(run.info.run_id, name))
+    return {(point.key, point.step) for point in points}
 
 
 def link(store: Store, run_id: str, model_id: str) -> None:

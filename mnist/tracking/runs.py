@@ -145,12 +145,6 @@ def add_origin(store: Store, run: Run, tags: Mapping[str, str]) -> None:
             store.client.set_tag(run.info.run_id, name, " ".join([*known, added]))
 
 
-def this_process() -> str:
-    """Return the value of the tag `LOGGED_BY` for this process: its host, its id and its start."""
-    process = psutil.Process()
-    return f"{socket.gethostname()}:{process.pid}:{process.create_time():.0f}"
-
-
 def _logged_by(run: Run) -> tuple[int, int] | None:
     """Return id and start of the process of this machine that its tag names; None without a valid tag."""
     host = re.escape(socket.gethostname())
@@ -158,15 +152,13 @@ def _logged_by(run: Run) -> tuple[int, int] | None:
     return (int(found[1]), int(found[2])) if found else None
 
 
-def _is_logged(run: Run) -> bool:
+def is_logged(run: Run) -> bool:
     """Return whether a process of this machine still logs this run."""
-    process = _logged_by(run)
-    if run.info.status != "RUNNING" or process is None:
+    if run.info.status != "RUNNING" or not (process := _logged_by(run)):
         return False
-    number, start = process
     try:
-        found = psutil.Process(number)  # perhaps a later process that got the same number
-        is_same = abs(found.create_time() - start) < CLOCK_SECONDS
+        found = psutil.Process(process[0])  # perhaps a later process that got the same number
+        is_same = abs(found.create_time() - process[1]) < CLOCK_SECONDS
         return bool(is_same and found.status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return False
@@ -176,21 +168,25 @@ def close_abandoned(store: Store) -> None:
     """End the runs of this machine as KILLED whose logging process is gone."""
     wanted = f"attributes.status = 'RUNNING' and tags.{LOGGED_BY} LIKE '{socket.gethostname()}:%'"
     for run in store.client.search_runs([store.experiment_id], wanted):
-        if _logged_by(run) and not _is_logged(run):
+        if _logged_by(run) and not is_logged(run):
             store.client.set_terminated(run.info.run_id, "KILLED")
 
 
 def _live(store: Store, result: Result) -> Run | None:
     """Return the run that was begun while these weights were trained on this machine, and never finished."""
-    started = _started(store, _start(result)) if training_info(result.weights_sha256) else []
-    live = [run for run in started if run.info.status != "FINISHED" and WEIGHTS not in run.data.tags]
-    return live[0] if live else None
+    return next(iter(unfinished(store, _start(result))), None)
+
+
+def unfinished(store: Store, start: Start) -> list[Run]:
+    """Return the runs that were begun so, and never finished."""
+    started = _started(store, start)
+    return [run for run in started if run.info.status != "FINISHED" and WEIGHTS not in run.data.tags]
 
 
 def _await_live(store: Store, result: Result) -> None:
     """Wait until the process that logged this training has ended its run, or is gone."""
     start, is_reported = time.monotonic(), False
-    while (run := _live(store, result)) and _is_logged(run):
+    while (run := _live(store, result)) and is_logged(run):
         reason = f"run {printable(run.info.run_name)} is still being logged"
         if time.monotonic() - start > LIVE_SECONDS:
             raise ServiceUnavailableError(f"MLflow at {paths.shown(store.uri)}", reason)
@@ -215,13 +211,7 @@ def _complete(store: Store, run: Run, result: Result, folder: Path) -> None:
     tags = {**start.tags, WEIGHTS: result.weights_sha256, "test_sha256": result.test_sha256}
     missing = [RunTag(key, value) for key, value in tags.items() if key not in run.data.tags]
     store.client.log_batch(run_id, tags=missing)
-    points = _points(result, folder)
-    known = {
-        (key, metric.step)
-        for key in {key for point in points for key in point.values} & run.data.metrics.keys()
-        for metric in store.client.get_metric_history(run_id, key)
-    }
-    metrics.log_points(store, run_id, points, known)
+    metrics.log_points(store, run_id, _points(result, folder), metrics.known_points(store, run))
     scores = events.scores(result)
     if not scores.values.items() <= run.data.metrics.items():
         metrics.log_points(store, run_id, [scores])

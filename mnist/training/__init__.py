@@ -1,4 +1,4 @@
-"""From tensors to a model: networks, their ONNX file, loop, optimizers, fast CNN, several processes, history.
+"""From tensors to a model: networks, ONNX file, loop, optimizers, fast CNN, processes, checkpoint, history.
 
 It may import `core` and `data`. Importing it chooses the instruction set of torch, so that all x86-64
 processors with AVX2 give equal bytes; each processor's own would train some 15 % faster.

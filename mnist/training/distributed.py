@@ -39,19 +39,26 @@ class Context:
 
     def check_same_fingerprint(self, fingerprint: str) -> None:
         """Raise an `InputError` where another machine than rank 0's has other code, params or data."""
-        if self.size == 1:
-            return
-        import torch
-        import torch.distributed as dist
-
-        of_main = torch.tensor(list(fingerprint.encode()))  # on the CPU: a lost process is noticed
-        dist.broadcast(of_main, src=0)
-        if fingerprint != (expected := bytes(of_main.tolist()).decode()):
+        if fingerprint != (expected := self.broadcast(fingerprint.encode()).decode()):
             raise InputError(
                 f"the checkout of process {self.rank}",
                 found=f"training {fingerprint[:12]}",
                 expected=f"{expected[:12]}, as process 0: one commit, params.yaml and data on all machines",
             )
+
+    def broadcast(self, content: bytes) -> bytes:
+        """Return the bytes of rank 0 in every process."""
+        if self.size == 1:
+            return content
+        import torch
+        import torch.distributed as dist
+
+        num_bytes = torch.tensor(len(content))  # on the CPU: a lost process is noticed
+        dist.broadcast(num_bytes, src=0)
+        of_main = torch.tensor(list(content if self.rank == 0 else bytes(num_bytes)), dtype=torch.uint8)
+        if len(of_main):
+            dist.broadcast(of_main, src=0)
+        return bytes(of_main.tolist())
 
 
 SINGLE = Context()

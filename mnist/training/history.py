@@ -82,44 +82,33 @@ def written(
 ) -> Iterator[Callable[[Window | Epoch], None]]:
     """Begin both tables, and yield a function that adds an event to all files at once.
 
+    In a temporary tree and in a queue it also writes the file that DVC's extension of VS Code watches, as
+    DVCLive does (github.com/iterative/dvclive, `mark_dvclive_step_completed` in src/dvclive/dvc.py).
+
     Args:
         steps: the table of windows.
         epochs: the table of epochs.
         metrics: JSON with the scores of the last epoch.
         num_parameters: of the network, for `metrics`.
     """
-    with appending(steps, Window) as add_window, appending(epochs, Epoch) as add_epoch, _signal() as signal:
+    signal, is_aside = paths.checkout() / paths.SIGNAL, Path.cwd() != paths.checkout()
 
-        def add(event: Window | Epoch) -> None:
-            add_window(event)
-            add_epoch(event)
-            if isinstance(event, Epoch):
-                files.write_json(metrics, {"num_parameters": num_parameters, **event.scores})
-                signal(event.step)
+    def add(event: Window | Epoch) -> None:
+        add_window(event)
+        add_epoch(event)
+        if isinstance(event, Epoch):
+            files.write_json(metrics, {"num_parameters": num_parameters, **event.scores})
+            if is_aside:
+                with suppress(OSError):  # it is for a display alone
+                    signal.parent.mkdir(parents=True, exist_ok=True)
+                    signal.write_text(json.dumps({"pid": os.getpid(), "step": event.step}))
 
-        yield add
-
-
-@contextmanager
-def _signal() -> Iterator[Callable[[int], None]]:
-    """Yield a function that lets DVC's extension of VS Code read the files of a temporary tree or a queue.
-
-    The extension watches the files of the workspace, and for other trees this one, as DVCLive writes it:
-    https://github.com/iterative/dvclive, `mark_dvclive_step_completed` in src/dvclive/dvc.py.
-    """
-    file, is_aside = paths.checkout() / paths.SIGNAL, Path.cwd() != paths.checkout()
-
-    def signal(step: int) -> None:
-        if is_aside:
-            with suppress(OSError):  # it is for a display alone
-                file.parent.mkdir(parents=True, exist_ok=True)
-                file.write_text(json.dumps({"pid": os.getpid(), "step": step}), encoding="utf-8")
-
-    try:
-        yield signal
-    finally:
-        if is_aside:
-            file.unlink(missing_ok=True)  # the other workers of a queue make it again
+    with appending(steps, Window) as add_window, appending(epochs, Epoch) as add_epoch:
+        try:
+            yield add
+        finally:
+            if is_aside:
+                signal.unlink(missing_ok=True)  # another worker of the queue makes it again
 
 
 @contextmanager
@@ -175,21 +164,34 @@ def read(path: Path, kind: type[Row]) -> list[Row]:
     return rows
 
 
-def shown(events: Iterable[Window | Epoch], *, num_images: int, num_epochs: int) -> Iterator[Window | Epoch]:
-    """Yield `events`, and show loss, accuracy, images per second and time left.
+def shown(
+    events: Iterable[Window | Epoch],
+    earlier: Iterable[Window | Epoch] = (),
+    *,
+    num_images: int,
+    num_epochs: int,
+) -> Iterator[Window | Epoch]:
+    """Yield the `earlier` events and `events`, and show loss, accuracy, images per second and time left.
 
     On a terminal that is a bar; each epoch has a line.
 
     Args:
         events: of a training.
+        earlier: events of its epochs before it was killed, which are not shown again.
         num_images: of one epoch.
         num_epochs: of the training.
     """
     from tqdm import tqdm  # here: readers of the tables need not wait for it
 
+    earlier = tuple(earlier)
+    num_done = earlier[-1].epoch if earlier else 0
+    if num_done:
+        print(f"train: resumed after epoch {num_done}/{num_epochs}, from its checkpoint")
+    yield from earlier
     start = time.perf_counter()
     with tqdm(
         total=num_images * num_epochs,
+        initial=num_images * num_done,
         unit=" images",
         unit_scale=True,
         bar_format=BAR,
@@ -203,7 +205,7 @@ def shown(events: Iterable[Window | Epoch], *, num_images: int, num_epochs: int)
                 bar.set_postfix_str(f"loss {event.loss:.3f}, accuracy {event.accuracy:.1%}", refresh=False)
                 bar.update(event.num_images)
             else:
-                rate = num_images * event.epoch / (time.perf_counter() - start)
+                rate = num_images * (event.epoch - num_done) / (time.perf_counter() - start)
                 bar.write(
                     f"train: epoch {event.epoch}/{num_epochs}:"
                     f" training loss {event.train_loss:.4f}, accuracy {event.train_accuracy:.2%};"

@@ -5,6 +5,7 @@ Shape suffixes: N images, M of them, B images of a batch, C channels, H rows, W 
 
 import functools
 import math
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
@@ -17,6 +18,7 @@ from mnist.core.config import Precision, Recipe
 from mnist.core.errors import InputError
 from mnist.data.store import IMAGE_SHAPE, Images
 from mnist.training import devices, optim
+from mnist.training.checkpoint import GENERATOR, Progress
 from mnist.training.distributed import SINGLE, Context
 from mnist.training.fast_cnn import BatchLastCNN
 from mnist.training.history import Epoch, Window
@@ -43,26 +45,34 @@ def fit(
     device: torch.device,
     precision: Precision,
     ctx: Context = SINGLE,
+    progress: Progress | None = None,
 ) -> Iterator[Window | Epoch]:
     """Train `classifier` in place, and yield its scores each `WINDOW` steps and each epoch.
 
     Several batches are gathered and normalized at a time: on a CPU from memory, on a GPU from its own memory,
     which holds all images as uint8. The CPU does not wait for the GPU inside an epoch: its windows come at
     the end. Every process calls this with the same arguments but the device, and gets the same events.
+    With the `progress` of an earlier training only the epochs that remain are trained.
 
     Raises:
         InputError: the loss is not finite.
     """
     classifier.to(device).train()
     gather = _gather_from(train, device)
-    step = stepper(classifier.network, recipe, device=device, precision=precision, ctx=ctx)
+    step, optimizer = stepper(classifier.network, recipe, device=device, precision=precision, ctx=ctx)
     generator = torch.Generator().manual_seed(seed)  # on the CPU: one order on every device
+    progress = progress or Progress()
+    start = time.perf_counter() - progress.seconds
+    if progress.epoch:
+        generator.set_state(progress.tensors[GENERATOR])
+        for name, tensor in optimizer.state().items():
+            tensor.copy_(progress.tensors[name])
     steps_an_epoch = math.ceil(len(train) / recipe.batch_size)
     lr_S = learning_rates(recipe, recipe.epochs * steps_an_epoch).to(device)
     batches_at_a_time = max(1, GATHERED // recipe.batch_size)
 
-    num_steps = 0
-    for epoch in range(1, recipe.epochs + 1):
+    num_steps = progress.epoch * steps_an_epoch
+    for epoch in range(progress.epoch + 1, recipe.epochs + 1):
         order = torch.randperm(len(train), generator=generator).to(device).split(recipe.batch_size)
         offsets_2N = random_offsets(len(train), recipe.shift, generator).to(device)
         windows: list[Window] = []
@@ -89,29 +99,35 @@ def fit(
                 windows += _fetch_windows(pending, epoch, recipe)
                 yield from windows[-len(pending) :]
                 pending.clear()
-        yield _validate(classifier, val, device, windows, recipe)
+        last = _validate(classifier, val, device, windows, recipe)
+        progress.epoch, progress.seconds = epoch, time.perf_counter() - start
+        progress.tensors = {**optimizer.state(), GENERATOR: generator.get_state()}
+        progress.events += [*windows, last]
+        yield last
 
 
 def stepper(
     network: nn.Module, recipe: Recipe, *, device: torch.device, precision: Precision, ctx: Context
-) -> Step:
-    """Return the function that takes a training step of `network` on `device`."""
+) -> tuple[Step, optim.Optimizer]:
+    """Return the function that takes a training step of `network` on `device`, and its optimizer."""
     optimizer = optim.make(recipe, network)
     if device.type == "cpu" and precision == "float32" and BatchLastCNN.suits(network):
         network = BatchLastCNN(network)
-    if ctx.size > 1:  # all begin with rank 0's weights; gradients are averaged in place
-        network = nn.parallel.DistributedDataParallel(network)
+    if ctx.size > 1:
+        dist.broadcast(optimizer.params_P, src=0)
 
     def step(x_BCHW: Tensor, labels_B: Tensor, lr: Tensor, num_images: int) -> Tensor:
         with _autocast(precision, device):
             log_probs_BK: Tensor = network(x_BCHW)
         loss = objective(log_probs_BK, labels_B, recipe.label_smoothing) / num_images
-        (ctx.size * loss).backward()  # times the size, since gradients are averaged over the processes
+        loss.backward()
+        if ctx.size > 1:  # each gradient at its place, or else the order of a sum changes when one is resumed
+            dist.all_reduce(optimizer.grads_P)
         optimizer.step(lr)
         return log_probs_BK.detach()
 
     if device.type == "cpu" or ctx.size > 1:
-        return step
+        return step, optimizer
 
     whole_step: devices.GraphStep | None = None
 
@@ -121,10 +137,10 @@ def stepper(
             return step(x_BCHW, labels_B, lr, num_images)
         if whole_step is None:
             plain = functools.partial(step, num_images=recipe.batch_size)
-            whole_step = devices.capture(plain, optimizer.state(), (x_BCHW, labels_B, lr))
+            whole_step = devices.capture(plain, list(optimizer.state().values()), (x_BCHW, labels_B, lr))
         return whole_step(x_BCHW, labels_B, lr)
 
-    return replay
+    return replay, optimizer
 
 
 def _chunks(batches: Sequence[Tensor], size: int) -> Iterator[Sequence[Tensor]]:

@@ -49,8 +49,8 @@ class Optimizer(ABC):
         """Change `params_P` in place."""
 
     @abstractmethod
-    def state(self) -> list[Tensor]:
-        """Return all tensors that a step changes, but the gradients."""
+    def state(self) -> dict[str, Tensor]:
+        """Return all tensors that a step changes, but the gradients, by name."""
 
 
 class SGD(Optimizer):
@@ -70,9 +70,9 @@ class SGD(Optimizer):
         else:
             self.params_P.addcmul_(self.velocity_P, lr, value=-1)
 
-    def state(self) -> list[Tensor]:
+    def state(self) -> dict[str, Tensor]:
         """Return parameters and velocity."""
-        return [self.params_P, self.velocity_P]
+        return {"params": self.params_P, "velocity": self.velocity_P}
 
 
 class Adam(Optimizer):
@@ -94,9 +94,10 @@ class Adam(Optimizer):
         root_P = (self.square_P / (1 - self.beta2**self.num_steps)).rsqrt_().reciprocal_().add_(ADAM_EPSILON)
         self.params_P.addcdiv_(self.mean_P * (lr / (1 - self.beta1**self.num_steps)), root_P, value=-1)
 
-    def state(self) -> list[Tensor]:
+    def state(self) -> dict[str, Tensor]:
         """Return parameters, running mean and square, and the number of steps."""
-        return [self.params_P, self.mean_P, self.square_P, self.num_steps]
+        moments = {"mean": self.mean_P, "square": self.square_P}
+        return {"params": self.params_P, **moments, "num_steps": self.num_steps}
 
 
 def make(recipe: Recipe, model: nn.Module) -> Optimizer:

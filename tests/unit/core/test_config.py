@@ -113,6 +113,7 @@ RANGES: dict[str, tuple[list[float], list[float]]] = {
     "shift": ([0, 14], [-1, 15]),
     "num_threads": ([1, 1024], [0, 1025]),
     "processes": ([1, 4096], [0, 4097]),
+    "checkpoint_epochs": ([0], [-1]),
     "registry.min_accuracy": ([0.0, 1.0], [-1e-9, 1.1]),
     "registry.alpha": ([1e-300, 0.999], [0.0, 1.0]),
 }

@@ -1,7 +1,9 @@
 """Live logging: the training's side never waits, and the process on the other side ends the run."""
 
+import dataclasses
 import json
 import os
+import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -41,7 +43,7 @@ def test_a_training_is_logged_while_it_runs(
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.chdir(tmp_path_factory.mktemp("tree"))  # as of `dvc exp run --temp`
-    with events.recorded(TRAINING, device="CPU") as record:
+    with events.recorded(TRAINING, device="CPU", time_ms=START.time_ms) as record:
         record.log(WINDOW)
         record.log(EPOCH)
         (running,) = await_runs("RUNNING")
@@ -80,7 +82,7 @@ def test_a_training_that_breaks_off_ends_its_run_also_where_the_pipe_is_full(
     error: BaseException, status: str, pipe: int
 ) -> None:
     def broken() -> None:
-        with events.recorded(TRAINING, device="CPU") as record:
+        with events.recorded(TRAINING, device="CPU", time_ms=START.time_ms) as record:
             for _ in range(2000):  # far more than a pipe holds
                 record.log(WINDOW)
             raise error
@@ -117,7 +119,7 @@ def test_a_system_without_room_for_a_process_costs_the_training_nothing(
         raise BlockingIOError
 
     monkeypatch.setattr(subprocess, "Popen", full)
-    with events.recorded(TRAINING, device="CPU") as record:
+    with events.recorded(TRAINING, device="CPU", time_ms=START.time_ms) as record:
         record.log(WINDOW)
         record.finish("w" * 64, seconds=1.5)
     assert result.training_info("w" * 64) is not None
@@ -172,6 +174,30 @@ def test_params_that_could_not_be_logged_are_logged_the_next_time(monkeypatch: p
     logger.log()
     (run,) = await_runs("FAILED")
     assert run.data.params == {"lr": "0.01", "permute_pixels": "False"}
+
+
+@pytest.mark.parametrize("state", ["ended", "left running", "ending"])
+def test_a_training_that_is_resumed_goes_on_with_its_run(state: str) -> None:
+    follow(START, events.point(WINDOW, 1), events.point(EPOCH, 1))
+    (killed,) = await_runs("KILLED")
+    store, run_id = client.connect(), killed.info.run_id
+    with subprocess.Popen(["sleep", "1" if state == "ending" else "0"]) as process:
+        began = psutil.Process(process.pid).create_time()
+        store.client.set_tag(run_id, runs.LOGGED_BY, f"{socket.gethostname()}:{process.pid}:{began:.0f}")
+        if state != "ended":
+            store.client.update_run(run_id, "RUNNING")
+        again = dataclasses.replace(TRAINING.source, experiment="again")
+        resumed = events.start(dataclasses.replace(TRAINING, source=again), {"device": "CPU"}, START.time_ms)
+        later = dataclasses.replace(WINDOW, step=200)
+        end = End(time_ms=3, status="FINISHED", weights_sha256="w" * 64)
+        follow(resumed, *(events.point(event, 2) for event in (WINDOW, EPOCH, later)), end)
+        assert process.poll() is not None or state != "ending"
+    (run,) = await_runs("FINISHED")
+    assert run.info.run_id == run_id
+    assert run.data.tags["dvc.experiments"] == "again"
+    assert run.data.tags["weights_sha256"] == "w" * 64
+    points = store.client.get_metric_history(run_id, "train/loss")
+    assert [(point.step, point.timestamp) for point in points] == [(100, 1), (200, 2)]
 
 
 def test_what_the_machine_does_is_logged_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:

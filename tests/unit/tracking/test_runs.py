@@ -20,6 +20,7 @@ from mnist.lineage.result import Result, TrainingInfo
 from mnist.tracking import client, events, metrics, record, run_files, runs
 from mnist.tracking.client import Store
 from mnist.tracking.events import Point
+from mnist.tracking.live import this_process
 from tests.made_result import SOURCE, Made
 
 ARTIFACTS = (paths.TEST_METRICS, paths.STEPS)
@@ -261,7 +262,7 @@ def test_a_run_that_is_still_being_logged_is_waited_for(
 ) -> None:
     start = events.start(result.origin, {}, 1_600_000_000_000)
     TrainingInfo(time_ms=start.time_ms, seconds=2.5, facts={}).write(result.weights_sha256)
-    live = runs.begin(store, start, {runs.LOGGED_BY: runs.this_process()}).info.run_id
+    live = runs.begin(store, start, {runs.LOGGED_BY: this_process()}).info.run_id
     monkeypatch.setattr(runs, "LIVE_SECONDS", 0)
     with pytest.raises(ServiceUnavailableError):
         ensure(store, made, result)
@@ -275,7 +276,7 @@ def test_a_run_that_is_still_being_logged_is_waited_for(
 def test_runs_whose_processes_are_gone_end_as_killed(store: Store, made: Made, result: Result) -> None:
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
-    host, number, start = runs.this_process().split(":")
+    host, number, start = this_process().split(":")
     expected = {}
     for time_ms, (logged_by, status) in enumerate(
         [

@@ -286,7 +286,7 @@ def test_a_graph_is_of_whole_batches_and_of_all_state(
     of = recipe(optimizer=optimizer, batch_size=4)
     generator = torch.Generator().manual_seed(0)
     plain, graph = (
-        loop.stepper(network, of, device=torch.device(kind), precision="float32", ctx=SINGLE)
+        loop.stepper(network, of, device=torch.device(kind), precision="float32", ctx=SINGLE)[0]
         for network, kind in zip(networks, ("cpu", "cuda"), strict=True)
     )
     for num_images in (4, 4, 3, 4):
@@ -301,11 +301,12 @@ def test_a_graph_is_of_whole_batches_and_of_all_state(
 
 
 def test_several_processes_have_no_graph(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Gradients are averaged over the processes in the middle of a step."""
+    """Gradients are summed over the processes in the middle of a step."""
     monkeypatch.setattr(devices, "capture", pytest.fail)
-    monkeypatch.setattr(nn.parallel, "DistributedDataParallel", lambda network: network)
+    for name in ("broadcast", "all_reduce"):
+        monkeypatch.setattr(torch.distributed, name, lambda *_, **__: None)
     of, cuda = recipe(batch_size=4), torch.device("cuda")
-    step = loop.stepper(
+    step, _ = loop.stepper(
         classifier().network, of, device=cuda, precision="float32", ctx=Context(rank=0, size=2)
     )
 

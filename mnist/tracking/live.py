@@ -77,7 +77,8 @@ class Logger:
         self._store: Store | None = None
         self._run_id = ""
         self._num_logged = 0
-        self._known: set[tuple[str, int]] = set()  # points that a killed training logged
+        # Points that the run has, of a killed training, say; None where that must be asked.
+        self._known: set[tuple[str, int]] | None = None
         self._machine: SystemMetricsMonitor | None = None
 
     def log(self) -> None:
@@ -96,15 +97,22 @@ class Logger:
         with client.answering(self._store.uri):
             if not self._run_id:
                 # The same run, where the next line fails.
-                run = begun(self._store, begin)
+                is_killed = isinstance(fresh[-1], End) and fresh[-1].status == "KILLED"
+                run = begun(self._store, begin, is_killed=is_killed)
+                if run is None:
+                    self._num_logged = len(self.events)
+                    return
                 run_id = str(run.info.run_id)
                 runs.describe(self._store, run_id, begin)
-                self._known = metrics.known_points(self._store, run)
                 self._run_id, self._machine = run_id, watched(self._store, run_id)
+            known, self._known = self._known, None  # whoever fails may have logged some points
+            if known is None:
+                known = metrics.known_points(self._store, self._store.client.get_run(self._run_id))
             points = [event for event in fresh if isinstance(event, Point)]
-            metrics.log_points(self._store, self._run_id, points, self._known)
+            metrics.log_points(self._store, self._run_id, points, known)
             if isinstance(fresh[-1], End):
                 self._end(self._store, begin, fresh[-1])
+            self._known = known
         self._num_logged = len(self.events)
 
     def _end(self, store: Store, begin: Start, end: End) -> None:
@@ -124,20 +132,33 @@ class Logger:
             store.client.set_terminated(self._run_id, end.status, end_time=end.time_ms)
 
 
-def begun(store: Store, start: Start) -> Run:
-    """Return the run that this process logs: that of the killed training which goes on, or a new one."""
+def begun(store: Store, start: Start, *, is_killed: bool) -> Run | None:
+    """Return the run that this process logs: that of a killed training which goes on, or a new one.
+
+    Args:
+        store: that it is in.
+        start: of the training.
+        is_killed: whether the training is over. Then the one that goes on may have begun its run, and there
+            is nothing to log: None.
+    """
     logged_by, deadline = this_process(), time.monotonic() + END_SECONDS
-    for run in runs.unfinished(store, start):
-        run_id = run.info.run_id
-        if run.data.tags.get(runs.LOGGED_BY) == logged_by:
-            return run  # of an earlier try
-        while runs.is_logged(store.client.get_run(run_id)) and time.monotonic() < deadline:
-            time.sleep(0.2)
-        store.client.set_tag(run_id, runs.LOGGED_BY, logged_by)
-        store.client.update_run(run_id, "RUNNING")
-        runs.add_origin(store, run, start.tags)
-        return store.client.get_run(run_id)
-    return runs.begin(store, start, {runs.LOGGED_BY: logged_by})
+    while True:
+        with client.lock("runs"):
+            found = runs.unfinished(store, start)
+            for run in found:
+                if run.data.tags.get(runs.LOGGED_BY) == logged_by:
+                    return run  # of an earlier try
+            if is_killed and runs.started(store, start):
+                return None
+            if not found:
+                return runs.begin(store, start, {runs.LOGGED_BY: logged_by})
+            if not any(runs.is_logged(run) for run in found) or time.monotonic() > deadline:
+                run_id = found[0].info.run_id
+                store.client.set_tag(run_id, runs.LOGGED_BY, logged_by)
+                store.client.update_run(run_id, "RUNNING")
+                runs.add_origin(store, found[0], start.tags)
+                return store.client.get_run(run_id)
+        time.sleep(0.2)
 
 
 def this_process() -> str:

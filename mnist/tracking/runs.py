@@ -107,7 +107,7 @@ def find(store: Store, start: Start, weights_sha256: str) -> Run | None:
     return min(found, key=lambda run: (run.info.status != "FINISHED", run.info.start_time), default=None)
 
 
-def _started(store: Store, start: Start) -> list[Run]:
+def started(store: Store, start: Start) -> list[Run]:
     """Return the runs that were begun at this time with these data and params."""
     wanted = f"attributes.start_time = {start.time_ms} and tags.{DATASET} = '{start.tags[DATASET]}'"
     runs = store.client.search_runs([store.experiment_id], wanted)
@@ -122,7 +122,7 @@ def _has(run: Run, params: Mapping[str, Any]) -> bool:
 def begin(store: Store, start: Start, tags: Mapping[str, str]) -> Run:
     """Return the run that begins so, with these tags, too; it is made where it is not there."""
     all_tags = {**start.tags, **tags}
-    for run in _started(store, start):  # the answer to an earlier try may have been lost
+    for run in started(store, start):  # the answer to an earlier try may have been lost
         if all_tags.items() <= run.data.tags.items():
             return run
     return store.client.create_run(store.experiment_id, start.time_ms, all_tags, start.name)
@@ -179,8 +179,9 @@ def _live(store: Store, result: Result) -> Run | None:
 
 def unfinished(store: Store, start: Start) -> list[Run]:
     """Return the runs that were begun so, and never finished."""
-    started = _started(store, start)
-    return [run for run in started if run.info.status != "FINISHED" and WEIGHTS not in run.data.tags]
+    return [
+        run for run in started(store, start) if run.info.status != "FINISHED" and WEIGHTS not in run.data.tags
+    ]
 
 
 def _await_live(store: Store, result: Result) -> None:

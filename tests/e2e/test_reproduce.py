@@ -117,8 +117,13 @@ def test_uncommitted_edits_are_reproduced(trained: Clone, temporary: Path, invok
     (trained.folder / "mnist/training/shift.py").write_text(
         "from pathlib import Path\n\nSHIFT = Path(__file__).with_suffix('.bin').read_bytes()[-1]\n"
     )
-    shifted = "from mnist.training.shift import SHIFT\n\n        seed, precision = params.seed + SHIFT, "
-    edit(trained, "stages/train.py", "seed, precision = params.seed, ", shifted)
+    shifted = "from mnist.training.shift import SHIFT\n\n        seed = params.seed + SHIFT\n        net = "
+    edit(
+        trained,
+        "stages/train.py",
+        "net = model.build(params, classes=classes, seed=params.seed,",
+        f"{shifted}model.build(params, classes=classes, seed=seed,",
+    )
     edit(trained, "params.yaml", "epochs: 4", "epochs: 2")
     assert trained.dvc("repro")[-1] == "register"
     run = trained.runs()[0]

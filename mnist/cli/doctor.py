@@ -238,7 +238,7 @@ def check_store() -> str:
     if not file.exists():
         return f"{shown}, which the next command makes"
     # Not by MLflow, whose import takes a second, and which would change the file.
-    with closing(sqlite3.connect(f"{file.as_uri()}?mode=ro", uri=True)) as store:
+    with closing(sqlite3.connect(f"{file.as_uri()}?mode=rw", uri=True)) as store:
         places = list(store.execute(PLACES))
         ahead = list(store.execute(AHEAD, [(time.time() + CLOCK_SECONDS) * 1000]))
     for (place,) in places if file == paths.root() / "mlflow.db" else []:

@@ -21,6 +21,8 @@ from mnist.core.errors import InputError
 PART = ".part."  # begins the name of a file that is not whole; .gitignore and .dvcignore have it
 TEMPORARY = "mnist-pipeline-"  # begins the name of a temporary folder
 ABANDONED_SECONDS = 3600  # after which such a file is one of a killed writer
+UMASK = os.umask(0)  # of this process; read once, since other threads may write files meanwhile
+os.umask(UMASK)
 MADE = "the output of an earlier stage: run `dvc repro`"
 NO_SPACE = [os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)]
 
@@ -44,9 +46,7 @@ def replacing(path: Path) -> Iterator[Path]:
         part = Path(name)
         try:
             yield part
-            umask = os.umask(0)
-            os.umask(umask)
-            part.chmod(0o666 & ~umask)  # mkstemp makes files private; an out is as readable as any
+            part.chmod(0o666 & ~UMASK)  # mkstemp makes files private; an out is as readable as any
             part.replace(path)
         finally:
             part.unlink(missing_ok=True)
@@ -55,9 +55,12 @@ def replacing(path: Path) -> Iterator[Path]:
 def abandoned(paths: Iterable[Path], seconds: float = ABANDONED_SECONDS) -> Iterator[Path]:
     """Yield those that are older than `seconds`: their writer was killed."""
     for path in paths:
-        with suppress(FileNotFoundError):  # another writer removes them too
-            if path.stat().st_mtime < time.time() - seconds:
-                yield path
+        try:
+            is_old = path.lstat().st_mtime < time.time() - seconds
+        except OSError:  # another writer removes them too
+            continue
+        if is_old:
+            yield path
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
 from typing import Literal
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 from filelock import FileLock, Timeout
 
@@ -40,6 +40,8 @@ from mlflow.store.artifact.mlflow_artifacts_repo import MlflowArtifactsRepositor
 from mlflow.tracking import MlflowClient
 from requests import RequestException
 from sqlalchemy.exc import OperationalError, SQLAlchemyError, TimeoutError as PoolTimeoutError
+from urllib3.exceptions import LocationParseError
+from urllib3.util import parse_url
 
 from mnist.tracking import database, events
 
@@ -48,6 +50,7 @@ HIDDEN = "(not shown)"  # from `paths.shown`, for a URI that may hold a secret a
 NOTICE_SECONDS = 10.0  # after which a wait for a lock is reported
 MAX_REASON = 300  # characters of an error that is not known
 STATUS = re.compile(r"too many (\d+) error responses|error code (\d+)")  # of HTTP, in MLflow's messages
+Server = tuple[str | None, str | None, int | None]  # scheme, host and port
 HTTP_PLACES: dict[str, type[HttpArtifactRepository]] = {  # by scheme
     "http": HttpArtifactRepository,
     "https": HttpArtifactRepository,
@@ -146,19 +149,34 @@ def _stay_at(uri: str) -> None:
 
     A run or a model names the place of its files, and MLflow would send the user's password there.
     """
-    own = urlsplit(uri).hostname
+    own = _server(uri)
+
+    def check(other: Server, *, host_alone: bool = False) -> None:
+        _, host, _ = other
+        if host not in (None, own[1]) if host_alone else other != own:
+            expected = "those of MLflow's own server"
+            raise InputError("MLflow's artifacts", found=f"files on {host}", expected=expected)
 
     def staying(repository: type[HttpArtifactRepository]) -> Callable[..., HttpArtifactRepository]:
         def checked(place: str, **more: str | None) -> HttpArtifactRepository:
-            if (other := urlsplit(place).hostname) not in (None, own):
-                expected = "those of MLflow's own server"
-                raise InputError("MLflow's artifacts", found=f"files on {other}", expected=expected)
-            return repository(place, **more)
+            check(_server(place), host_alone=True)  # `mlflow-artifacts:` is not resolved yet
+            found = repository(place, **more)
+            check(_server(found.artifact_uri))
+            return found
 
         return checked
 
     for scheme, repository in HTTP_PLACES.items():
         _artifact_repository_registry.register(scheme, staying(repository))
+
+
+def _server(uri: str) -> Server:
+    """Return scheme, host and port of a URL, as requests reads it; its text where that cannot."""
+    try:
+        url = parse_url(uri)
+    except LocationParseError:
+        return None, uri, None
+    return url.scheme, url.host, url.port or {"http": 80, "https": 443}.get(url.scheme or "")
 
 
 def _make_sqlite(uri: str) -> None:

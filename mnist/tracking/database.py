@@ -47,7 +47,8 @@ def check(uri: str) -> None:
         expected = f"yours: run `sudo chown $USER {shlex.quote(str(file))}`"
         raise InputError(where, found="no permission", expected=expected)
     try:
-        with closing(sqlite3.connect(f"{file.as_uri()}?mode=ro", uri=True)) as store:
+        # Not `mode=ro`, which cannot roll back what a killed process left.
+        with closing(sqlite3.connect(f"{file.as_uri()}?mode=rw", uri=True)) as store:
             ((version,),) = store.execute("SELECT version_num FROM alembic_version")
     except (sqlite3.DatabaseError, ValueError) as error:  # ValueError: no version in it
         if "locked" in str(error):

@@ -71,7 +71,12 @@ def log(store: Store, run: Run, result: Result, pages: Pages, *, names: Sequence
         files.write_text(kept / CARD, pages.card)
         if patch := _patch(run, result):
             (kept / PATCH).write_bytes(patch)
+        sent = {str(name): files.sha256(kept / name) for name in (*names, paths.REPORT, CARD)}
         with client.readable("MLflow's artifacts"):
             store.client.log_artifacts(run_id, str(kept))
-    tags = {EVALUATED: result.evaluation_sha256, FILES: _summary(_digests(store, run_id))}
+    found = _digests(store, run_id)
+    if damaged := [name for name, digest in sent.items() if found.get(name) != digest]:
+        where, expected = f"MLflow's artifacts: {damaged[0]}", "those that were sent: run `mnist sync`"
+        raise InputError(where, found="other bytes", expected=expected)
+    tags = {EVALUATED: result.evaluation_sha256, FILES: _summary(found)}
     store.client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])

@@ -55,10 +55,13 @@ class Context:
 
         num_bytes = torch.tensor(len(content))  # on the CPU: a lost process is noticed
         dist.broadcast(num_bytes, src=0)
-        of_main = torch.tensor(list(content if self.rank == 0 else bytes(num_bytes)), dtype=torch.uint8)
-        if len(of_main):
-            dist.broadcast(of_main, src=0)
-        return bytes(of_main.tolist())
+        if not num_bytes:
+            return b""
+        of_main = torch.frombuffer(
+            bytearray(content if self.rank == 0 else int(num_bytes)), dtype=torch.uint8
+        )
+        dist.broadcast(of_main, src=0)
+        return bytes(of_main.numpy())
 
 
 SINGLE = Context()

@@ -108,7 +108,8 @@ def written(
             yield add
         finally:
             if is_aside:
-                signal.unlink(missing_ok=True)  # another worker of the queue makes it again
+                with suppress(OSError):  # another worker of the queue makes it again
+                    signal.unlink()
 
 
 @contextmanager

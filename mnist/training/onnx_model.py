@@ -107,6 +107,7 @@ def load(path: Path, *, num_threads: int = 1, where: str = "") -> OnnxModel:
     layers = {
         name.split(".")[1]: (node.input[0], node.output[0])
         for node in model.graph.node
+        if node.output
         for name in node.input
         if name.startswith("network.") and name.endswith(".weight")
     }
@@ -154,10 +155,14 @@ def _about(model: ModelProto, where: str) -> About:
     """Return the metadata of a file."""
     values = {entry.key: entry.value for entry in model.metadata_props}
     try:
-        return About.model_validate_json(values.get(ABOUT, "null"))
+        about = About.model_validate_json(values.get(ABOUT, "null"))
     except ValidationError:
         found = f"no classes and digest of weights in the metadata {_shown(values)}"
         raise InputError(where, found=found, expected=EXPECTED) from None
+    if not all(name.isprintable() for name in about.classes):  # they would control a terminal
+        found = f"names of classes that are not printable: {_shown(ascii(about.classes))}"
+        raise InputError(where, found=found, expected=EXPECTED)
+    return about
 
 
 def _faults(model: ModelProto, about: About) -> Iterator[str]:

@@ -7,14 +7,16 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
+from mlflow.store.artifact.artifact_repository_registry import _artifact_repository_registry
 from mlflow.tracking import MlflowClient
 
 from mnist.core import paths
 from mnist.core.errors import InputError, ServiceUnavailableError
-from mnist.tracking import client, events
+from mnist.tracking import client, database, events
 from tests import servers
 from tests.servers import Fault
 
@@ -197,6 +199,33 @@ def test_a_deleted_experiment_is_not_written_to() -> None:
     store.client.delete_experiment(store.experiment_id)
     with pytest.raises(InputError, match="mlflow experiments restore"):
         client.connect()
+
+
+@pytest.mark.parametrize(
+    "place",
+    ["http://evil.org\\@mlflow.org/a", "http://mlflow.org:81/a", "mlflow-artifacts://evil.org/a"],
+    ids=["as urllib reads it", "another port", "unresolved"],
+)
+def test_a_password_stays_at_the_server_that_requests_would_ask(place: str) -> None:
+    client._stay_at("http://mlflow.org")
+    repositories = _artifact_repository_registry
+    assert repositories.get_artifact_repository("http://mlflow.org/a").artifact_uri == "http://mlflow.org/a"
+    with pytest.raises(InputError, match="files on"):
+        repositories.get_artifact_repository(place)
+
+
+def test_what_a_killed_writer_left_is_rolled_back(store_folder: Path, tmp_path: Path) -> None:
+    file = store_folder / "mlflow.db"
+    with closing(sqlite3.connect(file)) as store:
+        store.execute("PRAGMA cache_size = 1")  # so that pages are written before the end
+        store.execute("BEGIN")
+        store.execute("CREATE TABLE more (number, filling)")
+        store.executemany("INSERT INTO more VALUES (?, zeroblob(99))", [(number,) for number in range(9999)])
+        killed = tmp_path / "killed"
+        shutil.copytree(store_folder, killed)
+    assert (killed / "mlflow.db-journal").stat().st_size
+    database.check(f"sqlite:///{killed / 'mlflow.db'}")
+    assert not (killed / "mlflow.db-journal").exists()
 
 
 def test_an_experiment_with_files_in_the_current_folder_is_not_written_to(store_folder: Path) -> None:

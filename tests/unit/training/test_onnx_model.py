@@ -174,6 +174,15 @@ def nine_classes(model: ModelProto) -> None:
     helper.set_model_props(model, {onnx_model.ABOUT: json.dumps(about)})
 
 
+def names_that_control_a_terminal(model: ModelProto) -> None:
+    about = {"classes": ["\x1b[2J", *"123456789"], "weights_sha256": DIGEST}
+    helper.set_model_props(model, {onnx_model.ABOUT: json.dumps(about)})
+
+
+def a_layer_without_output(model: ModelProto) -> None:
+    model.graph.node.add(op_type="Relu", input=["network.conv1.weight"])
+
+
 def no_operator(model: ModelProto) -> None:
     model.graph.node[0].op_type = "NoSuchOperator"
 
@@ -194,6 +203,8 @@ def no_operator(model: ModelProto) -> None:
         (a_loop, "a graph within the operator Loop"),
         (no_metadata, "no classes"),
         (nine_classes, "inputs and outputs "),
+        (names_that_control_a_terminal, "names of classes that are not printable"),
+        (a_layer_without_output, "[ONNXRuntimeError]"),
         (no_operator, "[ONNXRuntimeError]"),
     ],
 )

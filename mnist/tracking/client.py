@@ -52,8 +52,7 @@ MAX_REASON = 300  # characters of an error that is not known
 STATUS = re.compile(r"too many (\d+) error responses|error code (\d+)")  # of HTTP, in MLflow's messages
 Server = tuple[str | None, str | None, int | None]  # scheme, host and port
 HTTP_PLACES: dict[str, type[HttpArtifactRepository]] = {  # by scheme
-    "http": HttpArtifactRepository,
-    "https": HttpArtifactRepository,
+    **dict.fromkeys(("http", "https"), HttpArtifactRepository),
     "mlflow-artifacts": MlflowArtifactsRepository,
 }
 # Where MLflow keeps absolute paths of a local store's files.
@@ -152,10 +151,9 @@ def _stay_at(uri: str) -> None:
     own = _server(uri)
 
     def check(other: Server, *, host_alone: bool = False) -> None:
-        _, host, _ = other
-        if host not in (None, own[1]) if host_alone else other != own:
-            expected = "those of MLflow's own server"
-            raise InputError("MLflow's artifacts", found=f"files on {host}", expected=expected)
+        if other[1] not in (None, own[1]) if host_alone else other != own:
+            found, expected = f"files on {other[1]}", "those of MLflow's own server"
+            raise InputError("MLflow's artifacts", found=found, expected=expected)
 
     def staying(repository: type[HttpArtifactRepository]) -> Callable[..., HttpArtifactRepository]:
         def checked(place: str, **more: str | None) -> HttpArtifactRepository:

@@ -148,19 +148,18 @@ def _stay_at(uri: str) -> None:
 
     A run or a model names the place of its files, and MLflow would send the user's password there.
     """
-    own = _server(uri)
-
-    def check(other: Server, *, host_alone: bool = False) -> None:
-        if other[1] not in (None, own[1]) if host_alone else other != own:
-            found, expected = f"files on {other[1]}", "those of MLflow's own server"
-            raise InputError("MLflow's artifacts", found=found, expected=expected)
 
     def staying(repository: type[HttpArtifactRepository]) -> Callable[..., HttpArtifactRepository]:
-        def checked(place: str, **more: str | None) -> HttpArtifactRepository:
-            check(_server(place), host_alone=True)  # `mlflow-artifacts:` is not resolved yet
-            found = repository(place, **more)
-            check(_server(found.artifact_uri))
-            return found
+        def checked(
+            place: str, tracking_uri: str | None = None, **more: str | None
+        ) -> HttpArtifactRepository:
+            own, other = _server(tracking_uri or uri), _server(place)
+            if other[1] in (None, own[1]):
+                found = repository(place, tracking_uri=tracking_uri, **more)  # resolves `mlflow-artifacts:`
+                if (other := _server(found.artifact_uri)) == own:
+                    return found
+            expected = "those of MLflow's own server"
+            raise InputError("MLflow's artifacts", found=f"files on {other[1]}", expected=expected)
 
         return checked
 

@@ -7,6 +7,7 @@ two of its files, `MLmodel` and the ONNX file.
 import contextlib
 import io
 import re
+import tempfile
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -175,16 +176,22 @@ def _log(store: Store, run: Run, folder: Path, existing: ModelVersion | None) ->
         model = store.client.create_logged_model(store.experiment_id, "model", run_id, params=params)
         model_id = model.model_id
     # Without `run_id`, by which it links some of the metrics, without data sets: `metrics.link` does that.
-    Model.log(
-        artifact_path=None,
-        model_id=model_id,
-        flavor=mlflow.onnx,
-        onnx_model=onnx.load(folder / paths.ONNX),
-        save_as_external_data=False,
-        onnx_execution_providers=["CPUExecutionProvider"],
-        signature=signature(num_classes),
-        pip_requirements=[f"{package}=={version(package)}" for package in REQUIREMENTS],
-    )
+    with files.temporary("model") as temporary:
+        # MLflow makes a temporary folder, which it would leave where it is killed.
+        default, tempfile.tempdir = tempfile.tempdir, str(temporary)
+        try:
+            Model.log(
+                artifact_path=None,
+                model_id=model_id,
+                flavor=mlflow.onnx,
+                onnx_model=onnx.load(folder / paths.ONNX),
+                save_as_external_data=False,
+                onnx_execution_providers=["CPUExecutionProvider"],
+                signature=signature(num_classes),
+                pip_requirements=[f"{package}=={version(package)}" for package in REQUIREMENTS],
+            )
+        finally:
+            tempfile.tempdir = default
     store.client.log_model_artifact(model_id, str(folder / paths.WEIGHTS))
     return f"models:/{model_id}"
 

@@ -22,7 +22,8 @@ QUERIES = {
     "points": f"""SELECT params.value, m.key, m.step, m.value {RUNS} JOIN metrics AS m
         ON m.run_uuid = runs.run_uuid AND m.key NOT LIKE 'system/%' AND m.key <> 'train/seconds'""",
     "tags": f"""SELECT params.value, t.key, t.value {RUNS} JOIN tags AS t
-        ON t.run_uuid = runs.run_uuid AND (t.key LIKE '%_sha256' OR t.key = 'fingerprint')""",
+        ON t.run_uuid = runs.run_uuid AND (t.key LIKE '%_sha256' OR t.key = 'fingerprint')
+        AND t.key <> 'files_sha256'""",  # of pages with times
     "versions": "SELECT key, value FROM model_version_tags WHERE key LIKE '%_sha256'",
     "models": "SELECT status FROM logged_models WHERE lifecycle_stage = 'active'",
     "aliases": """SELECT alias, value FROM registered_model_aliases AS a JOIN model_version_tags AS t

@@ -21,6 +21,7 @@ RAW_PIXEL = "a raw pixel: a whole number from 0 (black) to 255 (white), not scal
 IDX, GZIP, NPY, PNG = b"\0\0", b"\x1f\x8b", b"\x93NUMPY", b"\x89PNG\r\n\x1a\n"  # the first bytes of a file
 IDX_TYPES = {8: "uint8", 9: "int8", 11: "int16", 12: "int32", 13: "float32", 14: "float64"}
 PNG_HEADER = struct.Struct(">16xIIBB")  # width, height, bits and kind of a pixel
+PNG_EXPECTED = f"28x28, gray, 8 bits: each {RAW_PIXEL}"
 PNG_KINDS = {0: "gray", 2: "RGB", 3: "palette", 4: "gray with alpha", 6: "RGB with alpha"}
 MAX_IMAGES = 2**20  # of a file, which is held in memory: 0.8 GB
 MAX_PNG_BYTES = 2**20  # of a file; one of MNIST's images has 300
@@ -119,11 +120,12 @@ def _png(path: Path, start: bytes) -> Bytes:
     width, height, bits, kind = PNG_HEADER.unpack(start)
     if (height, width) != IMAGE_SHAPE or (bits, kind) != (8, 0):
         found = f"{width}x{height}, {PNG_KINDS.get(kind, 'unknown')}, {bits} bits"
-        expected = f"28x28, gray, 8 bits: each {RAW_PIXEL}"
-        raise InputError(str(path), found=found, expected=expected)
+        raise InputError(str(path), found=found, expected=PNG_EXPECTED)
     if path.stat().st_size > MAX_PNG_BYTES:
         raise InputError(str(path), found=f"more than {MAX_PNG_BYTES:,} bytes", expected="one image")
     with Image.open(path, formats=["PNG"]) as image:
         image.verify()
     with Image.open(path, formats=["PNG"]) as image:
+        if "transparency" in image.info:
+            raise InputError(str(path), found="a transparent gray", expected=PNG_EXPECTED)
         return np.asarray(image)[np.newaxis]

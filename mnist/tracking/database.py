@@ -95,5 +95,10 @@ def reach(uri: str) -> None:
 
 if __name__ == "__main__":  # for `make ui`
     with process.reported():
-        check(paths.store_uri())
-        print(paths.store_uri())
+        uri = paths.store_uri()
+        try:
+            check(uri)
+        except sqlite3.OperationalError as error:
+            where = f"MLflow at {paths.shown(uri)}"
+            raise InputError(where, found=str(error), expected="no other process that writes") from None
+        print(uri)

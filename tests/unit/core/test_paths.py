@@ -1,8 +1,10 @@
 """The store's URI: resolved, shown without secrets, shared by worktrees; and what `make ui` starts for it."""
 
 import shutil
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -29,6 +31,14 @@ from tests.checkout import ROOT, Repository, repository
             2,
             "ERROR: MLflow at sqlite:///empty.db: found an empty file, expected {store}",
         ),
+        (
+            "sqlite:///locked.db",
+            2,
+            (
+                "ERROR: MLflow at sqlite:///locked.db: found database is locked, "
+                "expected no other process that writes"
+            ),
+        ),
     ],
 )
 def test_the_ui_opens_databases_and_names_servers(
@@ -45,9 +55,12 @@ def test_the_ui_opens_databases_and_names_servers(
         (tmp_path / name).touch()
     environment = checkout.environment(tmp_path)
     environment |= {"MLFLOW_TRACKING_URI": uri, "PYTHONPATH": str(ROOT), "PORT": "5000"}
-    done = subprocess.run(
-        ["make", "ui"], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
-    )
+    shutil.copyfile(migrated_store, tmp_path / "locked.db")
+    with closing(sqlite3.connect(tmp_path / "locked.db")) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        done = subprocess.run(
+            ["make", "ui"], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+        )
     output = (done.stdout + done.stderr).splitlines()
     assert done.returncode == status
     assert said.format(root=tmp_path, store=STORE) in output

@@ -94,6 +94,7 @@ REFUSED = {
     "PNG: RGB": png(IMAGES[0], "RGB"),
     "PNG: palette": png(IMAGES[0], "P"),
     "PNG: alpha": png(IMAGES[0], "LA"),
+    "PNG: a transparent gray": START + chunk(b"tRNS", b"\0\0") + PNG[len(START) :],
     "PNG: signature alone": PNG[:8],
     "PNG: truncated": PNG[:-20],
     "PNG: wrong checksum": PNG.replace(b"IDAT", b"IDAU"),

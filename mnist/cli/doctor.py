@@ -91,6 +91,9 @@ def check_environment() -> str:
         if not found or Path(found).parent.resolve() != wanted:
             expected = f"that of {wanted}: run `source {wanted}/activate`"
             raise InputError(f"{name} on PATH", found=found or "none", expected=expected)
+    if {"{", "}"} & {*str(HERE.resolve())}:
+        expected = "a folder without { and }, on which DVC's progress bars fail: `mv` it"
+        raise InputError("folder", found=str(HERE.resolve()), expected=expected)
     if value := os.environ.get("PYTHONSAFEPATH"):
         expected = "none, or Python does not find the stages: run `unset PYTHONSAFEPATH`"
         raise InputError("PYTHONSAFEPATH", found=value, expected=expected)

@@ -10,6 +10,9 @@ from pathlib import Path
 import click
 
 from mnist.core import config, custody, files, paths
+from mnist.core.errors import InputError
+
+MAX_SEEDS = 2**32  # the largest is one less
 
 
 @click.command()
@@ -102,6 +105,8 @@ def compare(base: str | None, head: str, *, seeds: int, first_seed: int, alpha: 
     """
     from mnist.comparison import markdown, verdict
 
+    if first_seed + seeds > MAX_SEEDS:
+        raise InputError("--first-seed", found=str(first_seed), expected=f"{MAX_SEEDS - seeds} at most")
     chosen = range(first_seed, first_seed + seeds)
     report = verdict.compare([base, head] if base else [head], chosen, alpha, partial(click.echo, err=True))
     if as_json:

@@ -135,7 +135,8 @@ def _load(model: str | None = None, *, trained_on: str = "") -> tuple[str, "Onnx
         champion = record.find_champion(store, params.model_name) if model is None else None
         version = champion or record.find_version(store, str(model))
         name = f"models:/{version.name}/{version.version}"
-        if trained_on and (of_model := record.find(store, name).run.data.tags[events.DATASET]) != trained_on:
+        tags = store.client.get_run(str(version.run_id)).data.tags if trained_on else {}
+        if trained_on and (of_model := tags.get(events.DATASET, "unknown")) != trained_on:
             expected = f"{of_model[:12]}, on which the champion {name} was trained"
             raise InputError(str(paths.DATASET), found=f"the data {trained_on[:12]}", expected=expected)
         return name, registry.load_version(store, version, num_threads=params.num_threads)

@@ -4,6 +4,7 @@ Accuracy is compared on the same test images, one by one (`mnist.evaluation.pred
 metrics are one number a side, so their noise is unknown.
 """
 
+import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -227,11 +228,20 @@ def _metrics(base: Snapshot, head: Snapshot) -> tuple[Metric, ...]:
             name=name,
             base=(before := sides[0].get(name)),
             head=(after := sides[1].get(name)),
-            change=after - before if _is_number(before) and _is_number(after) else None,
+            change=_change(before, after),
             better=_better(name),
         )
         for name in dict.fromkeys([*sides[0], *sides[1]])
     )
+
+
+def _change(before: Any, after: Any) -> float | None:
+    """Return the difference, or None where there is none that a float can hold."""
+    try:
+        change = after - before if _is_number(before) and _is_number(after) else None
+    except OverflowError:
+        return None
+    return change if change is not None and math.isfinite(change) else None
 
 
 def _is_number(value: Any) -> TypeGuard[float]:

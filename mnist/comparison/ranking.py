@@ -245,8 +245,8 @@ def report(root: Path, revs: Sequence[str] | None, top: int | None = None) -> st
     """
     known = load_results(root, revs, paths.TRAINING_METRICS, (ACCURACY, LOSS))
     if not known.num_experiments:
-        start = " ".join(revs) if revs else "HEAD"
-        lines = [f"best: no experiment of {start} has finished: dvc exp run --queue -S 'lr=0.01,0.05,0.1'"]
+        start = f" of {' '.join(revs)}" if revs else ""
+        lines = [f"best: no experiment{start} has finished: dvc exp run --queue -S 'lr=0.01,0.05,0.1'"]
     elif known.found:
         ranking = rank(known.found)
         lines = [table(ranking, top), "", *advice(ranking, known.head)]

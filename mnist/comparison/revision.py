@@ -29,6 +29,8 @@ CURVES = {
     "Validation loss by epoch": (paths.HISTORY, "epoch", "val_loss"),
 }
 
+YAML = paths.PARAMS, paths.PIPELINE, paths.LOCK
+
 T = TypeVar("T")
 Points = tuple[tuple[float, float], ...]  # (x, y)
 
@@ -61,10 +63,22 @@ def read(base: str, head: str, root: Path) -> tuple[Snapshot, Snapshot]:
     commits = ["" if name == WORKSPACE else git.resolve(name, folder=root) for name in (base, head)]
     for commit in filter(None, commits):  # DVC waits for ever for a damaged object, which git names
         git.output("archive", f"--output={os.devnull}", commit, folder=root)
+    for name, commit in zip((base, head), commits, strict=True):
+        _check_yaml(root, name, commit)
     sides = [_read(root, name, commit) for name, commit in zip((base, head), commits, strict=True)]
     if sides[0].commit:
         sides[1].num_missing = git.num_missing(sides[0].commit, sides[1].commit, folder=root)
     return sides[0], sides[1]
+
+
+def _check_yaml(root: Path, name: str, commit: str) -> None:
+    """Check what DVC reads without a bound: a small file may hold more values than memory does."""
+    for path in YAML:
+        where = f"{path} at {name}"
+        with files.reading(root / path):
+            here = (root / path).read_bytes() if not commit and (root / path).exists() else None
+        (content,) = git.blobs([f"{commit}:{path}"], folder=root) if commit else [here]
+        config.parse(content or b"", where)
 
 
 def _read(root: Path, name: str, commit: str) -> Snapshot:
@@ -81,7 +95,7 @@ def _read(root: Path, name: str, commit: str) -> Snapshot:
             snapshot.validation = _parsed(repo, snapshot, paths.VALIDATION.as_posix(), _verdict)
             _read_curves(repo, snapshot)
     except DvcException as error:
-        expected = "a pipeline that DVC can read"
+        expected = f"a pipeline that DVC can read, with its {paths.PARAMS}"
         raise InputError(f"{paths.PIPELINE} at {name}", found=_reason(error), expected=expected) from None
     return snapshot
 

@@ -126,10 +126,15 @@ def restore(root: Path, revision: Revision, folder: Path, *, kept: Path) -> None
     Raises:
         InputError: a file is neither in DVC's cache nor on its remote, or DVC cannot read `dvc.yaml`.
     """
-    with tarfile.open(fileobj=io.BytesIO(git.output("archive", revision.commit, folder=root))) as archive:
-        # As an attribute: Python 3.11.2, which is Debian 12's, has no argument `filter`.
-        archive.extraction_filter = getattr(tarfile, "data_filter", None)
-        archive.extractall(folder)  # noqa: S202, with that filter; and it is what git packed
+    packed = io.BytesIO(git.output("archive", revision.commit, folder=root))
+    try:
+        with tarfile.open(fileobj=packed) as archive:
+            # As an attribute: Python 3.11.2, which is Debian 12's, has no argument `filter`.
+            archive.extraction_filter = getattr(tarfile, "data_filter", None)
+            archive.extractall(folder)  # noqa: S202, with that filter; and it is what git packed
+    except tarfile.TarError as error:
+        where, expected = f"commit {revision.commit[:12]}", "links to what is in the checkout alone"
+        raise InputError(where, found=str(error), expected=expected) from None
     outs = lock.written(lock.read(folder))
     missing = {path: digest for path, digest in outs.items() if not (folder / path).exists()}
     if not missing:

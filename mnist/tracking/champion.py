@@ -75,7 +75,7 @@ def promote(store: Store, registry: Registry, *, weights_sha256: str = "", dry_r
     print(f"promote: models:/{name}")
     print(f"  challenger  {promotion.described(challenger)}")
     if challenger.predictions and challenger.predictions.warning:
-        print(f"  WARNING     {challenger.predictions.warning}")
+        print(f"  WARNING     {printable(challenger.predictions.warning)}")
     print(f"  champion    {promotion.described(champion) if champion else 'none yet'}")
     if champion and (sameness := promotion.same(challenger, champion)):
         print(f"  decision    nothing to do: {sameness}")
@@ -208,13 +208,14 @@ def _evidence(store: Store, version: ModelVersion, run: Run | None, weights_sha2
     """Return what a run shows of a version; the run or its files may be gone."""
     model: dict[str, Any] = {"version": str(version.version), "weights_sha256": weights_sha256}
     if run is None or run.info.lifecycle_stage == "deleted":
-        run_id = version.run_id or ""
+        run_id = printable(version.run_id or "")
         restore = f"`mlflow runs restore --run-id {run_id}` or " if run else ""
         state = f"is {'deleted' if run else 'gone'}: {restore}`mnist sync` restores it"
         problem = f"run {run_id or '(none)'} of version {version.version} {state}"
         return Model(**model, run_id=run_id, tags=_tags(run) if run else {}, problem=problem)
-    where = f"run {run.info.run_name} ({run.info.run_id}) of version {version.version}"
-    model |= {"run_id": run.info.run_id, "run_name": printable(run.info.run_name), "tags": _tags(run)}
+    run_name = printable(run.info.run_name)
+    where = f"run {run_name} ({run.info.run_id}) of version {version.version}"
+    model |= {"run_id": run.info.run_id, "run_name": run_name, "tags": _tags(run)}
     text = _artifact(store, run.info.run_id, paths.PREDICTIONS)
     if text is None:
         return Model(**model, problem=f"{where} has no {paths.PREDICTIONS}: `mnist sync` restores it")

@@ -7,6 +7,7 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModelOutput, 
 
 from mnist.core import paths
 from mnist.lineage import fingerprint
+from mnist.tracking import client
 from mnist.tracking.client import Store
 from mnist.tracking.events import DATASET, Point, Start
 
@@ -60,7 +61,9 @@ def link(store: Store, run_id: str, model_id: str) -> None:
     datasets = {tag.value: entry.dataset for entry in inputs for tag in entry.tags if tag.key == CONTEXT}
     linked = {(point.run_id, point.key, point.timestamp, point.step) for point in model.metrics or ()}
     missing = []
-    for point in run.data.to_proto().metrics:  # with their times: an equal point counts once
+    with client.readable(f"run {run_id}"):
+        points = run.data.to_proto().metrics  # with their times: an equal point counts once
+    for point in points:
         context = ABOUT.get(point.key.partition("/")[0])
         if context and (run_id, point.key, point.timestamp, point.step) not in linked:
             about = datasets.get(context)

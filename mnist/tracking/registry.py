@@ -266,7 +266,7 @@ def _data_of(description: Path, uri: str) -> str:
         if is_ours and not has_code and isinstance(name, str) and re.fullmatch(r"\w+\.onnx", name):
             return name
     shown = ", ".join(map(str, found))[:100]
-    raise InputError(where, found=f"the flavors {shown}", expected="one `onnx` model, without code")
+    raise InputError(where, found=f"the flavors {shown}", expected="one 'onnx' model, without code")
 
 
 def set_challenger(store: Store, version: ModelVersion, *, time_ms: int) -> str:

@@ -17,6 +17,7 @@ from mnist.training import onnx_model
 from mnist.training.model import Classifier, log_probabilities
 from mnist.training.onnx_model import About
 
+SHA256 = "sha256"  # in the metadata of a graph that is kept: the digest of all else
 CHECKED = 1, 7, 1000  # batch sizes
 EXPORTERS = "torch", "onnx", "onnx-ir", "onnxscript"
 CODE = "model.py", "products.py", "onnx_model.py", "onnx_export.py"
@@ -40,7 +41,7 @@ def export(path: Path, classifier: Classifier, *, weights_sha256: str, images: I
     kept = _kept(classifier)
     if kept.is_file():
         try:
-            model = onnx_model.parse(kept, str(kept))
+            model = _read(kept)
             _fill(model, classifier)
             _write(path, model, about, classifier, images)
         except (InputError, RuntimeError) as error:
@@ -55,6 +56,7 @@ def export(path: Path, classifier: Classifier, *, weights_sha256: str, images: I
             if tensor.name in classifier.state_dict():
                 tensor.ClearField("raw_data")
         model.ClearField("metadata_props")
+        onnx.helper.set_model_props(model, {SHA256: _digest(model)})
         with files.replacing(kept) as part:
             part.write_bytes(model.SerializeToString(deterministic=True))
 
@@ -66,6 +68,24 @@ def _kept(classifier: Classifier) -> Path:
     code = [files.sha256(Path(__file__).with_name(name)) for name in CODE]
     key = json.dumps([type(classifier.network).__name__, shapes, versions, code])
     return paths.root() / ".cache" / "onnx" / f"{hashlib.sha256(key.encode()).hexdigest()}.onnx"
+
+
+def _digest(model: ModelProto) -> str:
+    return hashlib.sha256(model.SerializeToString(deterministic=True)).hexdigest()
+
+
+def _read(kept: Path) -> ModelProto:
+    """Read a graph that was kept.
+
+    Raises:
+        InputError: it is not as it was written.
+    """
+    model = onnx_model.parse(kept, str(kept))
+    expected = "".join(entry.value for entry in model.metadata_props if entry.key == SHA256)
+    model.ClearField("metadata_props")
+    if (found := _digest(model)) != expected:
+        raise InputError(str(kept), found=f"SHA-256 {found[:12]}", expected=expected[:12])
+    return model
 
 
 def _exported(classifier: Classifier) -> ModelProto:

@@ -147,7 +147,7 @@ FIFO: dict[str, Mutate] = {"a-FIFO": replaced(os.mkfifo)}
 
 def contents(name: str) -> dict[str, Mutate]:
     """Return the mutations of the content of a file of this name."""
-    kind = Path(name).suffix if not Path(name).name.startswith(".") else ".config"
+    kind = Path(name).suffix if name != ".dvc/config" else ".config"
     text = {} if kind in (".safetensors", ".onnx", ".png", ".gz", ".db") else TEXT
     return {how: _bytes(change) for how, change in {**ANY, **text, **OWN.get(kind, {})}.items()}
 

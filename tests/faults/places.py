@@ -26,7 +26,7 @@ FOLDERS = {
     "not-ascii": "d\u00e9p\u00f4t \u6570\u5b57",
     "newline": "a\nb",
     "dash": "-a",
-    "shell": "a{b}$HOME;*",
+    "shell": "a b$HOME;*",
     "long-path": "/".join(["x" * 180] * 2),  # of 512 characters at most, for SQLite
 }
 AHEAD = "UPDATE registered_model_tags SET value = '9999999999999' WHERE key = 'challenger_time_ms'"
@@ -57,7 +57,8 @@ class Place:
         clone = replace(above, folder=folder.parent / self.folder)
         for command in COMMANDS:
             done = clone.run("bash", "-c", f"{self.before}\n{command}", check=False)
-            if "Traceback" in done.stdout:
+            is_of_dvc = command.startswith("dvc") and command in self.refused
+            if "Traceback" in done.stdout and not is_of_dvc:
                 return f"{command}: a traceback: {done.stdout.splitlines()[-1]}"
             if (done.returncode != 0) != (command in self.refused):
                 return f"{command}: status {done.returncode}: {done.stdout[-400:]}"
@@ -97,6 +98,15 @@ def _after(commands: str, refused: Mapping[str, str] | None = None) -> Place:
 
 PLACES = {
     **{f"folder-with-{name}": _in(folder) for name, folder in FOLDERS.items()},
+    "folder-with-braces": replace(
+        _in("a{b}"),
+        refused={
+            EXPERIMENT: "postfix",
+            REGISTER: "model.onnx",
+            DOCTOR: "a folder without { and }",
+            REPORT: "model.onnx",  # of the experiment that DVC broke off
+        },
+    ),
     "moved": Place("mv clone elsewhere", "elsewhere"),
     "link": Place("ln -s clone link", "link", "cd ../link"),
     "subfolder": Place(
@@ -124,11 +134,13 @@ PLACES = {
     ),
     "home-unset": Place(before="unset HOME"),
     "home-missing": _set("HOME=/nowhere"),
-    "home-no-folder": _set("HOME=/dev/null"),
+    "home-no-folder": _set(
+        "HOME=/dev/null", dict.fromkeys((REPRO, EXPERIMENT, DOCTOR), "/dev/null/.config/dvc")
+    ),
     "tmpdir-missing": _set("TMPDIR=/nowhere"),
     "tmpdir-with-space": Place("mkdir 'a b'", before='export TMPDIR="$PWD/../a b"'),
     "ascii": _set("LC_ALL=C PYTHONCOERCECLOCALE=0 PYTHONUTF8=0 PYTHONIOENCODING=ascii"),
-    "time-zone": _set("TZ=XXX+23:59:59"),
+    "time-zone": _set("TZ=XXX-12:45"),
     "clock-was-ahead": Place(
         f'python -c "import sqlite3; s = sqlite3.connect(\'clone/mlflow.db\'); s.execute(\\"{AHEAD}\\");'
         ' s.commit()"; find clone -exec touch -hd "+1 day" {} +',
@@ -147,7 +159,12 @@ PLACES = {
     ),
     "safe-path": Place(
         before="unset PYTHONPATH; export PYTHONSAFEPATH=1",
-        refused={EXPERIMENT: "stages", REGISTER: "stages", DOCTOR: "unset PYTHONSAFEPATH"},
+        refused={
+            EXPERIMENT: "stages",
+            REGISTER: "stages",
+            DOCTOR: "unset PYTHONSAFEPATH",
+            REPORT: "lr is 0.03, was 0.02",  # which DVC left in params.yaml
+        },
     ),
     "experiment-name-empty": _set("MLFLOW_EXPERIMENT_NAME="),
     "store-empty": _set("MLFLOW_TRACKING_URI="),
@@ -165,14 +182,18 @@ PLACES = {
     "cache-of-links": _after("dvc config --local cache.type symlink; dvc checkout -q --relink"),
     "cache-of-hard-links": _after("dvc config --local cache.type hardlink; dvc checkout -q --relink"),
     "detached-head": _after("git checkout -q --detach"),
-    "uncommitted": _after("echo >> README.md; echo > new; git rm -q --cached LICENSE"),
+    "uncommitted": _after("echo >> README.md; echo > new; git add new"),
+    "removed-from-the-index": _after(
+        "git rm -q --cached LICENSE", {EXPERIMENT: "uncommitted changes exist in the index"}
+    ),
 }
 if os.geteuid():
     PLACES["read-only"] = Place(
         "chmod -R a-w clone", refused=dict.fromkeys((EXPERIMENT, REGISTER, REPORT, PROMOTE), "ermission")
     )
 else:
-    PLACES["files-of-another-user"] = _after("chown -R 12345 .", {DOCTOR: "safe.directory"})
+    owner = {EXPERIMENT: "is not owned by current user", DOCTOR: "safe.directory", DIFF: "dubious ownership"}
+    PLACES["files-of-another-user"] = _after("chown -R 12345 .", owner)
 NUMBER = len(PLACES)  # of cases
 
 

@@ -132,6 +132,13 @@ def test_a_python_that_does_not_look_into_the_current_folder_is_found(
     assert refused(doctor.check_environment).where == "PYTHONSAFEPATH"
 
 
+@pytest.mark.usefixtures("place")
+def test_braces_in_the_path_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a{b}").mkdir()
+    monkeypatch.chdir(tmp_path / "a{b}")
+    assert refused(doctor.check_environment).where == "folder"
+
+
 def test_a_folder_without_git_needs_a_setting_of_dvc(place: Repository) -> None:
     shutil.rmtree(place.folder / ".git")
     assert "core.no_scm" in refused(doctor.check_repository).expected

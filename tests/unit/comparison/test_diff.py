@@ -143,7 +143,16 @@ def test_metrics_are_paired_by_key_and_by_file_where_two_have_the_key() -> None:
 
 @pytest.mark.parametrize(
     ("base", "head", "change"),
-    [(1, 3, 2), (0.5, 0.25, -0.25), (1, None, None), ("a", "b", None), (True, False, None), (1, "nan", None)],
+    [
+        (1, 3, 2),
+        (0.5, 0.25, -0.25),
+        (1, None, None),
+        ("a", "b", None),
+        (True, False, None),
+        (1, "nan", None),
+        (1e308, -1e308, None),
+        (10**400, 0.5, None),
+    ],
 )
 def test_a_change_is_of_two_numbers(base: Any, head: Any, change: float | None) -> None:
     sides = [{"metrics": {"m.json": {"m": value}}} for value in (base, head)]

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -193,6 +194,16 @@ def test_names_and_commits(made: Repository) -> None:
     assert revision.read("HEAD", WORKSPACE, made.folder)[1].commit == ""
     with pytest.raises(InputError, match="revision nowhere"):
         made.read("nowhere")
+
+
+@pytest.mark.parametrize("file", ["params.yaml", "dvc.yaml", "dvc.lock"])
+def test_a_small_file_that_holds_too_much_is_an_error(made: Repository, file: str) -> None:
+    """DVC would read it for hours."""
+    lines = [f"{key}: &{key} [*{before}, *{before}, *{before}]" for before, key in pairwise("abcdefghijklmn")]
+    made.write({file: "\n".join(["a: &a {x: 1}", *lines])})
+    for name in (WORKSPACE, made.commit()):
+        with pytest.raises(InputError, match=f"^{file} at {name}: .*more than 100,000 values"):
+            made.read(name)
 
 
 @pytest.mark.parametrize("pipeline", ["stages: [", "stages:\n  a: {deps: [x]}\n"])

@@ -99,6 +99,18 @@ def test_a_broken_revision_is_an_error_of_one_line(
         restored(root, tmp_path)
 
 
+@pytest.mark.parametrize("target", ["/etc/passwd", "../../outside"])
+def test_a_revision_whose_link_leaves_the_checkout_is_refused(
+    reproduced: Path, tmp_path: Path, target: str
+) -> None:
+    root = shutil.copytree(reproduced, tmp_path / "copy", symlinks=True)
+    (root / "link").symlink_to(target)
+    checkout.Repository(root).commit()
+
+    with pytest.raises(InputError, match=r"^commit [0-9a-f]{12}: .*'link'"):
+        restored(root, tmp_path)
+
+
 def test_the_checkout_may_be_a_subfolder_of_the_repository(reproduced: Path, tmp_path: Path) -> None:
     root = shutil.copytree(reproduced, tmp_path / "outer/sub", symlinks=True)
     (root / ".git").rename(root.parent / ".git")

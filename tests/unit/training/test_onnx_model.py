@@ -71,13 +71,15 @@ def test_equal_classifiers_give_equal_bytes_from_a_kept_graph_too(
 def test_a_kept_graph_that_is_damaged_is_exported_again(
     tmp_path: Path, scored: Path, root: Path, small_data: SmallData, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """One that is no graph, and one that computes something else."""
+    """One that is no graph, one that computes something else, and one whose bytes alone are others."""
     (good,) = kept(scored)
     graph = onnx.load(good)
     (scale,) = (node for node in graph.graph.node if node.op_type == "Exp")
     scale.op_type = "Abs"
     path, classifier = tmp_path / "model.onnx", build()
-    for damage in (b"no graph", graph.SerializeToString()):
+    renamed = onnx.load(good)
+    renamed.producer_name = "other"
+    for damage in (b"no graph", graph.SerializeToString(), renamed.SerializeToString()):
         (root / ".cache/onnx").mkdir(parents=True, exist_ok=True)
         (root / ".cache/onnx" / good.name).write_bytes(damage)
         export(path, classifier, small_data)

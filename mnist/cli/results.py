@@ -167,7 +167,7 @@ def preset(name: str | None, options: tuple[str, ...]) -> None:
     chosen = presets.named(known, name)
     arguments = presets.arguments(name, chosen, options)
     click.echo(f"{name}: {chosen.claim}\n{shlex.join(['dvc', *arguments])}")
-    sys.exit(2 if experiments.dvc(*arguments).returncode else 0)
+    sys.exit(2 if experiments.dvc(*arguments) else 0)
 
 
 @click.command()

@@ -40,14 +40,12 @@ class Results:
     notes: tuple[str, ...]  # lines on what was left out and why, and on what the queue still holds
 
 
-def load_results(root: Path, revs: Sequence[str] | None, file: Path, keys: Sequence[str]) -> Results:
-    """Load these numbers of the experiments that started from `revs`, of those commits and the workspace.
+def load_results(root: Path, revs: Sequence[str] | None) -> Results:
+    """Load training metrics: of experiments that started from `revs`, of those commits and the workspace.
 
     Args:
         root: of the checkout.
         revs: commits, as a user names them; None: HEAD and all that experiments started from.
-        file: of metrics; no other result is read.
-        keys: of the numbers in it.
 
     Raises:
         InputError: there is no checkout with git and DVC, or no such commit.
@@ -63,28 +61,27 @@ def load_results(root: Path, revs: Sequence[str] | None, file: Path, keys: Seque
     if head in commits:
         revisions.append(Revision(kind="workspace", name="workspace"))
     found, notes, seen = [], [], set()
-    contents = (experiments.contents(root, revisions, path) for path in (file, paths.LOCK))
+    files_read = (paths.TRAINING_METRICS, paths.LOCK)
+    contents = (experiments.contents(root, revisions, path) for path in files_read)
     for revision, metrics, locked in zip(revisions, *contents, strict=True):
         if revision.kind == "workspace" and (metrics, locked) in seen:
             continue  # as committed, or as applied
         seen.add((metrics, locked))
         try:
-            found.append(_read(revision, file, metrics, locked, keys))
+            found.append(_read(revision, metrics, locked))
         except InputError as error:
             notes.append(f"left out: {revision.name}: {error}")
     notes += experiments.queue(root, None if revs is None else set(commits))
     return Results(head=head, num_experiments=len(finished), found=tuple(found), notes=tuple(notes))
 
 
-def _read(
-    revision: Revision, file: Path, metrics: bytes | None, locked: bytes | None, keys: Sequence[str]
-) -> Result:
+def _read(revision: Revision, metrics: bytes | None, locked: bytes | None) -> Result:
     """Read a result.
 
     Raises:
         InputError: a file is missing or broken, or the metrics are not those that `dvc.lock` records.
     """
-    expected = "what the stages write: `dvc repro`"
+    file, expected = paths.TRAINING_METRICS, "what the stages write: `dvc repro`"
     if metrics is None or locked is None:
         missing = file if metrics is None else paths.LOCK
         raise InputError(str(missing), found="no such file", expected=expected)
@@ -100,17 +97,16 @@ def _read(
         raise InputError(str(file), found="other bytes than dvc.lock records", expected=expected)
     split = {key: params[key] for key in Split.model_fields if key in params}
     config.check(Split, split, f"{paths.LOCK}: train")
-    numbers = _numbers(metrics, file, keys)
-    return Result(revision=revision, numbers=numbers, params=params, dataset_md5=dataset_md5)
+    return Result(revision=revision, numbers=_numbers(metrics), params=params, dataset_md5=dataset_md5)
 
 
-def _numbers(content: bytes, file: Path, keys: Sequence[str]) -> dict[str, float]:
-    values = files.parse_json(content, str(file))
+def _numbers(content: bytes) -> dict[str, float]:
+    values = files.parse_json(content, str(paths.TRAINING_METRICS))
     numbers = {}
-    for key in keys:
+    for key in (ACCURACY, LOSS):
         value = values.get(key) if isinstance(values, dict) else None
         if not isinstance(value, int | float) or not math.isfinite(value):
-            raise InputError(f"{file}: {key}", found=str(value), expected="a number")
+            raise InputError(f"{paths.TRAINING_METRICS}: {key}", found=str(value), expected="a number")
         numbers[key] = float(value)
     return numbers
 
@@ -243,7 +239,7 @@ def report(root: Path, revs: Sequence[str] | None, top: int | None = None) -> st
     Raises:
         InputError: there is no checkout with git and DVC, or no such commit.
     """
-    known = load_results(root, revs, paths.TRAINING_METRICS, (ACCURACY, LOSS))
+    known = load_results(root, revs)
     if not known.num_experiments:
         start = f" of {' '.join(revs)}" if revs else ""
         lines = [f"best: no experiment{start} has finished: dvc exp run --queue -S 'lr=0.01,0.05,0.1'"]

@@ -106,12 +106,12 @@ def queue(root: Path, commits: Container[str] | None) -> list[str]:
     return lines
 
 
-def dvc(*arguments: str, capture: bool = False) -> subprocess.CompletedProcess[str]:
-    """Run DVC in the current folder as in an activated environment, whatever its exit status."""
+def dvc(*arguments: str) -> int:
+    """Run DVC in the current folder as in an activated environment; return its exit status."""
     # The stages call `python`: the one of this process comes first.
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
     command, environment = [sys.executable, "-m", "dvc", *arguments], {**os.environ, "PATH": path}
-    return subprocess.run(command, env=environment, capture_output=capture, text=True, check=False)
+    return subprocess.run(command, env=environment, check=False).returncode
 
 
 def restore(root: Path, revision: Revision, folder: Path, *, kept: Path) -> None:

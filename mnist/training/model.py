@@ -168,36 +168,28 @@ def save(path: Path, classifier: Classifier, architecture: Architecture) -> None
         save_file(tensors, part, metadata)
 
 
-def load(path: Path, *, classes: tuple[str, ...] | None = None) -> Classifier:
-    """Read a classifier, on the CPU and in evaluation mode.
-
-    Args:
-        path: the weights file.
-        classes: that it must have; None allows any.
+def load(path: Path) -> Classifier:
+    """Read a classifier from a weights file, on the CPU and in evaluation mode.
 
     Raises:
-        InputError: the file cannot be read, was not made by `save`, has other classes, or holds a number
-            that is not finite.
+        InputError: the file cannot be read, was not made by `save`, or holds a number that is not finite.
     """
     try:
         with files.reading(path), safe_open(path, framework="pt") as stored:
             header = stored.metadata() or {}
             tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 -- no dict
         stored_as = Header.model_validate_json(header[HEADER])
-        architecture, stored_classes = stored_as.architecture, stored_as.classes
+        architecture, classes = stored_as.architecture, stored_as.classes
         # Placeholders: `load_state_dict` demands a tensor of the file for each of them.
         unset = torch.zeros(NUM_PIXELS, dtype=torch.int64) if architecture.permute_pixels else None
-        network = _network(architecture, len(stored_classes))
-        classifier = Classifier(network, mean=0.0, std=1.0, permutation=unset, classes=stored_classes)
+        network = _network(architecture, len(classes))
+        classifier = Classifier(network, mean=0.0, std=1.0, permutation=unset, classes=classes)
         classifier.load_state_dict(tensors)
     except InputError:
         raise
     except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise InputError(str(path), found=f"{reason}", expected="weights that `train` wrote") from None
-    if classes is not None and stored_classes != classes:
-        found, expected = (f"the classes {', '.join(names)}" for names in (stored_classes, classes))
-        raise InputError(str(path), found=found, expected=f"{expected}, as the data have: run `dvc repro`")
     for name, tensor in tensors.items():
         if num_bad := int((~tensor.isfinite()).sum()):
             found = f"{num_bad:,} of {tensor.numel():,} numbers that are NaN or infinite"

@@ -57,8 +57,7 @@ class Repository(checkout.Repository):
         return commit
 
     def load(self, *revs: str) -> Results:
-        keys = ("val_accuracy", "val_loss")
-        return load_results(self.folder, revs or None, paths.TRAINING_METRICS, keys)
+        return load_results(self.folder, revs or None)
 
 
 @pytest.fixture(scope="session")

@@ -26,6 +26,7 @@ HERE = Path()
 MIN_FREE_BYTES = 500e6  # a data set, twice with DVC's cache, and the files of some hundred runs
 TIMEOUT_SECONDS = 2.0  # for the tracking server
 CLOCK_SECONDS = 60  # by which the clocks of two machines may differ
+MOVED = r"(?m)^(?:checkout: moving from (.+) to (.+)|dvc: (?!Restore HEAD to '[0-9a-f]{40}').+)$"
 KILLED_REFS = ("refs/exps/exec/EXEC_HEAD", "refs/exps/exec/EXEC_MERGE")  # of a killed `dvc exp run`
 CRLF = re.compile(r"i/lf +w/(crlf|mixed) +attr/(?!.*eol=crlf *\t)")  # of `git ls-files --eol`; not as wanted
 RWLOCK = Path(".dvc/tmp/rwlock")  # of DVC
@@ -123,17 +124,17 @@ def check_head() -> str:
     """Check that commits go to a branch: a killed `dvc exp run` leaves HEAD detached.
 
     In HEAD's reflog is then its checkout of `EXEC_HEAD`. A run that ends leaves that ref as well, and
-    removes `EXEC_MERGE`. A HEAD that the user detached is fine.
+    removes `EXEC_MERGE`. A HEAD that the user detached is fine; after one more experiment both look alike.
     """
     if branch := git.text_or_empty("symbolic-ref", "--quiet", "--short", "HEAD", folder=HERE):
         return branch
     left = git.text_or_empty("rev-parse", *KILLED_REFS, folder=HERE).split()
     reflog = git.text_or_empty("log", "-g", "--format=%gs", "HEAD", folder=HERE)  # the newest first
-    moved = re.search(r"(?m)^(?:checkout: moving from (.+) to (.+)|dvc: .+)$", reflog)
+    moved = re.search(MOVED, reflog)
     name, place = moved.groups("") if moved else ("", "")
     was_on_branch = git.text_or_empty("rev-parse", f"refs/heads/{name}", folder=HERE)
     if place not in left[:1] or not was_on_branch or _dvc_runs():
-        return "no branch"
+        return f"no branch; `git switch {name}` goes back to one" if was_on_branch else "no branch"
     expected = f"{name}: run `git switch {name}`"
     if git.run("merge-base", "--is-ancestor", "HEAD", name, folder=HERE).returncode:
         expected += f", then `git merge {git.text('rev-parse', '--short', 'HEAD', folder=HERE)}`"

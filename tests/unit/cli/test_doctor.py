@@ -198,19 +198,19 @@ def test_a_head_that_the_user_detached_is_fine(
     leave(place)
     place.git("switch", "-q", "main")
     place.git("switch", "-q", "--detach", "v2")
-    assert doctor.check_head() == "no branch"
+    assert doctor.check_head().startswith("no branch")
 
 
 def test_a_commit_of_an_ended_experiment_may_be_checked_out(place: Repository) -> None:
     ended(place)
     place.git("checkout", "-q", "--detach", place.git("rev-parse", "HEAD"))
-    assert doctor.check_head() == "no branch"
+    assert doctor.check_head().startswith("no branch")
 
 
 def test_a_head_that_was_detached_before_a_killed_experiment_is_fine(place: Repository) -> None:
     place.git("switch", "-q", "--detach")
     killed(place)
-    assert doctor.check_head() == "no branch"
+    assert doctor.check_head().startswith("no branch")
 
 
 def test_an_experiment_that_runs_is_left_alone(place: Repository) -> None:

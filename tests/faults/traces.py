@@ -43,7 +43,12 @@ def of(folder: Path) -> Traces:
         "status": git(folder, "status", "--porcelain").splitlines(),
         "refs": [ref for ref in refs if not OF_DVC.fullmatch(ref) and not EXPERIMENT.fullmatch(ref)],
         "experiments": sorted(set(re.findall(r"(?m)^lr: .*", "\n".join(experiments)))),
-        "cached": [path.name for path in (folder / ".dvc/cache").rglob("*") if path.is_file()],
+        # DVC may also keep lists of folders there, which it makes again.
+        "cached": [
+            path.name
+            for path in (folder / ".dvc/cache").rglob("*")
+            if path.is_file() and path.suffix != ".dir"
+        ],
         "logged": sorted({path.name for path in (folder / "mlartifacts").rglob("[!0-9]*") if path.is_file()}),
         "temporary": leftovers(folder),
         **{name: query(folder, name) for name in QUERIES},

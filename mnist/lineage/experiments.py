@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from mnist.core import config, paths
 from mnist.core.errors import InputError
 from mnist.lineage import fingerprint, git, lock
 from mnist.lineage.fingerprint import Source
@@ -124,7 +125,7 @@ def restore(root: Path, revision: Revision, folder: Path, *, kept: Path) -> None
         kept: a folder on the same disk for what comes out of DVC's cache, by digest: revisions share it.
 
     Raises:
-        InputError: a file is neither in DVC's cache nor on its remote, or DVC cannot read `dvc.yaml`.
+        InputError: a file is neither in DVC's cache nor on its remote, or `dvc.yaml` or params.yaml is none.
     """
     packed = io.BytesIO(git.output("archive", revision.commit, folder=root))
     try:
@@ -135,6 +136,8 @@ def restore(root: Path, revision: Revision, folder: Path, *, kept: Path) -> None
     except tarfile.TarError as error:
         where, expected = f"commit {revision.commit[:12]}", "links to what is in the checkout alone"
         raise InputError(where, found=str(error), expected=expected) from None
+    for name in (paths.PARAMS, paths.PIPELINE):  # DVC would read a small file that holds too much for hours
+        config.read_keys(folder, name)
     outs = lock.written(lock.read(folder))
     missing = {path: digest for path, digest in outs.items() if not (folder / path).exists()}
     if not missing:

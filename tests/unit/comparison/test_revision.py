@@ -5,7 +5,6 @@ import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -14,6 +13,7 @@ from mnist.comparison import revision
 from mnist.comparison.revision import WORKSPACE, Snapshot
 from mnist.core.errors import InputError
 from tests import checkout
+from tests.faults.mutations import BOMB
 
 # pygtrie 2.5, a dependency of DVC, warns of itself.
 pytestmark = pytest.mark.filterwarnings("ignore:_NoneStep:DeprecationWarning")
@@ -199,8 +199,7 @@ def test_names_and_commits(made: Repository) -> None:
 @pytest.mark.parametrize("file", ["params.yaml", "dvc.yaml", "dvc.lock"])
 def test_a_small_file_that_holds_too_much_is_an_error(made: Repository, file: str) -> None:
     """DVC would read it for hours."""
-    lines = [f"{key}: &{key} [*{before}, *{before}, *{before}]" for before, key in pairwise("abcdefghijklmn")]
-    made.write({file: "\n".join(["a: &a {x: 1}", *lines])})
+    made.write({file: f"a: {BOMB}\n"})
     for name in (WORKSPACE, made.commit()):
         with pytest.raises(InputError, match=f"^{file} at {name}: .*more than 100,000 values"):
             made.read(name)

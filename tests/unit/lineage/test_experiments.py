@@ -11,6 +11,7 @@ from mnist.core.errors import InputError
 from mnist.lineage import experiments, lock
 from tests import checkout
 from tests.conftest import MadeOnce
+from tests.faults.mutations import BOMB
 
 PIPELINE = """\
 stages:
@@ -86,7 +87,12 @@ def test_what_left_the_cache_is_an_error(reproduced: Path, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    ("name", "text"), [("dvc.yaml", "stages: ["), ("dvc.lock", "{schema: '2.0', stages: {make: }}")]
+    ("name", "text"),
+    [
+        ("dvc.yaml", "stages: ["),
+        ("dvc.lock", "{schema: '2.0', stages: {make: }}"),
+        ("params.yaml", f"a: {BOMB}"),  # DVC would read it for hours
+    ],
 )
 def test_a_broken_revision_is_an_error_of_one_line(
     reproduced: Path, tmp_path: Path, name: str, text: str

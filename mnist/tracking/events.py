@@ -126,6 +126,8 @@ def point(event: Window | Epoch, time_ms: int) -> Point:
             "val/loss": event.val_loss,
             "val/accuracy": event.val_accuracy,
         }
+    # As in the tables, from which `register` logs what is missing.
+    values = {name: float(f"{value:.6g}") for name, value in values.items()}
     return Point(time_ms=time_ms, step=event.step, values=values)
 
 

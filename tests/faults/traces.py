@@ -40,7 +40,8 @@ def of(folder: Path) -> Traces:
     return {
         "files": contents(folder),
         "branch": [git(folder, "symbolic-ref", "HEAD"), git(folder, "rev-parse", "HEAD")],
-        "status": git(folder, "status", "--porcelain").splitlines(),
+        # Staged or not: DVC stages its lock file after it wrote it.
+        "status": [" ".join(line.split()) for line in git(folder, "status", "--porcelain").splitlines()],
         "refs": [ref for ref in refs if not OF_DVC.fullmatch(ref) and not EXPERIMENT.fullmatch(ref)],
         "experiments": sorted(set(re.findall(r"(?m)^lr: .*", "\n".join(experiments)))),
         # DVC may also keep lists of folders there, which it makes again.

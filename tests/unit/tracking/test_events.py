@@ -63,6 +63,12 @@ def test_a_training_is_logged_while_it_runs(
     assert (info.time_ms, info.seconds, info.facts["device"]) == (run.info.start_time, 1.5, "CPU")
 
 
+def test_a_point_is_the_same_from_the_training_and_from_its_table() -> None:
+    """`register` logs from the table what a killed process could not."""
+    window = dataclasses.replace(WINDOW, loss=1.73147412109375)
+    assert events.point(window, 0).values["train/loss"] == float("1.73147")
+
+
 @pytest.fixture
 def pipe(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
     """The reading end of the pipe to a logging process that does not read."""

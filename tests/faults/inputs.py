@@ -80,7 +80,7 @@ READERS = {
 OWN = ("params.yaml", "dvc.yaml", "datasets/mnist.yaml", "presets.yaml", ".dvc/config")
 # A message may name what holds the file, or what disagrees with it.
 NAMES = {
-    "params.yaml": ["dvc.lock", "stale", "What changed", "as it is now"],
+    "params.yaml": ["dvc.lock", "stale", "What changed", "as it is now", "Could not find"],
     "dvc.yaml": ["dvc.lock", "stale", "the pipeline", "What changed"],
     "dvc.lock": ["stale"],
     "datasets/mnist.yaml": ["dvc.lock", "stale", "datasets/"],

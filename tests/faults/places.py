@@ -102,9 +102,8 @@ PLACES = {
         _in("a{b}"),
         refused={
             EXPERIMENT: "postfix",
-            REGISTER: "model.onnx",
             DOCTOR: "a folder without { and }",
-            REPORT: "model.onnx",  # of the experiment that DVC broke off
+            **dict.fromkeys((REGISTER, REPORT), "ERROR: "),  # of the experiment that DVC broke off
         },
     ),
     "moved": Place("mv clone elsewhere", "elsewhere"),
@@ -135,7 +134,7 @@ PLACES = {
     "home-unset": Place(before="unset HOME"),
     "home-missing": _set("HOME=/nowhere"),
     "home-no-folder": _set(
-        "HOME=/dev/null", dict.fromkeys((REPRO, EXPERIMENT, DOCTOR), "/dev/null/.config/dvc")
+        "HOME=/dev/null", dict.fromkeys((REPRO, EXPERIMENT, DOCTOR, REPORT, DIFF), "/dev/null/.config/dvc")
     ),
     "tmpdir-missing": _set("TMPDIR=/nowhere"),
     "tmpdir-with-space": Place("mkdir 'a b'", before='export TMPDIR="$PWD/../a b"'),

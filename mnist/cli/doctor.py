@@ -92,9 +92,8 @@ def check_environment() -> str:
         if not found or Path(found).parent.resolve() != wanted:
             expected = f"that of {wanted}: run `source {wanted}/activate`"
             raise InputError(f"{name} on PATH", found=found or "none", expected=expected)
-    if {"{", "}"} & {*str(HERE.resolve())}:
-        expected = "a folder without { and }, on which DVC's progress bars fail: `mv` it"
-        raise InputError("folder", found=str(HERE.resolve()), expected=expected)
+    if re.search("[{}]", here := str(HERE.resolve())):
+        raise InputError("folder", found=here, expected="one without { and }, on which DVC fails: `mv` it")
     if value := os.environ.get("PYTHONSAFEPATH"):
         expected = "none, or Python does not find the stages: run `unset PYTHONSAFEPATH`"
         raise InputError("PYTHONSAFEPATH", found=value, expected=expected)
@@ -123,8 +122,8 @@ def check_repository() -> str:
 def check_head() -> str:
     """Check that commits go to a branch: a killed `dvc exp run` leaves HEAD detached.
 
-    In HEAD's reflog is then its checkout of `EXEC_HEAD`. A run that ends leaves that ref as well, and
-    removes `EXEC_MERGE`. A HEAD that the user detached is fine; after one more experiment both look alike.
+    HEAD's reflog has its checkout of `EXEC_HEAD` then, and `EXEC_MERGE` is there, which a run that ends
+    removes. A HEAD that the user detached is fine; after one more experiment both look alike.
     """
     if branch := git.text_or_empty("symbolic-ref", "--quiet", "--short", "HEAD", folder=HERE):
         return branch
@@ -134,7 +133,8 @@ def check_head() -> str:
     name, place = moved.groups("") if moved else ("", "")
     was_on_branch = git.text_or_empty("rev-parse", f"refs/heads/{name}", folder=HERE)
     if place not in left[:1] or not was_on_branch or _dvc_runs():
-        return f"no branch; `git switch {name}` goes back to one" if was_on_branch else "no branch"
+        is_left = was_on_branch and not git.text_or_empty("rev-parse", f"refs/heads/{place}", folder=HERE)
+        return f"no branch; `git switch {name}` goes back to one" if is_left else "no branch"
     expected = f"{name}: run `git switch {name}`"
     if git.run("merge-base", "--is-ancestor", "HEAD", name, folder=HERE).returncode:
         expected += f", then `git merge {git.text('rev-parse', '--short', 'HEAD', folder=HERE)}`"

@@ -79,7 +79,9 @@ def diff(
 @click.command()
 @click.argument("base", required=False)
 @click.argument("head", default="workspace")
-@click.option("--seeds", type=click.IntRange(min=2), default=20, show_default=True, help="At most that many.")
+@click.option(
+    "--seeds", type=click.IntRange(2, MAX_SEEDS), default=20, show_default=True, help="At most that many."
+)
 @click.option("--first-seed", type=click.IntRange(min=0), default=0, show_default=True)
 @click.option(
     "--alpha",

@@ -135,8 +135,8 @@ def _load(model: str | None = None, *, trained_on: str = "") -> tuple[str, "Onnx
         champion = record.find_champion(store, params.model_name) if model is None else None
         version = champion or record.find_version(store, str(model))
         name = f"models:/{version.name}/{version.version}"
-        tags = store.client.get_run(str(version.run_id)).data.tags if trained_on else {}
-        if trained_on and (of_model := tags.get(events.DATASET, "unknown")) != trained_on:
+        candidate = record.find(store, name, [events.DATASET]) if trained_on else None
+        if candidate and (of_model := candidate.run.data.tags[events.DATASET]) != trained_on:
             expected = f"{of_model[:12]}, on which the champion {name} was trained"
             raise InputError(str(paths.DATASET), found=f"the data {trained_on[:12]}", expected=expected)
         return name, registry.load_version(store, version, num_threads=params.num_threads)

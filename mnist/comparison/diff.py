@@ -238,10 +238,10 @@ def _metrics(base: Snapshot, head: Snapshot) -> tuple[Metric, ...]:
 def _change(before: Any, after: Any) -> float | None:
     """Return the difference, or None where there is none that a float can hold."""
     try:
-        change = after - before if _is_number(before) and _is_number(after) else None
+        change = after - before if _is_number(before) and _is_number(after) else math.nan
+        return change if math.isfinite(change) else None
     except OverflowError:
         return None
-    return change if change is not None and math.isfinite(change) else None
 
 
 def _is_number(value: Any) -> TypeGuard[float]:

@@ -77,7 +77,7 @@ def _check_yaml(root: Path, name: str, commit: str) -> None:
         where = f"{path} at {name}"
         with files.reading(root / path):
             here = (root / path).read_bytes() if not commit and (root / path).exists() else None
-        (content,) = git.blobs([f"{commit}:{path}"], folder=root) if commit else [here]
+        (content,) = git.blobs([f"{commit}:./{path}"], folder=root) if commit else [here]
         config.parse(content or b"", where)
 
 

@@ -40,11 +40,11 @@ class Candidate:
         return f"models:/{self.version.name}/{self.version.version}" if self.version else ""
 
 
-def find(store: Store, model: str) -> Candidate:
+def find(store: Store, model: str, tags: Iterable[str] = TAGS) -> Candidate:
     """Return the finished run that a version, the name of an experiment, or the start of a run id names.
 
     Raises:
-        InputError: there is none, or there are several, or it does not record its source, data and weights.
+        InputError: there is none, or there are several, or it has not these tags.
     """
     version = None
     if parsed := VERSION.fullmatch(model):
@@ -68,7 +68,7 @@ def find(store: Store, model: str) -> Candidate:
         where = f"{model} in MLflow at {paths.shown(store.uri)}"
         raise InputError(where, found=found, expected=f"{expected}; `mnist sync` restores runs")
     candidate = Candidate(run=runs[0], version=version)
-    if missing := [name for name in TAGS if not runs[0].data.tags.get(name)]:
+    if missing := [name for name in tags if not runs[0].data.tags.get(name)]:
         expected = "a run of this pipeline, made in a git checkout"
         raise InputError(str(candidate), found=f"no tag {', '.join(missing)}", expected=expected)
     return candidate

@@ -102,7 +102,7 @@ PLACES = {
         _in("a{b}"),
         refused={
             EXPERIMENT: "postfix",
-            DOCTOR: "a folder without { and }",
+            DOCTOR: "without { and }",
             **dict.fromkeys((REGISTER, REPORT), "ERROR: "),  # of the experiment that DVC broke off
         },
     ),

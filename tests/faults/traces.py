@@ -12,7 +12,7 @@ from pathlib import Path
 OWN = {".git", ".dvc", ".venv", ".cache", "mlartifacts", "__pycache__"}  # of the tools
 CHANGING = re.compile(r"mlflow\.db|metrics/report\.html|promotions\.jsonl")  # with times
 RANDOM = re.compile(r"[0-9a-f]{6,}|(?<=[-.])\w{8}(?=$|\.)")
-OF_DVC = re.compile(r"refs/exps/exec/EXEC_(APPLY|BASELINE|BRANCH|CHECKPOINT|HEAD)")  # after any run
+OF_DVC = re.compile(r"refs/exps/exec/EXEC_(APPLY|BASELINE|BRANCH|CHECKPOINT|HEAD)|refs/stash")  # any run's
 EXPERIMENT = re.compile(r"refs/exps/[0-9a-f]{2}/.*")
 RUNS = """FROM runs JOIN params ON params.run_uuid = runs.run_uuid AND params.key = 'lr'
     AND lifecycle_stage = 'active' AND status NOT IN ('KILLED', 'FAILED')"""

@@ -198,19 +198,38 @@ def test_a_head_that_the_user_detached_is_fine(
     leave(place)
     place.git("switch", "-q", "main")
     place.git("switch", "-q", "--detach", "v2")
-    assert doctor.check_head().startswith("no branch")
+    assert doctor.check_head() == "no branch; `git switch main` goes back to one"
 
 
 def test_a_commit_of_an_ended_experiment_may_be_checked_out(place: Repository) -> None:
     ended(place)
     place.git("checkout", "-q", "--detach", place.git("rev-parse", "HEAD"))
-    assert doctor.check_head().startswith("no branch")
+    assert doctor.check_head() == "no branch; `git switch main` goes back to one"
 
 
 def test_a_head_that_was_detached_before_a_killed_experiment_is_fine(place: Repository) -> None:
     place.git("switch", "-q", "--detach")
     killed(place)
-    assert doctor.check_head().startswith("no branch")
+    assert doctor.check_head() == "no branch; `git switch main` goes back to one"
+
+
+def test_a_killed_experiment_is_still_told_after_another_one(place: Repository) -> None:
+    place.git("switch", "-q", "-c", "topic")
+    killed(place)
+    head = place.git("rev-parse", "HEAD")
+    place.git("commit", "-q", "--allow-empty", "-m", "dvc: commit experiment")
+    place.git("update-ref", "-m", f"dvc: Restore HEAD to '{head}'", "--no-deref", "HEAD", head)
+    place.git("update-ref", "-d", "refs/exps/exec/EXEC_MERGE")
+    assert doctor.check_head() == "no branch; `git switch topic` goes back to one"
+
+
+def test_a_branch_that_was_left_for_another_is_not_named(place: Repository) -> None:
+    place.git("switch", "-q", "-c", "topic")
+    place.git("switch", "-q", "main")
+    head = place.git("rev-parse", "HEAD")
+    place.git("update-ref", "-m", "rebase (start): checkout HEAD~2", "--no-deref", "HEAD", head)
+    (place.folder / ".git/HEAD").write_text(f"{head}\n")
+    assert doctor.check_head() == "no branch"
 
 
 def test_an_experiment_that_runs_is_left_alone(place: Repository) -> None:

@@ -28,6 +28,13 @@ def test_a_command_needs_a_checkout_and_its_help_none(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_seeds_end_where_params_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    arguments = ["compare", "--first-seed", str(2**32 - 1), "--seeds", "2"]
+    refused = CliRunner().invoke(mnist.cli.main, arguments)
+    assert refused.stderr == f"ERROR: --first-seed: found {2**32 - 1}, expected {2**32 - 2} at most\n"
+
+
 def test_the_list_of_commands_has_whole_sentences() -> None:
     page = CliRunner().invoke(mnist.cli.main, ["--help"], terminal_width=80).stdout
     _, _, commands = page.partition("Commands:")

@@ -152,6 +152,7 @@ def test_metrics_are_paired_by_key_and_by_file_where_two_have_the_key() -> None:
         (1, "nan", None),
         (1e308, -1e308, None),
         (10**400, 0.5, None),
+        (1, 10**400, None),
     ],
 )
 def test_a_change_is_of_two_numbers(base: Any, head: Any, change: float | None) -> None:

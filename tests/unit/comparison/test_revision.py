@@ -205,6 +205,17 @@ def test_a_small_file_that_holds_too_much_is_an_error(made: Repository, file: st
             made.read(name)
 
 
+def test_a_subfolder_of_a_repository_has_its_own_files(made: Repository) -> None:
+    (made.folder / "sub").mkdir()
+    for name in (*FILES, ".dvc"):
+        if (made.folder / name).exists():
+            made.git("mv", name.partition("/")[0], "sub/")
+    made.write({"params.yaml": f"a: {BOMB}\n"})  # of another project
+    made.commit()
+    base, _ = revision.read("HEAD", WORKSPACE, made.folder / "sub")
+    assert base.params["lr"] == 1e-5
+
+
 @pytest.mark.parametrize("pipeline", ["stages: [", "stages:\n  a: {deps: [x]}\n"])
 def test_a_pipeline_that_is_none_is_an_error(made: Repository, pipeline: str) -> None:
     made.write({"dvc.yaml": pipeline})

@@ -202,8 +202,14 @@ def _changed(before: Mapping[str, str], now: Mapping[str, str], file: str) -> li
 
 
 def _redone(folder: Path, changed: list[str], *, is_own: bool) -> str | None:
-    """Return what is wrong with outs that a command changed: nothing if they are of what a user wrote."""
-    if is_own and all(warm.run(folder, command).status == 0 for command in (REPRO, REPORT)):
+    """Return what is wrong with outs that a command changed.
+
+    Nothing is, if they are of what a user wrote, and the pipeline makes a result of that or refuses it.
+    """
+    repro = warm.run(folder, REPRO) if is_own else None
+    if repro and repro.status == 0 and warm.run(folder, REPORT).status == 0:
+        return None
+    if repro and repro.status and "\nERROR: " in repro.output and "Traceback" not in repro.output:
         return None
     return f"accepted: other {', '.join(sorted(changed))}"
 

@@ -13,7 +13,7 @@ import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import Field
 
@@ -102,14 +102,17 @@ def digest(path: Path) -> str:
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
+Entry = str | Annotated[dict[str, Any], Field(min_length=1)]  # a path, or its settings by path
+
+
 class _Stage(config.Section, extra="ignore"):
     """What `dvc.yaml` lists for a stage; None for a key without a value."""
 
     deps: list[str] | None = None
     params: list[str | dict[str, list[str] | None]] | None = None
-    outs: list[str | dict[str, Any]] | None = None
-    metrics: list[str | dict[str, Any]] | None = None
-    plots: list[str | dict[str, Any]] | None = None
+    outs: list[Entry] | None = None
+    metrics: list[Entry] | None = None
+    plots: list[Entry] | None = None
 
     @property
     def made(self) -> list[str]:

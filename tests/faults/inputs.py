@@ -83,7 +83,7 @@ NAMES = {
     "params.yaml": ["dvc.lock", "stale", "What changed", "as it is now", "Could not find"],
     "dvc.yaml": ["dvc.lock", "stale", "the pipeline", "What changed"],
     "dvc.lock": ["stale"],
-    "datasets/mnist.yaml": ["dvc.lock", "stale", "datasets/"],
+    "datasets/mnist.yaml": ["dvc.lock", "stale", "datasets/", "validation.html"],
     "metrics/plots/errors.png": ["metrics/plots"],
     "mlflow.db": ["MLflow", "models:/", "run "],
     "mlartifacts": ["is logged"],  # again, which the command after that shows

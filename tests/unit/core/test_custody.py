@@ -197,7 +197,10 @@ def test_malformed_settings_of_dvc_are_refused(folder: Path) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["stages: hello", "stages: {make: []}", "stages: {make: {outs: [1]}}", "stages: {make: {deps: a}}"],
+    [
+        *("stages: hello", "stages: {make: []}", "stages: {make: {outs: [1]}}", "stages: {make: {deps: a}}"),
+        "stages: {make: {outs: [{}]}}",
+    ],
 )
 def test_a_pipeline_that_is_none_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "dvc.yaml").write_text(text)

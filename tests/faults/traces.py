@@ -44,12 +44,7 @@ def of(folder: Path) -> Traces:
         "status": [" ".join(line.split()) for line in git(folder, "status", "--porcelain").splitlines()],
         "refs": [ref for ref in refs if not OF_DVC.fullmatch(ref) and not EXPERIMENT.fullmatch(ref)],
         "experiments": sorted(set(re.findall(r"(?m)^lr: .*", "\n".join(experiments)))),
-        # DVC may also keep lists of folders there, which it makes again.
-        "cached": [
-            path.name
-            for path in (folder / ".dvc/cache").rglob("*")
-            if path.is_file() and path.suffix != ".dir"
-        ],
+        "cached": [path.name for path in (folder / ".dvc/cache").rglob("*") if path.is_file()],
         "logged": sorted({path.name for path in (folder / "mlartifacts").rglob("[!0-9]*") if path.is_file()}),
         "temporary": leftovers(folder),
         **{name: query(folder, name) for name in QUERIES},

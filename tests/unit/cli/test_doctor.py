@@ -213,7 +213,7 @@ def test_a_head_that_was_detached_before_a_killed_experiment_is_fine(place: Repo
     assert doctor.check_head() == "no branch; `git switch main` goes back to one"
 
 
-def test_a_killed_experiment_is_still_told_after_another_one(place: Repository) -> None:
+def test_a_killed_experiment_is_still_reported_after_another_one(place: Repository) -> None:
     place.git("switch", "-q", "-c", "topic")
     killed(place)
     head = place.git("rev-parse", "HEAD")

@@ -1,15 +1,15 @@
 """The comparison of two revisions: what changed, and which network is better.
 
-Accuracy is compared on the same test images, one by one (`mnist.evaluation.predictions`). Other
-metrics are one number a side, so their noise is unknown.
+Accuracy is compared image by image; other metrics are one number a side, so their noise is unknown.
 """
 
 import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Literal, TypeGuard
+from typing import Any, Literal
 
 import numpy as np
 
@@ -236,16 +236,11 @@ def _metrics(base: Snapshot, head: Snapshot) -> tuple[Metric, ...]:
 
 
 def _change(before: Any, after: Any) -> float | None:
-    """Return the difference, or None where there is none that a float can hold."""
-    try:
-        change = after - before if _is_number(before) and _is_number(after) else math.nan
-        return change if math.isfinite(change) else None
-    except OverflowError:
-        return None
-
-
-def _is_number(value: Any) -> TypeGuard[float]:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    """Return the difference of two numbers, or None where there is none that a float can hold."""
+    if all(isinstance(value, int | float) and not isinstance(value, bool) for value in (before, after)):
+        with suppress(OverflowError):
+            return change if math.isfinite(change := after - before) else None
+    return None
 
 
 def _better(name: str) -> Literal["more", "less", ""]:
@@ -270,7 +265,7 @@ def _stale(side: Snapshot) -> list[str]:
     """Return warnings that the results of a side are not those of its code and params."""
     found = []
     accuracy = side.metrics.get(paths.TEST_METRICS.as_posix(), {}).get("accuracy")
-    if side.predictions and _is_number(accuracy) and abs(side.predictions.accuracy - accuracy) > PRECISION:
+    if side.predictions and abs(_change(side.predictions.accuracy, accuracy) or 0) > PRECISION:
         found.append(
             f"at {side.name} the metric accuracy is {accuracy}, that of the predictions "
             f"{side.predictions.accuracy:.6g}: one of the files was edited"

@@ -13,12 +13,11 @@ import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
-
-from pydantic import Field
+from typing import Any
 
 from mnist.core import config, files, paths
 from mnist.core.errors import InputError
+from mnist.core.pipeline import Pipeline
 
 RECEIPTS = Path("metrics/receipts")
 DATA = {".yaml", ".yml", ".json", ".csv"}  # files of people that hold no code
@@ -54,16 +53,16 @@ def held(stage: str, folder: Path = Path()) -> Iterator[dict[str, str]]:
     Raises:
         InputError: as `check`.
     """
-    pipeline = _Pipeline(folder)
-    deps = pipeline.check(stage)
-    deps |= {dep: found for dep, found in pipeline.sources(stage).items() if found}
+    checkout = _Checkout(folder)
+    deps = checkout.check(stage)
+    deps |= {dep: found for dep, found in checkout.sources(stage).items() if found}
     more: dict[str, str] = {}
     yield more
     receipt = receipt_of(stage)
-    if pipeline.makers.get(receipt.as_posix()) == stage:
-        outs = (out for out in pipeline.stages[stage].made if out != receipt.as_posix())
+    if checkout.makers.get(receipt.as_posix()) == stage:
+        outs = (out for out in checkout.stages[stage].made if out != receipt.as_posix())
         digests = {out: digest(folder / out) for out in outs}
-        content = Receipt(params=pipeline.params(stage), deps=deps, outs=digests, **more)
+        content = Receipt(params=checkout.params(stage), deps=deps, outs=digests, **more)
         files.write_json(folder / receipt, content.model_dump(exclude_none=True))
 
 
@@ -74,7 +73,7 @@ def check(stage: str, folder: Path = Path()) -> None:
         InputError: a file is missing, or is not the one that its stage wrote, or that stage ran with
             other params or other files.
     """
-    _Pipeline(folder).check(stage)
+    _Checkout(folder).check(stage)
 
 
 def machine(folder: Path) -> str:
@@ -102,52 +101,8 @@ def digest(path: Path) -> str:
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
-Entry = str | Annotated[dict[str, Any], Field(min_length=1)]  # a path, or its settings by path
-
-
-class _Stage(config.Section, extra="ignore"):
-    """What `dvc.yaml` lists for a stage; None for a key without a value."""
-
-    deps: list[str] | None = None
-    params: list[str | dict[str, list[str] | None]] | None = None
-    outs: list[Entry] | None = None
-    metrics: list[Entry] | None = None
-    plots: list[Entry] | None = None
-
-    @property
-    def made(self) -> list[str]:
-        """Return the paths of all that the stage writes."""
-        entries = [*(self.outs or []), *(self.metrics or []), *(self.plots or [])]
-        return [entry if isinstance(entry, str) else next(iter(entry)) for entry in entries]
-
-
-class _Stages(config.Section, extra="ignore"):
-    stages: dict[str, _Stage] = Field(default_factory=dict)
-
-
-class _Pipeline:
-    """The files, params and receipts of the stages of a checkout, as `dvc.yaml` lists them.
-
-    Raises:
-        InputError: `dvc.yaml` is malformed.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        content = config.read_keys(folder, paths.PIPELINE)
-        self._values = config.flat(config.read_keys(folder, paths.PARAMS))
-        self.stages = config.check(_Stages, self._filled(content), str(paths.PIPELINE)).stages
-        self.makers = {out: name for name, stage in self.stages.items() for out in stage.made}
-
-    def _filled(self, content: Any) -> Any:
-        """Put params in the place of DVC's templates, `${key}`."""
-        if isinstance(content, dict):
-            return {self._filled(key): self._filled(value) for key, value in content.items()}
-        if isinstance(content, list):
-            return [self._filled(value) for value in content]
-        if isinstance(content, str):
-            return re.sub(r"\$\{(.+?)\}", lambda key: str(self._values.get(key[1], key[0])), content)
-        return content
+class _Checkout(Pipeline):
+    """The files, params and receipts of the stages of a checkout."""
 
     def check(self, stage: str) -> dict[str, str]:
         """Return the digests of the files of earlier stages that a stage reads, all as it may read them."""
@@ -189,16 +144,13 @@ class _Pipeline:
         """Return the digests of the files that people write and a stage reads, but code; empty for none."""
         return {
             dep: files.sha256(path) if (path := self.folder / dep).is_file() else ""
-            for dep in self._deps(stage)
+            for dep in self.deps(stage)
             if dep not in self.makers and Path(dep).suffix in DATA
         }
 
     def _inputs(self, stage: str) -> list[str]:
         """Return the paths of the files of other stages that a stage reads."""
-        return [dep for dep in self._deps(stage) if dep in self.makers]
-
-    def _deps(self, stage: str) -> list[str]:
-        return (self.stages[stage].deps if stage in self.stages else None) or []
+        return [dep for dep in self.deps(stage) if dep in self.makers]
 
     def _before(self, stage: str) -> set[str]:
         """Return the stages that a stage builds on."""
@@ -208,20 +160,6 @@ class _Pipeline:
             makers = {self.makers[dep] for dep in self._inputs(pending.pop())} - found
             found |= makers
             pending += makers
-        return found
-
-    def params(self, stage: str) -> dict[str, Any]:
-        """Return the params that a stage depends on, by dotted keys; of another file by `<file>:<key>`."""
-        found: dict[str, Any] = {}
-        for entry in self.stages[stage].params or []:
-            for file, keys in (entry if isinstance(entry, dict) else {str(paths.PARAMS): [entry]}).items():
-                is_other = file != str(paths.PARAMS)
-                values = config.flat(config.read_keys(self.folder, Path(file))) if is_other else self._values
-                found |= {
-                    f"{file}:{name}" if is_other else name: value
-                    for name, value in values.items()
-                    if keys is None or any(name == key or name.startswith(f"{key}.") for key in keys)
-                }
         return found
 
     def receipt(self, stage: str) -> Receipt | None:

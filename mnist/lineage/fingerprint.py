@@ -6,7 +6,7 @@ import os
 import re
 import shlex
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import Any
 
 from mnist.core import config, files, paths
 from mnist.core.errors import InputError
+from mnist.core.pipeline import Pipeline
 from mnist.lineage import git
 
 # Tracked by git, but made by the pipeline: as git's pathspecs.
@@ -89,21 +90,18 @@ def of_training(folder: Path = Path(), *, where: Source | None = None) -> Traini
         InputError: `dvc.yaml` has no such stage, or a file or key that it lists is missing, or git
             fails.
     """
-    match config.read_keys(folder, paths.PIPELINE):
-        case {"stages": {"train": {"cmd": command, "deps": [*names], "params": [*keys]}}} if all(
-            isinstance(one, str) for one in [*names, *keys]
-        ):
-            params = _listed(keys, config.flat(config.read_keys(folder, paths.PARAMS)))
-        case _:
-            expected = f"stage train with cmd, deps, and params of {paths.PARAMS}"
-            raise InputError(str(paths.PIPELINE), found="no such stage", expected=expected)
-    deps = {name: _digest(folder / name) for name in names}
+    pipeline = Pipeline(folder)
+    train = pipeline.stages.get("train")
+    if train is None or not train.cmd:
+        raise InputError(str(paths.PIPELINE), found="no stage train with a cmd", expected="one")
+    params = pipeline.params("train")
+    deps = {name: _digest(folder / name) for name in pipeline.deps("train")}
     # DVC takes 1 and 1.0 for equal, and does not run a stage again for it.
     numbers = {
         key: float(value) if isinstance(value, int) and not isinstance(value, bool) else value
         for key, value in params.items()
     }
-    ingredients = json.dumps({"cmd": command, "deps": deps, "params": numbers}, sort_keys=True)
+    ingredients = json.dumps({"cmd": train.cmd, "deps": deps, "params": numbers}, sort_keys=True)
     return Training(
         fingerprint=hashlib.sha256(ingredients.encode()).hexdigest(),
         # It may be listed by its folder.
@@ -116,17 +114,6 @@ def of_training(folder: Path = Path(), *, where: Source | None = None) -> Traini
 def dataset_of(params: Mapping[str, Any]) -> str:
     """Return the name of the data set that params name."""
     return str(params.get("dataset", "mnist"))
-
-
-def _listed(keys: Iterable[str], values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the params that a stage lists, by dotted keys; a section stands for all that is in it."""
-    params: dict[str, Any] = {}
-    for key in keys:
-        of_key = {name: values[name] for name in values if name == key or name.startswith(f"{key}.")}
-        if not of_key:
-            raise InputError(str(paths.PARAMS), found=f"no {key}", expected="the keys that train lists")
-        params |= of_key
-    return params
 
 
 def _digest(dep: Path) -> Any:

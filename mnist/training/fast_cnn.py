@@ -9,6 +9,7 @@ columns after pooling, P and Q the place in a pooling window (row, column), K cl
 pairs of rows and columns of an input window.
 """
 
+import functools
 import itertools
 from typing import Any, TypeGuard
 
@@ -94,12 +95,7 @@ class _ConvolvedPooledRectified(torch.autograd.Function):
         ).reshape(num_in * WINDOW**2, num_pooled)
         # All four are one matrix product. A third of its multiplications are by the zeros around the
         # kernels, and it still takes a third of the time of `conv2d`.
-        placed = product(weight_FCHW.reshape(num_out * num_in, KERNEL**2), PLACES.to(weight_FCHW.dtype))
-        kernels = (
-            placed.view(num_out, num_in, POOL**2, WINDOW**2)
-            .permute(2, 0, 1, 3)
-            .reshape(POOL**2 * num_out, num_in * WINDOW**2)
-        )
+        kernels = torch.cat([weight_FCHW.new_zeros(1), weight_FCHW.flatten()]).take(_places(num_out, num_in))
         convolved = product(kernels, windows).view(POOL**2, num_out * num_pooled)
 
         largest = convolved.amax(0)
@@ -124,15 +120,11 @@ class _ConvolvedPooledRectified(torch.autograd.Function):
         grad_convolved = is_largest * (grad.view(num_out * num_pooled) / is_largest.sum(0))
         grad_convolved = grad_convolved.view(POOL**2 * num_out, num_pooled)
 
-        grad_placed = (
-            product(grad_convolved, windows.t())
-            .view(POOL**2, num_out, num_in, WINDOW**2)
-            .permute(1, 2, 0, 3)
-            .reshape(num_out * num_in, POOL**2 * WINDOW**2)
-        )
-        grad_weight_FCHW = product(grad_placed, PLACES.t().to(grad.dtype)).view(
-            num_out, num_in, KERNEL, KERNEL
-        )
+        # Not `grad_convolved @ windows.t()`, which takes 1.3 to 1.8 times as long.
+        grad_kernels, of_weights = product(windows, grad_convolved.t()), _places(num_out, num_in).t()
+        grad_weights = grad.new_zeros(1 + num_out * num_in * KERNEL**2)
+        grad_weights.index_add_(0, of_weights.flatten(), grad_kernels.flatten())
+        grad_weight_FCHW = grad_weights[1:].view(num_out, num_in, KERNEL, KERNEL)
         if not ctx.needs_input_grad[0]:
             return None, grad_weight_FCHW, grad_bias_F
 
@@ -152,12 +144,11 @@ class _ConvolvedPooledRectified(torch.autograd.Function):
         return grad_x.view(ctx.shape), grad_weight_FCHW, grad_bias_F
 
 
-def _places() -> Tensor:
-    """Return 1 where a kernel's element is in a window, for each place in the pool: float32 (25, 4 x 36)."""
-    places = torch.zeros(KERNEL, KERNEL, POOL, POOL, WINDOW, WINDOW)
-    for row, column, p, q in itertools.product(range(KERNEL), range(KERNEL), range(POOL), range(POOL)):
-        places[row, column, p, q, p + row, q + column] = 1
-    return places.view(KERNEL**2, -1)
-
-
-PLACES = _places()
+@functools.cache
+def _places(num_out: int, num_in: int) -> Tensor:
+    """Return the weight at each place of the kernels of a window, int64 (4 F, 36 C): from 1; 0 for none."""
+    weights = torch.arange(num_out * num_in * KERNEL**2).view(num_out, num_in, KERNEL, KERNEL) + 1
+    places = weights.new_zeros(POOL, POOL, num_out, num_in, WINDOW, WINDOW)
+    for p, q in itertools.product(range(POOL), range(POOL)):
+        places[p, q, :, :, p : p + KERNEL, q : q + KERNEL] = weights
+    return places.view(POOL**2 * num_out, num_in * WINDOW**2)

@@ -126,6 +126,11 @@ class Summary:
         return Rate(hits=int(self.confusion_KK.trace()), num_images=len(self.test))
 
     @property
+    def num_wrong(self) -> int:
+        """Return the number of test images that are classified wrongly."""
+        return len(self.test) - self.accuracy.hits
+
+    @property
     def loss_interval(self) -> Interval | None:
         """Return the 95 % interval of the mean loss in all images of the kind; None of one image."""
         num_images = len(self.test)
@@ -172,7 +177,7 @@ class Summary:
         confident = self.num_confident_mistakes
         note = f" ({confident:,} with a confidence above {HIGH_CONFIDENCE:.0%})" if confident else ""
         return (
-            f"{self.scores.num_wrong:,} wrong{note}, balanced accuracy {self.scores.balanced_accuracy:.2%},"
+            f"{self.num_wrong:,} wrong{note}, balanced accuracy {self.scores.balanced_accuracy:.2%},"
             f" loss {self.scores.loss:.4f}, calibration error"
             f" {self.scores.expected_calibration_error:.2%},"
             f" validation accuracy {self.epochs[-1].val_accuracy:.2%}"

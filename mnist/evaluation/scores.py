@@ -26,14 +26,12 @@ class Scores(Section):
         accuracy: share of right predictions.
         balanced_accuracy: see `balanced_accuracy`.
         loss: mean negative log-likelihood of an image, in nats.
-        num_wrong: number of wrong predictions.
         expected_calibration_error: see `calibration_error`.
     """
 
     accuracy: Fraction
     balanced_accuracy: Fraction
     loss: float
-    num_wrong: int
     expected_calibration_error: float
 
 
@@ -85,7 +83,6 @@ def score(log_probs_NK: NDArray[np.float32], labels_N: Bytes) -> Scores:
         accuracy=round(float(right_N.mean()), 6),
         balanced_accuracy=round(balanced_accuracy(counts_KK), 6),
         loss=round(float(-log_probs_NK[np.arange(len(labels_N)), labels_N].mean()), 6),
-        num_wrong=int((~right_N).sum()),
         expected_calibration_error=round(calibration_error(bins(confidence(log_probs_NK), right_N)), 6),
     )
 

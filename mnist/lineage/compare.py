@@ -24,7 +24,6 @@ MISSING = "-"
 DIGEST_SHOWN = 12  # hex digits
 DIGEST = re.compile(r"[0-9a-f]{32}(\.dir)?|[0-9a-f]{64}")
 MACHINE = ("device", "python", "torch", "numpy")  # where all are equal, equal inputs give equal bytes
-COUNT, SHARE = "num_wrong", "accuracy"  # a count of images, and the share of the others
 PREDICTED = "predicted"  # a column: its cells are compared by how many differ
 
 
@@ -34,7 +33,7 @@ class Tolerance:
 
     Attributes:
         text: for people.
-        absolute: bound; of counts, and of predictions, as a share of all.
+        absolute: bound; of predictions, as a share of all.
         relative: bound, as a share of the first number.
     """
 
@@ -56,13 +55,11 @@ Tolerances = Mapping[str, Tolerance]  # by a word in a number's name, the first 
 OTHER_WEIGHTS: Tolerances = {
     "accuracy": Tolerance("1 point", 0.01),
     "recall": Tolerance("5 points", 0.05),  # a class has 1,000 images
-    COUNT: Tolerance("1 % of the images", 0.01),
     PREDICTED: Tolerance("3 % of the rows", 0.03),  # from one wrong class to another moves no accuracy
     "": Tolerance("5 % or 0.01", 0.01, relative=0.05),
 }
 # Probabilities of equal weights differ by some 1e-6 between processors.
 EQUAL_WEIGHTS: Tolerances = {
-    COUNT: Tolerance("0.1 % of the images", 0.001),
     PREDICTED: Tolerance("0.1 % of the rows", 0.001),
     "": Tolerance("0.001", 0.001),
 }
@@ -212,8 +209,7 @@ def _differences(
             values = one.get(key, MISSING), other.get(key, MISSING)
             if values[0] != values[1] or type(values[0]) is not type(values[1]):
                 place = f", row {number}" if len(before) > 1 else ""
-                num_images = _num_images(one) or _num_images(other)
-                row = _row(f"{name}: {key}{place}", key, values, num_images, tolerances)
+                row = _row(f"{name}: {key}{place}", key, values, tolerances)
                 found.setdefault(key, []).append((_distance(*values), row))
     # Of each key what is beyond its tolerance first, and then what is farthest apart.
     rows = {
@@ -232,24 +228,12 @@ def _differences(
     return list(rows.values())
 
 
-def _num_images(scores: Mapping[str, Any]) -> float:
-    """Return the number of images, by how many of them and which share are wrong; 0 if that does not say."""
-    wrong: Any = scores.get(COUNT)
-    right: Any = scores.get(SHARE)
-    return wrong / (1 - right) if _is_number(wrong) and _is_number(right) and right < 1 else 0
-
-
-def _row(
-    what: str, key: str, values: tuple[Any, Any], num_images: float, tolerances: Tolerances | None
-) -> Row:
-    one, other = values
-    tolerance, scale = None, 1.0
-    if tolerances and _is_number(one) and _is_number(other):
-        if not (isinstance(one, int) and isinstance(other, int)):
-            tolerance = next(bound for word, bound in tolerances.items() if word in key)
-        elif key == COUNT and num_images > 0:
-            tolerance, scale = tolerances[COUNT], 1 / num_images
-    is_close = tolerance is not None and tolerance.holds(one * scale, other * scale)
+def _row(what: str, key: str, values: tuple[Any, Any], tolerances: Tolerances | None) -> Row:
+    (one, other), tolerance = values, None
+    is_count = isinstance(one, int) and isinstance(other, int)
+    if tolerances and _is_number(one) and _is_number(other) and not is_count:
+        tolerance = next(bound for word, bound in tolerances.items() if word in key)
+    is_close = tolerance is not None and tolerance.holds(one, other)
     return Row(
         what=what,
         before=_shown(one),

@@ -129,7 +129,7 @@ def test_the_report_holds_the_numbers_of_the_files(tmp_path: Path) -> None:
     low, high = summary.accuracy.interval or (0, 0)
     for number in (
         f"{100 * result_scores.accuracy:.2f} %",
-        f"{result_scores.num_wrong} of 300 test images wrong",
+        f"{summary.num_wrong} of 300 test images wrong",
         f"{result_scores.loss:.4f}",
         f"{100 * result_scores.expected_calibration_error:.2f} %",
         f"{100 * low:.2f} to {100 * high:.2f} %",
@@ -333,7 +333,7 @@ def test_the_card_holds_the_numbers_of_the_files(tmp_path: Path) -> None:
     assert f"| {result_scores.loss:.4f} |" in body
     assert "6,422 parameters" in body
     assert re.search(r"epochs?; on [0-9,]+ validation images", body)
-    assert f"wrong {result_scores.num_wrong} times, {summary.num_confident_mistakes} of them" in body
+    assert f"wrong {summary.num_wrong} times, {summary.num_confident_mistakes} of them" in body
     for one in summary.classes:
         assert f"\n| {one.name} | 30 | {100 * (one.recall.share or 0):.2f} % |" in body
     for key in ("f" * 64, "d" * 64, "a" * 64, "c" * 40, "lr 0.01", "dvc repro"):

@@ -48,7 +48,6 @@ def test_scores_of_a_worked_example() -> None:
         "accuracy": 0.6,
         "balanced_accuracy": 0.666667,  # 2 of 2 and 1 of 3 are found, and the third class has no image
         "loss": round(sum(losses) / 5, 6),
-        "num_wrong": 2,
         # Of the bins of width 1/15, (10/15, 11/15] holds .70 (right) and .68 (wrong), the
         # others have one image each: (|1 - 1.38| + |1 - .8| + |0 - .6| + |1 - .5|) / 5.
         "expected_calibration_error": 0.336,

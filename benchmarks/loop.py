@@ -55,7 +55,7 @@ def time_training() -> None:
     measured, seed, precision = statistics.read(paths.STATS), settings.seed, settings.precision
     classes = store.describe(paths.DATASET).classes
     train, val = store.cut(store.load(paths.DATASET, "train"), val_size=settings.val_size, seed=seed)
-    device = devices.prepare(settings, precision=precision, deterministic=settings.deterministic)
+    device = devices.prepare(settings, settings)
     net = model.build(settings, classes=classes, seed=seed, mean=measured.mean, std=measured.std)
     start = time.perf_counter()
     events = loop.fit(

@@ -6,6 +6,7 @@ metrics/test.json, metrics/predictions.csv, metrics/classes.csv, metrics/plots/,
 What is scored is the file that is registered and served, with onnxruntime on the CPU.
 """
 
+import functools
 from pathlib import Path
 
 from mnist.core import files, paths, process
@@ -15,8 +16,6 @@ from mnist.data import store as data
 from mnist.data.validation import require_valid
 from mnist.evaluation import scores
 from mnist.evaluation.predictions import check_log_probs, write_log_probs, write_table
-
-NUM_IMAGES = 10  # in each gallery, and in the figure of feature maps
 
 
 class Params(Section):
@@ -45,45 +44,32 @@ def run(
     require_valid(validation, dataset)
     classes, test = data.describe(dataset).classes, data.load(dataset, "test")
     import numpy as np
-    from safetensors.numpy import load_file
 
     from mnist.evaluation import figures
     from mnist.training import onnx_model
 
     classifier = onnx_model.load(onnx, num_threads=params.num_threads)
-    if classifier.about.classes != classes:
-        found, expected = (", ".join(names) for names in (classifier.about.classes, classes))
-        raise InputError(str(onnx), found=f"the classes {found}", expected=f"{expected}: run `dvc repro`")
-    if classifier.about.weights_sha256 != files.sha256(weights):
-        raise InputError(str(onnx), found="other weights", expected=f"those of {weights}: run `dvc repro`")
+    if classifier.about != onnx_model.About(classes=classes, weights_sha256=files.sha256(weights)):
+        expected = f"those of {dataset} and {weights}: run `dvc repro`"
+        raise InputError(str(onnx), found="other classes or weights", expected=expected)
     log_probs_NK = classifier.log_probabilities(test.images_NHW)
     check_log_probs(log_probs_NK, onnx)
-    predicted_N, confidence_N = log_probs_NK.argmax(1), scores.confidence(log_probs_NK)
-    one_a_class = test.take(np.unique(test.labels_N, return_index=True)[1][:NUM_IMAGES])
-    inputs_NHW, maps = figures.layers(classifier, one_a_class.images_NHW)
+    predicted_N = log_probs_NK.argmax(1)
     result = scores.score(log_probs_NK, test.labels_N)
     files.write_json(test_metrics, result.model_dump())
     named = write_table(predictions, labels_N=test.labels_N, predicted_N=predicted_N, classes=classes)
     counts_KK = scores.confusion(test.labels_N, predicted_N, num_classes=len(classes))
     files.write_text(by_class, scores.class_table(counts_KK, classes))
     write_log_probs(log_probs, log_probs_NK)
-    mistakes_M = scores.confident_mistakes(log_probs_NK, test.labels_N)[:NUM_IMAGES]
-    for path, title, index_M in (
-        (gallery, "The first test images, as predicted", np.arange(min(NUM_IMAGES, len(test)))),
-        (errors_gallery, "The most confident mistakes", mistakes_M),
-    ):
-        figures.gallery(
-            path,
-            title=title,
-            images=test.take(index_M),
-            predicted_N=predicted_N[index_M],
-            confidence_N=confidence_N[index_M],
-            index_N=index_M,
-            classes=classes,
-        )
-    figures.filters(filters, figures.first_weights(load_file(weights)))
-    figures.feature_maps(feature_maps, inputs_NHW, [classes[label] for label in one_a_class.labels_N], maps)
-    right = f"accuracy {result.accuracy:.2%} on {len(test):,} test images ({result.num_wrong:,} wrong)"
+    first_M, mistakes_M = np.arange(len(test)), scores.confident_mistakes(log_probs_NK, test.labels_N)
+    draw = functools.partial(figures.gallery, test=test, log_probs_NK=log_probs_NK, classes=classes)
+    draw(gallery, "The first test images, as predicted", first_M)
+    draw(errors_gallery, "The most confident mistakes", mistakes_M)
+    figures.filters(filters, figures.first_weights(weights))
+    one_a_class = test.take(np.unique(test.labels_N, return_index=True)[1])
+    names, layers = [classes[label] for label in one_a_class.labels_N], figures.layers
+    figures.feature_maps(feature_maps, names, *layers(classifier, one_a_class.images_NHW))
+    right = f"accuracy {result.accuracy:.2%} on {len(test):,} test images ({len(mistakes_M):,} wrong)"
     print(f"evaluate: {right}, balanced {result.balanced_accuracy:.2%}, loss {result.loss:.4f}")
     if named.warning:
         print(f"evaluate: WARNING: {named.warning}")

@@ -37,11 +37,7 @@ def run(
     epochs_table: Path = paths.HISTORY,
     steps_table: Path = paths.STEPS,
 ) -> str:
-    """Train on the training images, watch the validation images, write weights and curves.
-
-    Returns:
-        The machine, as far as the bytes of the weights depend on it.
-    """
+    """Train, write weights and curves; return the machine that the bytes of the weights depend on."""
     with distributed.init(params.processes) as ctx:
         require_valid(validation, dataset)
         measured = statistics.read(stats)
@@ -51,9 +47,7 @@ def run(
         ctx.check_same_fingerprint(source.fingerprint)
         from mnist.training import checkpoint, devices, loop, model, onnx_export
 
-        device = devices.prepare(
-            params, precision=params.precision, deterministic=params.deterministic, local_rank=ctx.local_rank
-        )
+        device = devices.prepare(params, params, local_rank=ctx.local_rank)
         net = model.build(params, classes=classes, seed=params.seed, mean=measured.mean, std=measured.std)
         where, num_parameters = devices.describe(device, ctx.size), model.num_parameters(net)
         origin, every = (source.fingerprint, where, result.versions()), params.checkpoint_epochs

@@ -109,7 +109,7 @@ class Made:
         )
         maps = np.zeros((2, 5, 5), np.float32)
         figures.filters(self.folder / paths.FILTERS, maps)
-        figures.feature_maps(self.folder / paths.FEATURE_MAPS, maps, ["a", "b"], {})
+        figures.feature_maps(self.folder / paths.FEATURE_MAPS, ["a", "b"], maps, {})
 
     def summary(self) -> Summary:
         """Return its numbers."""

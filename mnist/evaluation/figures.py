@@ -3,7 +3,8 @@
 Equal input gives equal bytes. torchvision's grid is not used: its import takes longer than all that
 `evaluate` does (3.3 s), and it draws no text.
 
-Shape suffixes: N images, C channels, F filters or units, H rows, W columns, D pixels of an image.
+Shape suffixes: N images, M of them, K classes, C channels, F filters or units, H rows, W columns, D pixels of
+an image.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,9 +17,11 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 from numpy.typing import NDArray
+from safetensors.numpy import load_file
 
 from mnist.core import files
 from mnist.data.store import IMAGE_SHAPE, Bytes, Images
+from mnist.evaluation.scores import confidence
 from mnist.training.onnx_model import Floats, OnnxModel
 
 # Layers that are shown, by their names in the network.
@@ -26,6 +29,7 @@ CONVOLUTIONS = {"conv1": "first convolution", "conv2": "second convolution"}
 HIDDEN = {"fc1": "first hidden layer", "fc2": "second hidden layer"}
 
 DPI = 100
+MAX_IMAGES = 10  # of a gallery, and of the figure of feature maps
 TITLE = 34  # all sizes in pixels
 
 # A gallery. An image's side is five times its own 28 pixels, so that all are equally large.
@@ -46,14 +50,12 @@ LETTER, LARGE_LETTER = 8, 10  # width of one in a caption, and of one in a name,
 MIN_WIDTH = 600  # that the title needs
 
 
-def first_weights(tensors: Mapping[str, NDArray[Any]]) -> Floats:
-    """Return the weights of the first layer, float32 (F, H, W): 5x5 of a CNN, 28x28 of an MLP.
+def first_weights(path: Path) -> Floats:
+    """Return the first layer of a weights file, float32 (F, H, W): 5x5 of a CNN, 28x28 of an MLP.
 
     Where the classifier shuffles the pixels, the weights of an MLP are put back in the places of the image.
-
-    Args:
-        tensors: of a weights file, by name.
     """
+    tensors = load_file(path)
     if "network.conv1.weight" in tensors:
         return tensors["network.conv1.weight"][:, 0]
     weight_FD = tensors["network.fc1.weight"]
@@ -87,44 +89,44 @@ def layers(classifier: OnnxModel, images_NHW: Bytes) -> tuple[Floats, dict[str, 
 
 def gallery(
     path: Path,
-    *,
     title: str,
-    images: Images,
-    predicted_N: NDArray[np.int64],
-    confidence_N: NDArray[np.float64],
-    index_N: NDArray[np.int64],
+    index_M: NDArray[np.int64],
+    *,
+    test: Images,
+    log_probs_NK: NDArray[np.floating[Any]],
     classes: Sequence[str],
 ) -> None:
-    """Draw N images in rows of five, each with its predicted class and confidence, in green or red.
+    """Draw M test images in rows of five, each with its predicted class and confidence, in green or red.
 
     Args:
         path: a PNG file.
         title: above all images.
-        images: N of them, with their labels; of no images, the word "none" is drawn.
-        predicted_N: int64 (N,).
-        confidence_N: float64 (N,), probability of the predicted class.
-        index_N: int64 (N,), positions in the test split.
+        index_M: int64 (M,), positions in the test split; of more than 10 images the first ones are drawn,
+            of none the word "none".
+        test: all N images of the split, with their labels.
+        log_probs_NK: float (N, K), of the test images.
         classes: names of the classes, by label.
     """
-    num_rows = max(1, -(-len(images) // COLUMNS))
+    index_M, confidence_N = index_M[:MAX_IMAGES], confidence(log_probs_NK)
+    num_rows = max(1, -(-len(index_M) // COLUMNS))
     width, height = COLUMNS * CELL, num_rows * (CELL + CAPTION) + TITLE
     axes = _axes(width, height, ground="white")
     _text(axes, width / 2, TITLE / 2, title, ha="center", fontsize=13, fontweight="bold", color="black")
-    if len(images) == 0:
+    if len(index_M) == 0:
         _text(axes, width / 2, (TITLE + height) / 2, "none", ha="center", fontsize=13, color="black")
-    rows = zip(images.images_NHW, images.labels_N, predicted_N, confidence_N, index_N, strict=True)
-    for place, (image_HW, label, predicted, confidence, index) in enumerate(rows):
+    for place, index in enumerate(index_M):
+        label, predicted = test.labels_N[index], log_probs_NK[index].argmax()
         left, top = place % COLUMNS * CELL, TITLE + place // COLUMNS * (CELL + CAPTION)
         middle, below = left + CELL / 2, top + ABOVE + SIDE
         predicted_name, name = (_shortened(classes[one]) for one in (predicted, label))
-        lines, color = [f"{predicted_name}  ({confidence:.1%})"], RIGHT
+        lines, color = [f"{predicted_name}  ({confidence_N[index]:.1%})"], RIGHT
         if predicted != label:
             lines, color = [*lines, f"is {name}"], WRONG
         caption = _text(
             axes, middle, top + ABOVE / 2, ", ".join(lines), ha="center", fontsize=11, color=color
         )
         _fit(caption, lines)
-        image = image_HW[None, None].astype(np.float32)
+        image = test.images_NHW[None, None, index].astype(np.float32)
         left += (CELL - SIDE) // 2
         _grid(axes, image, left=left, top=top + ABOVE, side=SIDE, cmap="gray_r", limits=(0, 255), gap=0)
         note = f"test image {index}"
@@ -156,16 +158,17 @@ def filters(path: Path, patterns_FHW: Floats) -> None:
     _save(path, axes)
 
 
-def feature_maps(path: Path, inputs_NHW: Floats, names: Sequence[str], maps: Mapping[str, Floats]) -> None:
-    """Draw a row for each image: the input of the network, and the feature maps of its layers.
+def feature_maps(path: Path, names: Sequence[str], inputs_NHW: Floats, maps: Mapping[str, Floats]) -> None:
+    """Draw a row for each of the first 10 images: the input of the network, and feature maps of its layers.
 
     Args:
         path: a PNG file.
-        inputs_NHW: float32 (N, H, W), the inputs of the network.
         names: of the classes of the N images.
+        inputs_NHW: float32 (N, H, W), the inputs of the network.
         maps: float32 (N, C, H, W) by the name of the layer; of more than 8 channels the first ones are
             drawn. All maps of a layer have one scale, black for 0.
     """
+    inputs_NHW = inputs_NHW[:MAX_IMAGES]
     low, high = float(inputs_NHW.min()), float(inputs_NHW.max())
     shown = [("image", inputs_NHW[:, None], "gray_r", (low, high if high > low else low + 1))]
     for layer, maps_NCHW in maps.items():
@@ -173,9 +176,9 @@ def feature_maps(path: Path, inputs_NHW: Floats, names: Sequence[str], maps: Map
         every = "1" if num_channels == 1 else f"all {num_channels}"
         some = f"{MAX_MAPS} of {num_channels}" if num_channels > MAX_MAPS else every
         limits = (0.0, float(maps_NCHW.max()) or 1.0)
-        shown.append((f"{layer} ({some})", maps_NCHW[:, :MAX_MAPS], "magma", limits))
+        shown.append((f"{layer} ({some})", maps_NCHW[:MAX_IMAGES, :MAX_MAPS], "magma", limits))
 
-    names = [_shortened(name) for name in names]
+    names = [_shortened(name) for name in names[:MAX_IMAGES]]
     top, left = TITLE + CAPTION, 2 * MARGIN + LARGE_LETTER * max(map(len, names))
     lefts = []
     for caption, maps_NCHW, _, _ in shown:

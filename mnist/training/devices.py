@@ -10,25 +10,24 @@ import torch
 import torch.utils.deterministic
 from torch import Tensor
 
-from mnist.core.config import Machine, Precision
+from mnist.core.config import Execution, Machine, Precision
 from mnist.core.errors import InputError
 from mnist.training import CPUINFO, ONE_INSTRUCTION_SET
 from mnist.training.products import HAS_ONEDNN
 
 GraphStep = Callable[[Tensor, Tensor, Tensor], Tensor]
 
+PLAIN = Execution(precision="float32", deterministic=True, processes=1)
 NUM_WARM_UPS = 3  # as torch.cuda.make_graphed_callables: libraries choose and allocate here
 
 
-def prepare(
-    machine: Machine, *, precision: Precision = "float32", deterministic: bool = True, local_rank: int = 0
-) -> torch.device:
+def prepare(machine: Machine, execution: Execution = PLAIN, *, local_rank: int = 0) -> torch.device:
     """Set threads, precision and determinism for this process, and return the device to use.
 
     Args:
         machine: device and threads of `params.yaml`.
-        precision: of matrix products and convolutions; bfloat16 is left to `torch.autocast`.
-        deterministic: raise for kernels whose last bits differ from run to run.
+        execution: precision of matrix products and convolutions, of which bfloat16 is left to
+            `torch.autocast`; and whether to raise for kernels whose last bits differ from run to run.
         local_rank: of this process on this machine, from 0; each uses its own GPU.
 
     Raises:
@@ -52,16 +51,16 @@ def prepare(
             )
         device = torch.device("cuda", local_rank)
         torch.cuda.set_device(device)
-    if precision == "tf32" and device.type == "cpu":
+    if execution.precision == "tf32" and device.type == "cpu":
         raise InputError("params.yaml: precision", found="tf32 on a CPU", expected="float32 or bfloat16")
 
     torch.set_num_threads(machine.num_threads)
-    set_precision(precision)
-    torch.backends.cudnn.benchmark = not deterministic
+    set_precision(execution.precision)
+    torch.backends.cudnn.benchmark = not execution.deterministic
     # As torch.use_deterministic_algorithms(True), without its import of torch._dynamo (1.5 s).
     # cuBLAS reads its variable when it starts.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.set_deterministic_debug_mode("error" if deterministic else "default")
+    torch.set_deterministic_debug_mode("error" if execution.deterministic else "default")
     # It also fills every new tensor, which takes 7 % of an epoch. No code here reads a tensor before
     # it is written.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from matplotlib.image import imread
 from numpy.typing import NDArray
+from safetensors.torch import save_file
 
 from mnist.core import paths
 from mnist.core.config import Architecture
@@ -19,6 +20,13 @@ from mnist.evaluation import figures
 from mnist.training import model, onnx_export, onnx_model
 from mnist.training.model import MLP, Classifier, SimpleCNN
 from tests.conftest import DIGITS, digits
+
+
+def log_probs(predicted_N: NDArray[Any], confidence_N: NDArray[np.float64]) -> NDArray[np.float32]:
+    """Return log-probabilities, float32 (N, 10), of predictions with this confidence."""
+    is_predicted_NK = predicted_N[:, None] == np.arange(10)
+    probs_NK = np.where(is_predicted_NK, confidence_N[:, None], (1 - confidence_N[:, None]) / 9)
+    return np.log(probs_NK).astype(np.float32)
 
 
 def draw(
@@ -33,11 +41,10 @@ def draw(
     wrong_N = np.arange(num_images) < num_wrong
     figures.gallery(
         path,
-        title="Some digits",
-        images=shown,
-        predicted_N=(shown.labels_N.astype(np.int64) + wrong_N) % 10,
-        confidence_N=np.linspace(0.5, 1, num_images),
-        index_N=np.arange(num_images) * 1111,
+        "Some digits",
+        np.arange(num_images),
+        test=shown,
+        log_probs_NK=log_probs((shown.labels_N + wrong_N) % 10, np.linspace(0.5, 0.999, num_images)),
         classes=classes,
     )
     return path
@@ -70,11 +77,10 @@ def test_every_pixel_of_an_image_is_on_it(tmp_path: Path) -> None:
     image_HW[14:, 14:] = 128
     figures.gallery(
         tmp_path / "gallery.png",
-        title=" ",
-        images=Images(images_NHW=image_HW[None], labels_N=np.array([1], np.uint8)),
-        predicted_N=np.array([1]),
-        confidence_N=np.array([1.0]),
-        index_N=np.array([0]),
+        " ",
+        np.array([0]),
+        test=Images(images_NHW=image_HW[None], labels_N=np.array([1], np.uint8)),
+        log_probs_NK=log_probs(np.array([1]), np.array([0.999])),
         classes=DIGITS.classes,
     )
 
@@ -108,7 +114,7 @@ def draw_maps(path: Path, *, name: str = "7") -> NDArray[Any]:
     for layer, side in (("first", 24), ("second", 8)):
         maps[layer] = rng.random((3, 2, side, side), np.float32)
         maps[layer][-1, -1, -1, -1] = 2
-    figures.feature_maps(path, digits(3, seed=1).images_NHW.astype(np.float32), [name] * 3, maps)
+    figures.feature_maps(path, [name] * 3, digits(3, seed=1).images_NHW.astype(np.float32), maps)
     return np.asarray(imread(path))
 
 
@@ -165,17 +171,14 @@ def classifier(kind: str, *, permute_pixels: bool = False) -> Classifier:
     return model.build(architecture, classes=DIGITS.classes, seed=2, mean=0.2, std=0.4).eval()
 
 
-def tensors_of(net: Classifier) -> dict[str, NDArray[Any]]:
-    return {name: tensor.numpy() for name, tensor in net.state_dict().items()}
-
-
 @pytest.mark.parametrize("permute_pixels", [False, True], ids=["in place", "shuffled"])
-def test_filters_of_an_mlp_lie_where_the_pixels_of_the_image_are(permute_pixels: bool) -> None:
+def test_filters_of_an_mlp_lie_where_the_pixels_are(tmp_path: Path, permute_pixels: bool) -> None:
     """Held over the image as it is, a pattern gives what the unit gives."""
     net = classifier("mlp", permute_pixels=permute_pixels)
     images_NHW = digits(4, seed=0).images_NHW
+    save_file(net.state_dict(), tmp_path / "weights")
 
-    patterns_FHW = figures.first_weights(tensors_of(net))
+    patterns_FHW = figures.first_weights(tmp_path / "weights")
 
     assert isinstance(net.network, MLP)
     assert patterns_FHW.shape == (8, 28, 28)
@@ -192,7 +195,7 @@ def test_filters_of_a_cnn_are_its_first_kernels_and_maps_its_rectified_convoluti
 
     assert isinstance(net.network, SimpleCNN)
     kernels_FHW = net.network.conv1.weight[:, 0].detach().numpy()
-    assert np.array_equal(figures.first_weights(tensors_of(net)), kernels_FHW)
+    assert np.array_equal(figures.first_weights(scored / paths.WEIGHTS), kernels_FHW)
     x_NCHW = net.preprocess(torch.from_numpy(images_NHW))
     with torch.no_grad():
         first_NCHW = F.relu(net.network.conv1(x_NCHW))

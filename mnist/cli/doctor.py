@@ -10,7 +10,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from contextlib import closing
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -242,10 +241,8 @@ def check_store() -> str:
     if not file.exists():
         return f"{shown}, which the next command makes"
     # Not by MLflow, whose import takes a second, and which would change the file.
-    with closing(sqlite3.connect(f"{file.as_uri()}?mode=rw", uri=True)) as store:
-        places = list(store.execute(PLACES))
-        ahead = list(store.execute(AHEAD, [(time.time() + CLOCK_SECONDS) * 1000]))
-    for (place,) in places if file == paths.root() / "mlflow.db" else []:
+    ahead = database.query(uri, AHEAD, (time.time() + CLOCK_SECONDS) * 1000)
+    for (place,) in database.query(uri, PLACES) if file == paths.root() / "mlflow.db" else []:
         old = Path(unquote(place.removeprefix("file://")))
         if old.parent != paths.root() and (paths.root() / old.name).is_dir():
             expected, command = "files in this checkout", ["python", "-c", CONNECT]

@@ -67,6 +67,7 @@ def serve(port: int) -> None:
       mnist serve --port 5001
       curl -H 'Content-Type: application/json' -d '{"inputs": [...]}' http://127.0.0.1:5001/invocations
     """
+    from mnist.cli import score
     from mnist.tracking import serving
 
-    serving.serve(port)
+    serving.serve(port, score.load)

@@ -258,7 +258,7 @@ def result_compared(
     from mnist.data import store as data
     from mnist.evaluation import predictions
     from mnist.lineage import compare, fingerprint
-    from mnist.tracking import record, registry
+    from mnist.tracking import events, record
 
     tags, weights = candidate.run.data.tags, checkout / paths.WEIGHTS
     origin = fingerprint.of_training(checkout, where=fingerprint.Source())
@@ -279,7 +279,7 @@ def result_compared(
             images_NHW = data.load(checkout / paths.DATASET, "test").images_NHW
             agrees = stored.agrees(images_NHW, predictions.read_log_probs(checkout / paths.LOG_PROBS))
             unequal = "other bytes" if agrees else "NO"
-        digests = candidate.version.tags[registry.ONNX], files.sha256(checkout / paths.ONNX)
+        digests = candidate.version.tags[events.ONNX], files.sha256(checkout / paths.ONNX)
         yield compare.digest_row(f"{paths.ONNX}, file of {candidate.uri}", *digests, unequal)
     if not is_equal:  # numbers of other code may be within a tolerance, too
         yield compare.digest_row("code, params and data", tags["fingerprint"], origin.fingerprint, "NO")

@@ -48,7 +48,7 @@ def predict(names: Sequence[Path], model: str | None, output: Path | None) -> No
       mnist predict scans/ more.npy --output predictions.csv
       mnist predict t10k-images-idx3-ubyte.gz --model models/model.onnx
     """
-    name, classifier = _load(model)
+    name, classifier = load(model)
     faults, num_images = list[InputError](), 0
     on_terminal = output is None and sys.stdout.isatty()
     with _table(output) as stream:
@@ -92,7 +92,7 @@ def drift(names: Sequence[Path], alpha: float, *, as_json: bool) -> None:
     from mnist.data import store as data, validation
 
     validation.require_valid(paths.VALIDATION, paths.DATASET)
-    name, classifier = _load(trained_on=validation.read(paths.VALIDATION).dataset_sha256)
+    name, classifier = load(trained_on=validation.read(paths.VALIDATION).dataset_sha256)
     from mnist.evaluation import drift as method
 
     faults = list[InputError]()
@@ -117,8 +117,8 @@ def drift(names: Sequence[Path], alpha: float, *, as_json: bool) -> None:
     sys.exit(1 if drifted else 2 if faults else 0)
 
 
-def _load(model: str | None = None, *, trained_on: str = "") -> tuple[str, "OnnxModel"]:
-    """Return a model and its name: a version of the registry, without a name the champion; or a file.
+def load(model: str | None = None, *, trained_on: str = "") -> tuple[str, "OnnxModel"]:
+    """Return a name and a model: a version of the registry, without a name the champion; or a file.
 
     Raises:
         InputError: there is none, or it was trained on other data than those of this digest.
@@ -128,18 +128,23 @@ def _load(model: str | None = None, *, trained_on: str = "") -> tuple[str, "Onnx
         from mnist.training import onnx_model
 
         return model, onnx_model.load(Path(model), num_threads=params.num_threads)
+    from mnist.tracking import stored
+
+    registered, num_threads = params.model_name, params.num_threads
+    if model is None and not trained_on and (found := stored.champion(registered, num_threads=num_threads)):
+        return found
     from mnist.tracking import client, events, record, registry
 
     store = client.connect()
     with client.answering(store.uri):
-        champion = record.find_champion(store, params.model_name) if model is None else None
+        champion = record.find_champion(store, registered) if model is None else None
         version = champion or record.find_version(store, str(model))
         name = f"models:/{version.name}/{version.version}"
         candidate = record.find(store, name, [events.DATASET]) if trained_on else None
         if candidate and (of_model := candidate.run.data.tags[events.DATASET]) != trained_on:
             expected = f"{of_model[:12]}, on which the champion {name} was trained"
             raise InputError(str(paths.DATASET), found=f"the data {trained_on[:12]}", expected=expected)
-        return name, registry.load_version(store, version, num_threads=params.num_threads)
+        return name, registry.load_version(store, version, num_threads=num_threads)
 
 
 @contextmanager

@@ -12,6 +12,7 @@ import sqlite3
 from contextlib import closing
 from importlib.metadata import distribution
 from pathlib import Path
+from typing import Any
 
 from mnist.core import paths, process
 from mnist.core.errors import InputError
@@ -47,9 +48,7 @@ def check(uri: str) -> None:
         expected = f"yours: run `sudo chown $USER {shlex.quote(str(file))}`"
         raise InputError(where, found="no permission", expected=expected)
     try:
-        # Not `mode=ro`, which cannot roll back what a killed process left.
-        with closing(sqlite3.connect(f"{file.as_uri()}?mode=rw", uri=True)) as store:
-            ((version,),) = store.execute("SELECT version_num FROM alembic_version")
+        ((version,),) = query(uri, "SELECT version_num FROM alembic_version")
     except (sqlite3.DatabaseError, ValueError) as error:  # ValueError: no version in it
         if "locked" in str(error):
             raise
@@ -57,6 +56,14 @@ def check(uri: str) -> None:
         found = "a database of something else" if is_other else str(error)
         raise InputError(where, found=found, expected=STORE) from None
     _check_schema(str(version), uri, where)
+
+
+def query(uri: str, command: str, *values: object) -> list[Any]:
+    """Return the rows that a query finds in a store of SQLite."""
+    # Not `mode=ro`, which cannot roll back what a killed process left.
+    file = paths.sqlite_file(uri).as_uri()
+    with closing(sqlite3.connect(f"{file}?mode=rw", uri=True)) as store:
+        return store.execute(command, values).fetchall()
 
 
 def _check_schema(version: str, uri: str, where: str) -> None:

@@ -23,6 +23,7 @@ from mnist.training.history import Epoch, Window
 
 # Tags of a run: the digests of its data, weights and evaluation; its code; what led to it.
 DATASET, WEIGHTS, EVALUATED = "dataset_sha256", "weights_sha256", "evaluation_sha256"
+ONNX = "onnx_sha256"  # of a version: the digest of its ONNX file
 FINGERPRINT, COMMIT = "fingerprint", "mlflow.source.git.commit"
 EXPERIMENTS, COMMITS = "dvc.experiments", "git.commits"
 # Metrics of a run; MLflow groups charts by what is before the slash.

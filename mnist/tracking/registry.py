@@ -1,10 +1,10 @@
 """MLflow's model registry: one version for each set of weights, checked before it counts.
 
-Everyone who reaches a server can write to it. So nothing here runs what a stored model names: `load` reads
-two of its files, `MLmodel` and the ONNX file.
+Nothing here runs what a stored model names (`mnist.tracking.stored`).
 """
 
 import contextlib
+import functools
 import io
 import re
 import tempfile
@@ -23,11 +23,11 @@ from mlflow.models import Model, ModelSignature
 from mlflow.store.artifact.models_artifact_repo import ModelsArtifactRepository
 from mlflow.types import Schema, TensorSpec
 
-from mnist.core import config, files, paths
+from mnist.core import files, paths
 from mnist.core.errors import InputError
 from mnist.data import store as data
 from mnist.evaluation import pages, predictions
-from mnist.tracking import client, events, metrics
+from mnist.tracking import client, events, metrics, stored
 from mnist.tracking.client import Store
 from mnist.tracking.promotion import CHALLENGER
 from mnist.training import onnx_model
@@ -36,10 +36,8 @@ from mnist.training.onnx_model import OnnxModel
 LOGGED = "models:/m-"  # how the source of a version begins that is a logged model
 REQUIREMENTS = ("onnxruntime", "numpy", "mlflow")
 NUM_COMPARED = 1000  # test images
-ONNX = "onnx_sha256"  # tag of a version: digest of its ONNX file
 CHALLENGER_TIME = "challenger_time_ms"  # tag: when the result of the challenger was made
 MILLISECONDS = re.compile("[0-9]{1,14}")  # since 1970, up to the year 5138
-MLMODEL, MAX_MLMODEL_BYTES = "MLmodel", 2**16  # the file that describes a stored model; ours have 1 kB
 
 
 def signature(num_classes: int) -> ModelSignature:
@@ -71,14 +69,14 @@ def find(store: Store, folder: Path, *, name: str, weights_sha256: str) -> tuple
     digest, damaged = files.sha256(folder / paths.ONNX), None
     wanted = f"name = '{name}' and tags.`{events.WEIGHTS}` = '{weights_sha256}'"
     for found in store.client.search_model_versions(wanted, order_by=["version_number ASC"]):
-        if ONNX not in found.tags or not str(found.source).startswith(LOGGED):
+        if events.ONNX not in found.tags or not str(found.source).startswith(LOGGED):
             continue
         try:
             model = load_version(store, found)
         except InputError:
             damaged = damaged or found
             continue
-        if found.tags[ONNX] == digest or _agrees(model, folder):
+        if found.tags[events.ONNX] == digest or _agrees(model, folder):
             return found, True
     return damaged, False
 
@@ -109,7 +107,7 @@ def ensure(
             return existing if existing.description else _attach(store, existing, card), False
         _use(store)
         digest = files.sha256(folder / paths.ONNX)
-        tags = {"test_accuracy": f"{accuracy:.4f}", events.WEIGHTS: weights_sha256, ONNX: digest}
+        tags = {"test_accuracy": f"{accuracy:.4f}", events.WEIGHTS: weights_sha256, events.ONNX: digest}
         with client.readable("MLflow's artifacts"):
             uri = _log(store, run, folder, existing)
         model = load(store, uri, tags)
@@ -117,7 +115,7 @@ def ensure(
             found = f"other probabilities than in {paths.LOG_PROBS}"
             raise InputError(str(paths.ONNX), found=found, expected="one evaluation: run `dvc repro`")
         if existing:  # other versions of torch and onnx export other bytes
-            store.client.set_model_version_tag(name, existing.version, ONNX, digest)
+            store.client.set_model_version_tag(name, existing.version, events.ONNX, digest)
             version = store.client.get_model_version(name, existing.version)
         else:
             version = _register(store, uri, name, model.about.classes, tags)
@@ -207,32 +205,11 @@ def _agrees(model: OnnxModel, folder: Path) -> bool:
 
 
 def load(store: Store, uri: str, tags: Mapping[str, str], *, num_threads: int = 1) -> OnnxModel:
-    """Download and read a stored model.
-
-    Args:
-        store: that it is in.
-        uri: of a version, or of a logged model.
-        tags: of the version, with the digests of the weights and the ONNX file.
-        num_threads: of onnxruntime.
-
-    Raises:
-        InputError: a file is missing, or it is not a model that `register` stored.
-    """
+    """Download and read a stored model; see `stored.read`."""
     _use(store)
     with files.temporary("model") as temporary, client.readable(uri):
-        stored = ModelsArtifactRepository(uri)
-        name = _data_of(_download(stored, MLMODEL, temporary, MAX_MLMODEL_BYTES), uri)
-        file = _download(stored, name, temporary, onnx_model.MAX_BYTES)
-        if (digest := files.sha256(file)) != tags.get(ONNX):
-            expected = f"{tags.get(ONNX) or 'none'}, the tag {ONNX}"
-            raise InputError(f"{uri}/{name}", found=f"the digest {digest}", expected=expected)
-        model = onnx_model.load(file, num_threads=num_threads, where=f"{uri}/{name}")
-    if (weights := model.about.weights_sha256) != tags.get(events.WEIGHTS):
-        expected = f"{tags.get(events.WEIGHTS) or 'none'}, the tag {events.WEIGHTS}"
-        raise InputError(
-            f"{uri}/{name}", found=f"that it was made from the weights {weights}", expected=expected
-        )
-    return model
+        fetch = functools.partial(_download, ModelsArtifactRepository(uri), temporary)
+        return stored.read(fetch, uri, tags, num_threads=num_threads)
 
 
 def load_version(store: Store, version: ModelVersion, *, num_threads: int = 1) -> OnnxModel:
@@ -241,32 +218,15 @@ def load_version(store: Store, version: ModelVersion, *, num_threads: int = 1) -
     return load(store, uri, version.tags, num_threads=num_threads)
 
 
-def _download(stored: ModelsArtifactRepository, name: str, folder: Path, max_bytes: int) -> Path:
+def _download(source: ModelsArtifactRepository, folder: Path, name: str, max_bytes: int) -> Path:
     """Download one file of a stored model."""
-    listed = {file.path: file for file in stored.list_artifacts(None)}
+    listed = {file.path: file for file in source.list_artifacts(None)}
     found = "no such file" if name not in listed else "a folder" if listed[name].is_dir else ""
     if not found and (listed[name].file_size or 0) > max_bytes:
         found = f"more than {max_bytes:,} bytes"
     if found:
-        where = f"{stored.artifact_uri}/{name}"
-        raise InputError(where, found=found, expected="a file of a model that `register` stored")
-    return Path(stored.download_artifacts(name, str(folder)))
-
-
-def _data_of(description: Path, uri: str) -> str:
-    """Return the name of the ONNX file in `MLmodel`, which must be of MLflow's flavor `onnx` and no other."""
-    where = f"{uri}/{description.name}"
-    flavors = config.parse_keys(description.read_bytes(), where).get("flavors")
-    found = flavors if isinstance(flavors, dict) else {}
-    onnx_flavor, pyfunc = found.get("onnx"), found.get("python_function")
-    if len(found) == 2 and isinstance(onnx_flavor, dict) and isinstance(pyfunc, dict):  # noqa: PLR2004
-        name = onnx_flavor.get("data")
-        is_ours = pyfunc.get("loader_module") == mlflow.onnx.__name__
-        has_code = onnx_flavor.get("code") or pyfunc.get("code")
-        if is_ours and not has_code and isinstance(name, str) and re.fullmatch(r"\w+\.onnx", name):
-            return name
-    shown = ", ".join(map(str, found))[:100]
-    raise InputError(where, found=f"the flavors {shown}", expected="one 'onnx' model, without code")
+        raise InputError(f"{source.artifact_uri}/{name}", found=found, expected=stored.EXPECTED)
+    return Path(source.download_artifacts(name, str(folder)))
 
 
 def set_challenger(store: Store, version: ModelVersion, *, time_ms: int) -> str:

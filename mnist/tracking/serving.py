@@ -1,4 +1,4 @@
-"""Serving of the champion on loopback: a small FastAPI application on onnxruntime.
+"""Serving of a model on loopback: a small FastAPI application on onnxruntime.
 
 It speaks MLflow's scoring protocol. MLflow's own server casts its input to the model's uint8: 0.5 becomes 0,
 true becomes 1, "7" becomes 7, and the client gets an answer without a warning. This one refuses what is not
@@ -12,6 +12,7 @@ import contextlib
 import json
 import logging
 import socket
+from collections.abc import Callable
 from http import HTTPStatus
 from importlib.metadata import version
 from typing import Annotated, Any
@@ -25,7 +26,6 @@ from pydantic_core import from_json, to_json
 from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from mnist.core import config, paths
 from mnist.core.errors import InputError
 from mnist.data.image_files import RAW_PIXEL
 from mnist.data.store import Bytes
@@ -257,18 +257,11 @@ def listen(port: int) -> socket.socket:
     return listener
 
 
-def serve(port: int) -> None:
-    """Serve the champion until an interrupt."""
-    params = config.load(paths.PARAMS)
+def serve(port: int, load: Callable[[], tuple[str, OnnxModel]]) -> None:
+    """Serve a model, which `load` returns with its name, until an interrupt."""
     with listen(port) as listener:
-        from mnist.tracking import client, record, registry
-
-        store = client.connect()
-        with client.answering(store.uri):
-            champion = record.find_champion(store, params.model_name)
-            model = registry.load_version(store, champion, num_threads=params.num_threads)
+        name, model = load()
         port = listener.getsockname()[1]
-        name = f"version {champion.version} of {champion.name}"
         print(f"serve: {name} answers at http://{HOST}:{port}/invocations; Ctrl-C ends it", flush=True)
         with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises it again after its shutdown
             server(model).run(sockets=[listener])

@@ -2,6 +2,8 @@
 
 import contextlib
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ from mnist.core import files, paths
 from mnist.core.errors import InputError
 from mnist.data import store as data
 from mnist.evaluation import predictions
-from mnist.tracking import client, registry
+from mnist.tracking import client, events, registry, stored
 from mnist.training import onnx_model
 from tests import hostile
 
@@ -48,6 +50,15 @@ def is_usable(store: client.Store, folder: Path) -> bool:
     return registry.find(store, folder, name=NAME, weights_sha256=files.sha256(folder / paths.WEIGHTS))[1]
 
 
+def refused(store: client.Store, version: ModelVersion) -> InputError:
+    """Return the error of reading a version, which as the champion is not read without MLflow either."""
+    store.client.set_registered_model_alias(NAME, "champion", version.version)
+    assert stored.champion(NAME) is None
+    with pytest.raises(InputError) as caught:
+        registry.load_version(store, version)
+    return caught.value
+
+
 def card_beside(version: ModelVersion) -> str:
     """The file beside the stored model, as who has the version's name finds it."""
     return artifacts.load_text(f"models:/{version.name}/{version.version}/README.md")
@@ -64,7 +75,7 @@ def test_equal_weights_are_one_version_and_a_broken_attempt_leaves_no_second_mod
     assert version.version == again.version
     assert version.run_id == run.info.run_id
     assert version.tags["test_accuracy"] == "0.9500"
-    assert version.tags[registry.ONNX] == files.sha256(scored / paths.ONNX)
+    assert version.tags[events.ONNX] == files.sha256(scored / paths.ONNX)
     assert version.description == f"Load `models:/{NAME}/1`.\n"
     assert card_beside(version) == CARD.replace("VERSION", "1")
     (logged,) = store.client.search_logged_models([store.experiment_id])
@@ -125,7 +136,7 @@ def test_a_version_gets_files_of_another_export_with_their_digest(
     for _ in range(2):
         version, is_new = ensure(store, new_run(store), other)
         assert not is_new
-        assert version.tags[registry.ONNX] == files.sha256(other / paths.ONNX)
+        assert version.tags[events.ONNX] == files.sha256(other / paths.ONNX)
         assert is_usable(store, other)
 
 
@@ -154,7 +165,7 @@ def test_a_version_that_somebody_else_made_of_equal_weights_is_left_alone(
 ) -> None:
     store.client.create_registered_model(NAME)
     tags = {"weights_sha256": files.sha256(scored / paths.WEIGHTS)}
-    for more in ({}, {registry.ONNX: files.sha256(scored / paths.ONNX)}):
+    for more in ({}, {events.ONNX: files.sha256(scored / paths.ONNX)}):
         store.client.create_model_version(NAME, "somewhere/else", tags=tags | more, description="Theirs")
     version, is_new = ensure(store, new_run(store), scored)
     assert is_new
@@ -235,9 +246,7 @@ def test_a_model_that_brings_code_is_not_read(
         "onnx_sha256": files.sha256(scored / paths.ONNX),
     }
     version = store.client.create_model_version(NAME, (tmp_path / "model").as_uri(), tags=tags)
-    with pytest.raises(InputError) as caught:
-        registry.load_version(store, version)
-    assert caught.value.where == f"models:/{NAME}/1/MLmodel"
+    assert refused(store, version).where == f"models:/{NAME}/1/MLmodel"
     assert not trace.exists()
     with contextlib.suppress(Exception):
         pyfunc.load_model(f"models:/{NAME}/1")
@@ -266,7 +275,7 @@ def half(folder: Path) -> None:
 
 def long(folder: Path) -> None:
     with (folder / "MLmodel").open("a") as stream:
-        stream.write("#" * registry.MAX_MLMODEL_BYTES)
+        stream.write("#" * stored.MAX_MLMODEL_BYTES)
 
 
 def folder_instead(folder: Path) -> None:
@@ -303,12 +312,11 @@ def test_a_stored_model_of_another_form_is_not_read(
     change: Callable[[Path], None], file: str, store: client.Store, scored: Path, tmp_path: Path
 ) -> None:
     version, _ = ensure(store, new_run(store), scored)
-    (stored,) = (tmp_path / "mlartifacts").glob(MODEL)
-    change(stored)
-    with pytest.raises(InputError) as caught:
-        registry.load_version(store, version)
-    assert caught.value.where == f"models:/{NAME}/1/{file}"
-    assert "\n" not in str(caught.value)
+    (folder,) = (tmp_path / "mlartifacts").glob(MODEL)
+    change(folder)
+    error = refused(store, version)
+    assert error.where == f"models:/{NAME}/1/{file}"
+    assert "\n" not in str(error)
 
 
 @pytest.mark.parametrize("tag", ["weights_sha256", "onnx_sha256"])
@@ -320,5 +328,24 @@ def test_a_version_of_other_digests_is_not_read(tag: str, store: client.Store, s
     )
     for change in changes:
         change()
-        with pytest.raises(InputError, match=f"the tag {tag}"):
-            registry.load_version(store, store.client.get_model_version(NAME, "1"))
+        assert refused(store, store.client.get_model_version(NAME, "1")).expected.endswith(f"the tag {tag}")
+
+
+def test_the_champion_of_a_local_store_is_read_without_mlflow(
+    store: client.Store, scored: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ensure(store, new_run(store), scored)
+    assert stored.champion(NAME) is None  # there is none yet
+    store.client.set_registered_model_alias(NAME, "champion", "1")
+    code = f"""
+import sys
+from mnist.tracking import stored
+name, model = stored.champion({NAME!r}, num_threads=2)
+print(name, model.about.weights_sha256, "mlflow" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [f"models:/{NAME}/1", files.sha256(scored / paths.WEIGHTS), "False"]
+    (tmp_path / "mlartifacts").rename(tmp_path / "elsewhere")
+    assert stored.champion(NAME) is None
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
+    assert stored.champion(NAME) is None

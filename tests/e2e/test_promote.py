@@ -195,6 +195,20 @@ def test_an_author_whose_name_is_no_utf_8_is_written_down(
     assert desk.log[0]["who"].endswith("(Jos\ufffd)")
 
 
+def test_names_in_a_store_do_not_control_the_terminal(desk: Desk) -> None:
+    number = desk.challenger(weights="run\x1b[2J")
+    predicted_N = np.where(LABELS == 0, 1, LABELS).astype(np.int64)
+    file = desk.folder / "predictions.csv"
+    write_table(file, labels_N=LABELS, predicted_N=predicted_N, classes=["\x1b[31mzero", *DIGITS.classes[1:]])
+    run_id = desk.version(number).run_id
+    desk.client.log_artifact(run_id, str(file), "metrics")
+    desk.client.log_metric(run_id, "test/accuracy", 0.9)
+    done = desk.promote()
+    assert done.exit_code == 0
+    assert "hardly recognised" in done.stdout
+    assert done.stdout.replace("\n", "").isprintable()
+
+
 def test_a_dry_run_says_so_and_writes_nothing(desk: Desk) -> None:
     number = desk.challenger()
     done = desk.promote("--dry-run")

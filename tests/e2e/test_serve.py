@@ -163,8 +163,19 @@ def test_drift_is_told_from_200_images_on_and_fresh_ones_are_none(
     assert f"models:/{NAME}/1: no drift" in done.stdout
     assert str(tmp_path / "bad.png") in done.stderr
 
-    version = trained.client.get_model_version(NAME, "1")
-    trained.client.set_tag(str(version.run_id), "dataset_sha256", "0" * 64)
+    # The champion's run is deleted: another one of its weights says what they were trained on.
+    version, store = trained.client.get_model_version(NAME, "1"), trained.client
+    run = store.get_run(str(version.run_id))
+    tags = {name: run.data.tags[name] for name in ("weights_sha256", "dataset_sha256")}
+    store.delete_run(run.info.run_id)
+    done = invoke(trained, "drift", str(tmp_path / "fresh.npy"))
+    assert done.exit_code == 2
+    assert "`mnist sync` restores runs" in done.stderr
+    other = store.create_run(run.info.experiment_id, tags=tags)
+    store.set_terminated(other.info.run_id)
+    assert invoke(trained, "drift", str(tmp_path / "fresh.npy")).exit_code == 0
+
+    store.set_tag(other.info.run_id, "dataset_sha256", "0" * 64)
     done = invoke(trained, "drift", str(tmp_path / "fresh.npy"))
     assert (done.exit_code, done.stdout) == (2, "")
     assert done.stderr.startswith("ERROR: data/mnist.safetensors: found the data ")

@@ -41,7 +41,7 @@ def run(
     with distributed.init(params.processes) as ctx:
         require_valid(validation, dataset)
         measured = statistics.read(stats)
-        classes = data.expect(dataset, params.dataset).classes
+        classes = data.describe(dataset).classes
         train, val = data.cut(data.load(dataset, "train"), val_size=params.val_size, seed=params.seed)
         source = fingerprint.of_training()
         ctx.check_same_fingerprint(source.fingerprint)
@@ -51,7 +51,7 @@ def run(
         net = model.build(params, classes=classes, seed=params.seed, mean=measured.mean, std=measured.std)
         where, num_parameters = devices.describe(device, ctx.size), model.num_parameters(net)
         origin, every = (source.fingerprint, where, result.versions()), params.checkpoint_epochs
-        kept = checkpoint.Checkpoint(origin, net.network, params, every=every, ctx=ctx)
+        kept = checkpoint.Checkpoint(origin, num_epochs=params.epochs, every=every, ctx=ctx)
         fit = functools.partial(loop.fit, net, device=device, precision=params.precision, ctx=ctx)
         rest = fit(train=train, val=val, recipe=params, seed=params.seed, progress=kept.progress)
         if ctx.rank > 0:  # rank 0 alone prints and writes

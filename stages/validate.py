@@ -30,7 +30,7 @@ def run(
             and the places of some offending images. Both files are there nevertheless.
     """
     bounds = catalog.load(datasets, params.dataset).validation
-    described = data.expect(dataset, params.dataset)
+    described = data.describe(dataset)
     train, test = data.load(dataset, split="train"), data.load(dataset, split="test")
     from mnist.data import expectations
 

@@ -137,8 +137,7 @@ def load(model: str | None = None, *, trained_on: str = "") -> tuple[str, "OnnxM
 
     store = client.connect()
     with client.answering(store.uri):
-        champion = record.find_champion(store, registered) if model is None else None
-        version = champion or record.find_version(store, str(model))
+        version = record.find_version(store, model or f"models:/{registered}@champion")
         name = f"models:/{version.name}/{version.version}"
         candidate = record.find(store, name, [events.DATASET]) if trained_on else None
         if candidate and (of_model := candidate.run.data.tags[events.DATASET]) != trained_on:

@@ -102,19 +102,6 @@ def describe(path: Path) -> Description:
         raise InputError(str(path), found=found, expected="the file that `download` writes") from None
 
 
-def expect(path: Path, name: str) -> Description:
-    """Return the description of the data set in the file, which must be the one that params name.
-
-    Raises:
-        InputError: it is another one, or as `describe`.
-    """
-    description = describe(path)
-    if description.name != name:
-        expected = f"{name}, as params.yaml has it: run `dvc repro`"
-        raise InputError(str(path), found=f"the data set {description.name}", expected=expected)
-    return description
-
-
 def load(path: Path, split: SplitName) -> Images:
     """Read one split.
 

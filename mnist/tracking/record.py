@@ -14,7 +14,6 @@ from mnist.core.errors import InputError
 from mnist.tracking import client
 from mnist.tracking.client import Store
 from mnist.tracking.events import COMMIT, DATASET, EXPERIMENTS, FINGERPRINT, WEIGHTS
-from mnist.tracking.promotion import CHAMPION
 
 PATCH = Path("dirty.patch")
 METRICS = (paths.TRAINING_METRICS, paths.TEST_METRICS)
@@ -83,27 +82,9 @@ def find_version(store: Store, model: str) -> ModelVersion:
     parsed = VERSION.fullmatch(model)
     version = _version(store, *parsed.groups()) if parsed else None
     if version is None:
-        expected = "models:/NAME/VERSION or models:/NAME@ALIAS of a version that MLflow has"
+        expected = "one that MLflow has: `make repro` registers it, `mnist promote` makes it the champion"
         raise InputError(model, found="no such version", expected=expected)
     return version
-
-
-def find_champion(store: Store, name: str) -> ModelVersion:
-    """Return the version of the registered model `name` that has the alias `champion`.
-
-    Raises:
-        InputError: there is none.
-    """
-    try:
-        return store.client.get_model_version_by_alias(name, CHAMPION)
-    except MlflowException as error:
-        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-            found, expected = "no registered model yet", "one: run `make repro`, then `mnist promote`"
-        elif error.error_code == "INVALID_PARAMETER_VALUE":  # MLflow's code for a missing alias
-            found, expected = "no champion yet", "one: run `mnist promote`"
-        else:
-            raise
-        raise InputError(f"models:/{name}@{CHAMPION}", found=found, expected=expected) from None
 
 
 def _version(store: Store, name: str, alias: str | None, number: str) -> ModelVersion | None:

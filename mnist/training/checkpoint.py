@@ -5,24 +5,21 @@ interrupted. The file is found by a digest of all that determines those bytes, a
 is done. It is a safetensors file with JSON in its header.
 """
 
-import copy
 import hashlib
 import json
 import shutil
 import time
 from collections.abc import Sequence
 
-import torch
 from filelock import FileLock, Timeout
 from pydantic import Field
 from safetensors import SafetensorError
 from safetensors.torch import load, save
-from torch import Tensor, nn
+from torch import Tensor
 
 from mnist.core import files, paths
-from mnist.core.config import Recipe, Section
+from mnist.core.config import Section
 from mnist.core.errors import InputError
-from mnist.training import optim
 from mnist.training.distributed import Context
 from mnist.training.history import Epoch, Window
 
@@ -59,25 +56,22 @@ class Checkpoint:
 
     Args:
         origin: what determines the bytes of the training: its fingerprint, device and versions.
-        network: that is trained.
-        recipe: of the training.
+        num_epochs: of the training.
         every: number of epochs between two checkpoints; 0 neither writes nor reads one.
         ctx: the place of this process.
 
     Attributes:
         progress: what is stored, the same in every process; a new one where that is nothing. A file that is
-            damaged, or of another training or network, is ignored with one line.
+            damaged, or of another training, is ignored with one line.
     """
 
-    def __init__(
-        self, origin: Sequence[object], network: nn.Module, recipe: Recipe, *, every: int, ctx: Context
-    ) -> None:
+    def __init__(self, origin: Sequence[object], *, num_epochs: int, every: int, ctx: Context) -> None:
         self._training = hashlib.sha256(json.dumps(origin, sort_keys=True).encode()).hexdigest()
         self._file = paths.root() / paths.CHECKPOINTS / self._training / "checkpoint.safetensors"
         self._lock = FileLock(self._file.with_name("lock"), blocking=False)
-        self._network, self._recipe, self._every = network, recipe, every
+        self._num_epochs, self._every = num_epochs, every
         content = ctx.broadcast(self._read() if every and ctx.rank == 0 else b"")
-        self.progress = unpack(content) if content else Progress(training=self._training)
+        self.progress = unpack(content, self._training) if content else Progress(training=self._training)
         self._epoch = self.progress.epoch  # the last one that `save` has seen
 
     def _read(self) -> bytes:
@@ -98,22 +92,11 @@ class Checkpoint:
             return b""
         try:
             content = self._file.read_bytes()
-            self._check(unpack(content))
+            unpack(content, self._training)
         except (InputError, OSError) as error:
             print(f"train: a checkpoint is ignored: {error}")
             return b""
         return content
-
-    def _check(self, progress: Progress) -> None:
-        """Raise an `InputError` where the progress is not that of this training."""
-        tensors = optim.make(self._recipe, copy.deepcopy(self._network)).state()
-        tensors[GENERATOR] = torch.Generator().get_state()
-        expected, found = (
-            (training[:12], {name: [*tensor.shape, tensor.dtype] for name, tensor in by_name.items()})
-            for training, by_name in ((self._training, tensors), (progress.training, progress.tensors))
-        )
-        if found != expected:
-            raise InputError(f"{self._file}", found=f"training {found}", expected=f"{expected}")
 
     def save(self) -> None:
         """Write the progress if an epoch has just ended and that is due; to be called at each event.
@@ -122,7 +105,7 @@ class Checkpoint:
         """
         epoch, is_new = self.progress.epoch, self.progress.epoch != self._epoch
         self._epoch = epoch
-        if not is_new or epoch == self._recipe.epochs or self._every == 0 or epoch % self._every:
+        if not is_new or epoch == self._num_epochs or self._every == 0 or epoch % self._every:
             return
         try:
             with files.replacing(self._file) as part:
@@ -145,11 +128,11 @@ def pack(progress: Progress) -> bytes:
     return content.replace(BLANK.encode(), hashlib.sha256(content).hexdigest().encode(), 1)
 
 
-def unpack(content: bytes) -> Progress:
-    """Return the progress in the content of a checkpoint.
+def unpack(content: bytes, training: str) -> Progress:
+    """Return the progress of a training, by its digest, in the content of a checkpoint.
 
     Raises:
-        InputError: it is damaged.
+        InputError: it is damaged, or of another training.
     """
     try:
         end = 8 + int.from_bytes(content[:8], "little")  # of the header, in safetensors' format
@@ -157,6 +140,8 @@ def unpack(content: bytes) -> Progress:
         blank = content.replace(progress.sha256.encode(), BLANK.encode(), 1)
         if hashlib.sha256(blank).hexdigest() != progress.sha256:
             raise ValueError("its digest differs")  # noqa: TRY301 -- one of many faults
+        if progress.training != training:
+            raise ValueError("it is of another training")  # noqa: TRY301
         progress.sha256, progress.tensors = BLANK, load(content)
     except (ValueError, LookupError, TypeError, RecursionError, SafetensorError) as error:
         reason = " ".join(str(error).split())

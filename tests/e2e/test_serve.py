@@ -193,7 +193,7 @@ def no_files(clone: Clone) -> None:
 @pytest.mark.parametrize(
     ("prepare", "where"),
     [
-        (no_champion, f"models:/{NAME}@champion: found no champion yet"),
+        (no_champion, f"models:/{NAME}@champion: found no such version"),
         (no_files, f"models:/{NAME}/1/MLmodel: found no such file"),
     ],
 )
@@ -248,7 +248,7 @@ def test_a_champion_that_is_another_kind_of_model_is_an_error(
 def test_without_a_model_it_is_an_error(trained: Clone, invoke: Invoke) -> None:
     done = invoke(without_store(trained), "serve", "--port", "0", MLFLOW_TRACKING_URI="sqlite:///new.db")
     assert done.exit_code == 2
-    assert "found no registered model yet" in done.stderr
+    assert "found no such version" in done.stderr
 
 
 def test_a_port_in_use_is_an_error_before_anything_else(trained: Clone, invoke: Invoke) -> None:

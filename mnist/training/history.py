@@ -15,10 +15,15 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import TypeVar, get_type_hints
+from typing import Annotated, TypeVar
+
+from pydantic import Field, TypeAdapter
 
 from mnist.core import files, paths
+from mnist.core.config import Count, Fraction
 from mnist.core.errors import InputError
+
+Loss = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,11 +38,11 @@ class Window:
         accuracy: fraction of the images classified correctly.
     """
 
-    epoch: int
-    step: int
-    num_images: int
-    loss: float
-    accuracy: float
+    epoch: Count
+    step: Count
+    num_images: Count
+    loss: Loss
+    accuracy: Fraction
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,12 +58,12 @@ class Epoch:
         val_accuracy: of the validation images, after the epoch.
     """
 
-    epoch: int
-    step: int
-    train_loss: float
-    train_accuracy: float
-    val_loss: float
-    val_accuracy: float
+    epoch: Count
+    step: Count
+    train_loss: Loss
+    train_accuracy: Fraction
+    val_loss: Loss
+    val_accuracy: Fraction
 
     @property
     def scores(self) -> dict[str, float]:
@@ -69,8 +74,6 @@ class Epoch:
 
 
 Row = TypeVar("Row", Window, Epoch)
-
-LIMITS = {"accuracy": 1, "train_accuracy": 1, "val_accuracy": 1}  # of numbers; all are finite, from 0
 
 # In 80 columns the bar is still long enough.
 BAR = "{desc} {percentage:3.0f}% |{bar}| {rate_fmt}, {remaining} left{postfix}"
@@ -140,28 +143,24 @@ def read(path: Path, kind: type[Row]) -> list[Row]:
     Raises:
         InputError: the file cannot be read, or is another table.
     """
-    columns = get_type_hints(kind)
+    columns, row = [field.name for field in fields(kind)], TypeAdapter(kind)
     expected = f"a table of {', '.join(columns)}"
     try:
         with files.reading(path), path.open(newline="", encoding="utf-8") as stream:
             header, *lines = list(csv.reader(stream)) or [[]]
     except csv.Error as error:
         raise InputError(str(path), found=f"no CSV ({error})", expected=expected) from None
-    if header != list(columns):
+    if header != columns:
         raise InputError(f"{path}, line 1", found=reprlib.repr(",".join(header)), expected=expected)
     if not lines:
         raise InputError(str(path), found="no row", expected=expected)
     rows = []
     for number, line in enumerate(lines, 2):
         try:
-            values = {name: columns[name](text) for name, text in zip(columns, line, strict=True)}
-        except ValueError:  # cells too few or too many, or no number
-            values = {}
-        is_possible = [0 <= value <= LIMITS.get(name, sys.float_info.max) for name, value in values.items()]
-        if not values or not all(is_possible):
+            rows.append(row.validate_strings(dict(zip(columns, line, strict=True))))
+        except ValueError:  # too few cells or too many, no number, or an impossible one
             where, found = f"{path}, line {number}", reprlib.repr(",".join(line))
-            raise InputError(where, found=found, expected=expected)
-        rows.append(kind(**values))
+            raise InputError(where, found=found, expected=expected) from None
     return rows
 
 

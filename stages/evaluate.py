@@ -49,9 +49,9 @@ def run(
     from mnist.training import onnx_model
 
     classifier = onnx_model.load(onnx, num_threads=params.num_threads)
-    if classifier.about != onnx_model.About(classes=classes, weights_sha256=files.sha256(weights)):
-        expected = f"those of {dataset} and {weights}: run `dvc repro`"
-        raise InputError(str(onnx), found="other classes or weights", expected=expected)
+    for name, wanted in (("classes", classes), ("weights_sha256", files.sha256(weights))):
+        if (found := getattr(classifier.about, name)) != wanted:
+            raise InputError(str(onnx), found=f"the {name} {found}", expected=f"{wanted}: run `dvc repro`")
     log_probs_NK = classifier.log_probabilities(test.images_NHW)
     check_log_probs(log_probs_NK, onnx)
     predicted_N = log_probs_NK.argmax(1)
@@ -61,14 +61,12 @@ def run(
     counts_KK = scores.confusion(test.labels_N, predicted_N, num_classes=len(classes))
     files.write_text(by_class, scores.class_table(counts_KK, classes))
     write_log_probs(log_probs, log_probs_NK)
-    first_M, mistakes_M = np.arange(len(test)), scores.confident_mistakes(log_probs_NK, test.labels_N)
+    mistakes_M = scores.confident_mistakes(log_probs_NK, test.labels_N)
     draw = functools.partial(figures.gallery, test=test, log_probs_NK=log_probs_NK, classes=classes)
-    draw(gallery, "The first test images, as predicted", first_M)
+    draw(gallery, "The first test images, as predicted", np.arange(len(test)))
     draw(errors_gallery, "The most confident mistakes", mistakes_M)
     figures.filters(filters, figures.first_weights(weights))
-    one_a_class = test.take(np.unique(test.labels_N, return_index=True)[1])
-    names, layers = [classes[label] for label in one_a_class.labels_N], figures.layers
-    figures.feature_maps(feature_maps, names, *layers(classifier, one_a_class.images_NHW))
+    figures.feature_maps(feature_maps, *figures.layers(classifier, test, classes))
     right = f"accuracy {result.accuracy:.2%} on {len(test):,} test images ({len(mistakes_M):,} wrong)"
     print(f"evaluate: {right}, balanced {result.balanced_accuracy:.2%}, loss {result.loss:.4f}")
     if named.warning:

@@ -129,6 +129,7 @@ def load(model: str | None = None, *, trained_on: str = "") -> tuple[str, "OnnxM
 
         return model, onnx_model.load(Path(model), num_threads=params.num_threads)
     from mnist.tracking import stored
+    from mnist.tracking.promotion import CHAMPION
 
     registered, num_threads = params.model_name, params.num_threads
     if model is None and not trained_on and (found := stored.champion(registered, num_threads=num_threads)):
@@ -137,7 +138,7 @@ def load(model: str | None = None, *, trained_on: str = "") -> tuple[str, "OnnxM
 
     store = client.connect()
     with client.answering(store.uri):
-        version = record.find_version(store, model or f"models:/{registered}@champion")
+        version = record.find_version(store, model or f"models:/{registered}@{CHAMPION}")
         name = f"models:/{version.name}/{version.version}"
         candidate = record.find(store, name, [events.DATASET]) if trained_on else None
         if candidate and (of_model := candidate.run.data.tags[events.DATASET]) != trained_on:

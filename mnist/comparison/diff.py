@@ -21,7 +21,7 @@ from mnist.evaluation.predictions import Predictions, by_class, compare
 
 # Words in the names of metrics; where both kinds occur (`accuracy_error`), less is better.
 MORE_IS_BETTER = {"accuracy", "auc", "f1", "map", "precision", "recall", "score"}
-LESS_IS_BETTER = {"error", "loss", "mae", "mse", "nll", "rmse", "wrong"}
+LESS_IS_BETTER = {"error", "loss", "mae", "mse", "nll", "rmse"}
 HELD_OUT = "val_"  # starts the names of metrics of the held-out images
 SPLIT = ("seed", "val_size", "dataset")  # params that choose the held-out images
 PRECISION = 1e-6  # metrics are written with six decimals

@@ -246,7 +246,8 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Return nested keys as dotted ones."""
     dotted: dict[str, Any] = {}
     for key, value in values.items():
-        dotted |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+        is_section = isinstance(value, dict) and value  # an empty one is a value
+        dotted |= flat(value, f"{prefix}{key}.") if is_section else {f"{prefix}{key}": value}
     return dotted
 
 

@@ -56,13 +56,13 @@ def held(stage: str, folder: Path = Path()) -> Iterator[dict[str, str]]:
     checkout = _Checkout(folder)
     deps = checkout.check(stage)
     deps |= {dep: found for dep, found in checkout.sources(stage).items() if found}
-    more: dict[str, str] = {}
+    more, params = dict[str, str](), checkout.params(stage)
     yield more
     receipt = receipt_of(stage)
     if checkout.makers.get(receipt.as_posix()) == stage:
         outs = (out for out in checkout.stages[stage].made if out != receipt.as_posix())
         digests = {out: digest(folder / out) for out in outs}
-        content = Receipt(params=checkout.params(stage), deps=deps, outs=digests, **more)
+        content = Receipt(params=params, deps=deps, outs=digests, **more)
         files.write_json(folder / receipt, content.model_dump(exclude_none=True))
 
 

@@ -1,4 +1,7 @@
-"""The stages of a checkout, as `dvc.yaml` lists them: read without DVC, whose import takes half a second."""
+"""The stages of a checkout, as `dvc.yaml` lists them: read without DVC, whose import takes half a second.
+
+`mnist.lineage.fingerprint` reads the deps of two commits in a way of its own, for a patch.
+"""
 
 import re
 from pathlib import Path
@@ -9,6 +12,7 @@ from pydantic import Field
 from mnist.core import config, paths
 from mnist.core.errors import InputError
 
+TEMPLATE = re.compile(r"\$\{\s*(.+?)\s*\}")
 Entry = str | Annotated[dict[str, Any], Field(min_length=1)]  # a path, or its settings by path
 
 
@@ -36,6 +40,8 @@ class _File(config.Section, extra="ignore"):
 class Pipeline:
     """The stages of the checkout in `folder`, with params in the place of DVC's templates, `${key}`.
 
+    A template of anything else (`vars`, `foreach`) stays as it is.
+
     Attributes:
         stages: by name.
         makers: the names of the stages by the paths that they write.
@@ -57,21 +63,21 @@ class Pipeline:
         if isinstance(content, list):
             return [self._filled(value) for value in content]
         if isinstance(content, str):
-            return re.sub(r"\$\{(.+?)\}", lambda key: str(self._values.get(key[1], key[0])), content)
+            return TEMPLATE.sub(lambda key: config.as_typed(self._values.get(key[1], key[0])), content)
         return content
 
     def deps(self, stage: str) -> list[str]:
         """Return the paths of what a stage reads; none of a stage that is not there."""
-        return (self.stages[stage].deps if stage in self.stages else None) or []
+        return self.stages.get(stage, Stage()).deps or []
 
     def params(self, stage: str) -> dict[str, Any]:
         """Return the params that a stage depends on, by dotted keys; of another file by `<file>:<key>`.
 
         Raises:
-            InputError: a file has none of a key that the stage lists; a section stands for all that is in it.
+            InputError: there is no such file, or no such key; a section stands for all that is in it.
         """
         found: dict[str, Any] = {}
-        for entry in self.stages[stage].params or []:
+        for entry in self.stages.get(stage, Stage()).params or []:
             named = entry if isinstance(entry, dict) else {str(paths.PARAMS): [entry]}
             for file, keys in named.items():
                 values, prefix = self._values, ""
@@ -79,8 +85,8 @@ class Pipeline:
                     values, prefix = config.flat(config.read_keys(self.folder, Path(file))), f"{file}:"
                 for key in keys or [""]:  # "": all of the file
                     of_key = [name for name in values if not key or f"{name}.".startswith(f"{key}.")]
-                    if key and not of_key:
-                        expected = f"the params that stage {stage} lists"
-                        raise InputError(file, found=f"no {key}", expected=expected)
+                    if not of_key and (key or not (self.folder / file).is_file()):
+                        missing, expected = f"no {key or 'such file'}", f"the params that stage {stage} lists"
+                        raise InputError(file, found=missing, expected=expected)
                     found |= {f"{prefix}{name}": values[name] for name in of_key}
         return found

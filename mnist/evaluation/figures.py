@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
 from mnist.core import files
-from mnist.data.store import IMAGE_SHAPE, Bytes, Images
-from mnist.evaluation.scores import confidence
+from mnist.data.store import IMAGE_SHAPE, Images
+from mnist.evaluation import scores
 from mnist.training.onnx_model import Floats, OnnxModel
 
 # Layers that are shown, by their names in the network.
@@ -66,25 +66,28 @@ def first_weights(path: Path) -> Floats:
     return weight_FD.reshape(-1, *IMAGE_SHAPE)
 
 
-def layers(classifier: OnnxModel, images_NHW: Bytes) -> tuple[Floats, dict[str, Floats]]:
-    """Return the inputs of the network, float32 (N, H, W), and the outputs of its layers but the last.
+def layers(
+    classifier: OnnxModel, test: Images, classes: Sequence[str]
+) -> tuple[list[str], Floats, dict[str, Floats]]:
+    """Return what a CNN or an MLP makes of the first image of each class, of 10 classes at most.
 
-    The outputs are float32 (N, C, H, W) by the name of the layer, after the ReLU; H and W are 1 in a fully
-    connected layer.
-
-    Args:
-        classifier: a CNN or an MLP.
-        images_NHW: raw pixels, uint8 (N, 28, 28).
+    Returns:
+        The names of the classes; the inputs of the network, float32 (M, H, W); and the outputs of its layers
+        but the last, float32 (M, C, H, W) by the name of the layer, after the ReLU. H and W are 1 in a fully
+        connected layer.
     """
+    labels, first_M = np.unique(test.labels_N, return_index=True)
+    names, images_NHW = [classes[label] for label in labels], test.images_NHW[first_M[:MAX_IMAGES]]
     shown = CONVOLUTIONS if "conv1" in classifier.layers else HIDDEN
     tensors = {label: classifier.layers[name] for name, label in shown.items()}
     x, _ = next(iter(tensors.values()))
     # Before pooling, which `SimpleCNN` does before the ReLU: these maps are larger.
     outputs = {label: classifier.tensor(name, images_NHW) for label, (_, name) in tensors.items()}
-    return classifier.tensor(x, images_NHW).reshape(-1, *IMAGE_SHAPE), {
+    maps = {
         label: np.maximum(output, 0).reshape(*output.shape[:2], *(output.shape[2:] or (1, 1)))
         for label, output in outputs.items()
     }
+    return names[:MAX_IMAGES], classifier.tensor(x, images_NHW).reshape(-1, *IMAGE_SHAPE), maps
 
 
 def gallery(
@@ -107,19 +110,20 @@ def gallery(
         log_probs_NK: float (N, K), of the test images.
         classes: names of the classes, by label.
     """
-    index_M, confidence_N = index_M[:MAX_IMAGES], confidence(log_probs_NK)
+    index_M = index_M[:MAX_IMAGES]
     num_rows = max(1, -(-len(index_M) // COLUMNS))
     width, height = COLUMNS * CELL, num_rows * (CELL + CAPTION) + TITLE
     axes = _axes(width, height, ground="white")
     _text(axes, width / 2, TITLE / 2, title, ha="center", fontsize=13, fontweight="bold", color="black")
     if len(index_M) == 0:
         _text(axes, width / 2, (TITLE + height) / 2, "none", ha="center", fontsize=13, color="black")
-    for place, index in enumerate(index_M):
+    confidence_M = scores.confidence(log_probs_NK[index_M])
+    for place, (index, confidence) in enumerate(zip(index_M, confidence_M, strict=True)):
         label, predicted = test.labels_N[index], log_probs_NK[index].argmax()
         left, top = place % COLUMNS * CELL, TITLE + place // COLUMNS * (CELL + CAPTION)
         middle, below = left + CELL / 2, top + ABOVE + SIDE
         predicted_name, name = (_shortened(classes[one]) for one in (predicted, label))
-        lines, color = [f"{predicted_name}  ({confidence_N[index]:.1%})"], RIGHT
+        lines, color = [f"{predicted_name}  ({confidence:.1%})"], RIGHT
         if predicted != label:
             lines, color = [*lines, f"is {name}"], WRONG
         caption = _text(
@@ -159,7 +163,7 @@ def filters(path: Path, patterns_FHW: Floats) -> None:
 
 
 def feature_maps(path: Path, names: Sequence[str], inputs_NHW: Floats, maps: Mapping[str, Floats]) -> None:
-    """Draw a row for each of the first 10 images: the input of the network, and feature maps of its layers.
+    """Draw a row for each image: the input of the network, and the feature maps of its layers.
 
     Args:
         path: a PNG file.
@@ -168,7 +172,6 @@ def feature_maps(path: Path, names: Sequence[str], inputs_NHW: Floats, maps: Map
         maps: float32 (N, C, H, W) by the name of the layer; of more than 8 channels the first ones are
             drawn. All maps of a layer have one scale, black for 0.
     """
-    inputs_NHW = inputs_NHW[:MAX_IMAGES]
     low, high = float(inputs_NHW.min()), float(inputs_NHW.max())
     shown = [("image", inputs_NHW[:, None], "gray_r", (low, high if high > low else low + 1))]
     for layer, maps_NCHW in maps.items():
@@ -176,9 +179,9 @@ def feature_maps(path: Path, names: Sequence[str], inputs_NHW: Floats, maps: Map
         every = "1" if num_channels == 1 else f"all {num_channels}"
         some = f"{MAX_MAPS} of {num_channels}" if num_channels > MAX_MAPS else every
         limits = (0.0, float(maps_NCHW.max()) or 1.0)
-        shown.append((f"{layer} ({some})", maps_NCHW[:MAX_IMAGES, :MAX_MAPS], "magma", limits))
+        shown.append((f"{layer} ({some})", maps_NCHW[:, :MAX_MAPS], "magma", limits))
 
-    names = [_shortened(name) for name in names[:MAX_IMAGES]]
+    names = [_shortened(name) for name in names]
     top, left = TITLE + CAPTION, 2 * MARGIN + LARGE_LETTER * max(map(len, names))
     lefts = []
     for caption, maps_NCHW, _, _ in shown:

@@ -92,8 +92,9 @@ def of_training(folder: Path = Path(), *, where: Source | None = None) -> Traini
     """
     pipeline = Pipeline(folder)
     train = pipeline.stages.get("train")
-    if train is None or not train.cmd:
-        raise InputError(str(paths.PIPELINE), found="no stage train with a cmd", expected="one")
+    if train is None or not (train.cmd and train.deps and train.params):
+        expected = "one with cmd, deps and params"
+        raise InputError(str(paths.PIPELINE), found="no such stage train", expected=expected)
     params = pipeline.params("train")
     deps = {name: _digest(folder / name) for name in pipeline.deps("train")}
     # DVC takes 1 and 1.0 for equal, and does not run a stage again for it.

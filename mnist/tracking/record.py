@@ -82,7 +82,7 @@ def find_version(store: Store, model: str) -> ModelVersion:
     parsed = VERSION.fullmatch(model)
     version = _version(store, *parsed.groups()) if parsed else None
     if version is None:
-        expected = "one that MLflow has: `make repro` registers it, `mnist promote` makes it the champion"
+        expected = "one that MLflow has: `dvc repro` registers models, `mnist promote` makes one the champion"
         raise InputError(model, found="no such version", expected=expected)
     return version
 

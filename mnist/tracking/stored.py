@@ -5,14 +5,14 @@ MLflow's import and connection take 2 s, and 100 MB; to score 10,000 images take
 """
 
 import re
+import shutil
 import sqlite3
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from pathlib import Path
 from urllib.parse import unquote
 
 from mnist.core import config, files, paths
-from mnist.core.errors import InputError
+from mnist.core.errors import InputError, ServiceUnavailableError
 from mnist.tracking import database
 from mnist.tracking.events import ONNX, WEIGHTS
 from mnist.tracking.promotion import CHAMPION
@@ -21,14 +21,14 @@ from mnist.training.onnx_model import OnnxModel
 
 MLMODEL, MAX_MLMODEL_BYTES = "MLmodel", 2**16  # the file that describes a stored model; ours have 1 kB
 EXPECTED = "a file of a model that `register` stored"
-# A file of a stored model by its name, which must have at most so many bytes.
+# Fetches a file of a stored model by its name; fails where it has more than so many bytes.
 Fetch = Callable[[str, int], Path]
 
 VERSION = """
-    SELECT version, storage_location, key, value FROM registered_model_aliases
+    SELECT version, COALESCE(storage_location, source), key, value FROM registered_model_aliases
     JOIN model_versions USING (workspace, name, version)
     JOIN model_version_tags USING (workspace, name, version)
-    WHERE workspace = 'default' AND name = ? AND alias = ?
+    WHERE workspace = 'default' AND name = ? AND alias = ? AND current_stage != 'Deleted_Internal'
 """
 
 
@@ -40,26 +40,38 @@ def champion(name: str, *, num_threads: int = 1) -> tuple[str, OnnxModel] | None
         num_threads: of onnxruntime.
 
     Returns:
-        None where MLflow must be asked: the store is another one, or MLflow can say what is wrong.
+        None where MLflow must be asked: the store is no such one, or has no champion, or not in this place.
+
+    Raises:
+        ServiceUnavailableError: others have locked the store.
+        InputError: it is no store of this MLflow, or the model is not one that `register` stored.
     """
     uri = paths.store_uri()
     if not uri.startswith("sqlite:///") or not paths.sqlite_file(uri).is_file():
         return None
-    with suppress(InputError, OSError, LookupError, sqlite3.Error):
+    try:
         database.check(uri)
         rows = database.query(uri, VERSION, name, CHAMPION)
-        version, place, *_ = rows[0]
-        folder = Path(unquote(str(place).removeprefix("file://")))
-
+    except sqlite3.OperationalError as error:
+        raise ServiceUnavailableError(f"MLflow at {paths.shown(uri)}", str(error)) from None
+    version, place, *_ = rows[0] if rows else (0, "")
+    is_uri = str(place).startswith("file://")
+    folder = Path(unquote(place.removeprefix("file://")) if is_uri else str(place))
+    if not rows or not folder.is_dir():
+        return None
+    model_uri, tags = f"models:/{name}/{version}", {key: value for _, _, key, value in rows}
+    with files.temporary("model") as temporary:
+        # A copy: between two looks at a file of the store, others may replace it.
         def fetch(file: str, max_bytes: int) -> Path:
             path = folder / file
-            if not path.is_file() or path.stat().st_size > max_bytes:
-                raise InputError(str(path), found="something else", expected=EXPECTED)
-            return path
+            found = "no such file" if not path.exists() else "" if path.is_file() else "no regular file"
+            if not found and path.stat().st_size > max_bytes:
+                found = f"more than {max_bytes:,} bytes"
+            if found:
+                raise InputError(f"{model_uri}/{file}", found=found, expected=EXPECTED)
+            return shutil.copyfile(path, temporary / file)
 
-        model_uri, tags = f"models:/{name}/{version}", {str(key): str(value) for _, _, key, value in rows}
         return model_uri, read(fetch, model_uri, tags, num_threads=num_threads)
-    return None
 
 
 def read(fetch: Fetch, uri: str, tags: Mapping[str, str], *, num_threads: int = 1) -> OnnxModel:

@@ -17,11 +17,11 @@ from mnist.training.products import HAS_ONEDNN
 
 GraphStep = Callable[[Tensor, Tensor, Tensor], Tensor]
 
-PLAIN = Execution(precision="float32", deterministic=True, processes=1)
+EXACT = Execution(precision="float32", deterministic=True, processes=1)
 NUM_WARM_UPS = 3  # as torch.cuda.make_graphed_callables: libraries choose and allocate here
 
 
-def prepare(machine: Machine, execution: Execution = PLAIN, *, local_rank: int = 0) -> torch.device:
+def prepare(machine: Machine, execution: Execution = EXACT, *, local_rank: int = 0) -> torch.device:
     """Set threads, precision and determinism for this process, and return the device to use.
 
     Args:

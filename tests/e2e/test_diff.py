@@ -33,9 +33,7 @@ def score(clone: Clone, num_wrong: int) -> None:
     lines = [f"{index},{label},{predicted[index]}\n" for index, label in enumerate(labels)]
     write(clone, PREDICTIONS, "index,label,predicted\n" + "".join(lines))
     scores = json.loads(clone.read(TEST))
-    write(
-        clone, TEST, json.dumps({**scores, "accuracy": round(1 - num_wrong / N, 6), "num_wrong": num_wrong})
-    )
+    write(clone, TEST, json.dumps({**scores, "accuracy": round(1 - num_wrong / N, 6), "loss": num_wrong}))
     clone.commit(f"{num_wrong} wrong")
 
 
@@ -79,7 +77,7 @@ def test_a_worse_network_and_its_gates(trained: Clone, invoke: Invoke) -> None:
     assert found["images"]["change_pp"] == pytest.approx(-100 * 39 / N)
     report = invoke(trained, "diff", "HEAD~1", "HEAD")
     assert report.stdout.splitlines()[2].startswith("**Worse**: accuracy 99.67% → 86.67%, **-13.00 pp** (")
-    assert re.search(r"\| `num_wrong` ↓ +\| +1 \| +40 \| +\+39 \|", report.stdout)
+    assert re.search(r"\| `loss` ↓ +\| +1 \| +40 \| +\+39 \|", report.stdout)
     assert report.stderr == ""
     for gate in (["--fail-if", "not-comparable", "--fail-if", "worse"], ["--max-drop", "0.12"]):
         done = invoke(trained, "diff", "HEAD~1", "HEAD", *gate)

@@ -165,7 +165,6 @@ def test_a_change_is_of_two_numbers(base: Any, head: Any, change: float | None) 
     [
         ("accuracy", "more"),
         ("test/loss", "less"),
-        ("num_wrong", "less"),
         ("accuracy_error", "less"),
         ("num_parameters", ""),
         ("glossary", ""),

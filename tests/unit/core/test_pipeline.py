@@ -11,9 +11,9 @@ from tests.checkout import Repository
 STAGE = """
 stages:
   make:
-    cmd: make ${set}
+    cmd: make ${set} ${ flag } ${more}
     deps: ["sets/${set}.yaml"]
-    params: [section, {other.yaml: [size, deep.x], whole.json: }]
+    params: [section, empty, {other.yaml: [size, deep.x], whole.json: }]
     outs: ["${set}/weights", scores: {cache: false}]
     metrics:
 """
@@ -23,7 +23,7 @@ stages:
 def folder(tmp_path: Path) -> Path:
     files = {
         "dvc.yaml": STAGE,
-        "params.yaml": "set: digits\nsection: {lr: 1e-1}\nsectional: 1\n",
+        "params.yaml": "set: digits\nflag: true\nsection: {lr: 1e-1}\nsectional: 1\nempty: {}\n",
         "other.yaml": "size: 3\ndeep: {x: 1, y: 2}\n",
         "whole.json": '{"depth": 2}',
     }
@@ -33,11 +33,12 @@ def folder(tmp_path: Path) -> Path:
 
 def test_templates_sections_and_other_files_are_read_as_dvc_reads_them(folder: Path) -> None:
     pipeline = Pipeline(folder)
-    assert pipeline.stages["make"].cmd == "make digits"
+    assert pipeline.stages["make"].cmd == "make digits true ${more}"
     assert pipeline.deps("make") == ["sets/digits.yaml"]
     assert pipeline.makers == {"digits/weights": "make", "scores": "make"}
     assert pipeline.params("make") == {
         "section.lr": 0.1,
+        "empty": {},
         "other.yaml:size": 3,
         "other.yaml:deep.x": 1,
         "whole.json:depth": 2,
@@ -50,3 +51,10 @@ def test_a_param_that_a_file_lacks_is_named(folder: Path, file: str, key: str) -
     with pytest.raises(InputError) as caught:
         Pipeline(folder).params("make")
     assert (caught.value.where, caught.value.found) == (file, f"no {key}")
+
+
+def test_a_file_of_params_that_is_missing_is_named(folder: Path) -> None:
+    (folder / "whole.json").unlink()
+    with pytest.raises(InputError) as caught:
+        Pipeline(folder).params("make")
+    assert (caught.value.where, caught.value.found) == ("whole.json", "no such file")

@@ -188,15 +188,30 @@ def test_filters_of_an_mlp_lie_where_the_pixels_are(tmp_path: Path, permute_pixe
     assert np.allclose(by_hand_NF, net.network.fc1(x_NCHW.flatten(1)).detach().numpy(), atol=1e-4)
 
 
+def of_classes(num_classes: int) -> Images:
+    """An image of each class, in order."""
+    labels_N = np.arange(num_classes, dtype=np.uint8)
+    return Images(images_NHW=digits(num_classes, seed=1).images_NHW, labels_N=labels_N)
+
+
+def test_of_many_classes_the_first_ten_are_shown(scored: Path) -> None:
+    names, inputs_NHW, maps = figures.layers(
+        onnx_model.load(scored / paths.ONNX), of_classes(12), "abcdefghijkl"
+    )
+    assert (names, len(inputs_NHW)) == (list("abcdefghij"), 10)
+    assert {len(maps_NCHW) for maps_NCHW in maps.values()} == {10}
+
+
 def test_filters_of_a_cnn_are_its_first_kernels_and_maps_its_rectified_convolutions(scored: Path) -> None:
-    net, images_NHW = model.load(scored / paths.WEIGHTS), digits(4, seed=1).images_NHW
+    net, images = model.load(scored / paths.WEIGHTS), of_classes(4)
 
-    inputs_NHW, maps = figures.layers(onnx_model.load(scored / paths.ONNX), images_NHW)
+    names, inputs_NHW, maps = figures.layers(onnx_model.load(scored / paths.ONNX), images, "abcd")
 
+    assert names == ["a", "b", "c", "d"]
     assert isinstance(net.network, SimpleCNN)
     kernels_FHW = net.network.conv1.weight[:, 0].detach().numpy()
     assert np.array_equal(figures.first_weights(scored / paths.WEIGHTS), kernels_FHW)
-    x_NCHW = net.preprocess(torch.from_numpy(images_NHW))
+    x_NCHW = net.preprocess(torch.from_numpy(images.images_NHW))
     with torch.no_grad():
         first_NCHW = F.relu(net.network.conv1(x_NCHW))
         second_NCHW = F.relu(net.network.conv2(F.max_pool2d(first_NCHW, 2)))
@@ -210,10 +225,10 @@ def test_maps_of_an_mlp_are_its_units_and_its_inputs_are_shuffled(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DVC_ROOT", str(tmp_path))
-    net, images = classifier("mlp", permute_pixels=True), digits(3, seed=1)
+    net, images = classifier("mlp", permute_pixels=True), of_classes(3)
     onnx_export.export(tmp_path / "model.onnx", net, weights_sha256="d" * 64, images=images)
 
-    inputs_NHW, maps = figures.layers(onnx_model.load(tmp_path / "model.onnx"), images.images_NHW)
+    _, inputs_NHW, maps = figures.layers(onnx_model.load(tmp_path / "model.onnx"), images, "abc")
 
     assert isinstance(net.network, MLP)
     with torch.no_grad():

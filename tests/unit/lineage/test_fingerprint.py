@@ -99,6 +99,7 @@ def test_what_is_missing_is_named(checkout: Path) -> None:
         "stages: [",
         "stages: hello",
         "stages: {train: {}}",
+        "stages: {train: {cmd: t, deps: [code.py], params: }}",
         "stages: {train: {cmd: t, deps: [[a]], params: []}}",
     ],
 )

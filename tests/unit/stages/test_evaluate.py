@@ -149,8 +149,8 @@ def test_the_figures_show_the_right_images(checkout: Path, small_data: SmallData
     figures.filters(expected, figures.first_weights(paths.WEIGHTS))
     assert paths.FILTERS.read_bytes() == expected.read_bytes()
     first = [small_data.test.labels_N.tolist().index(label) for label in range(10)]
-    inputs_NHW, maps = figures.layers(classifier, small_data.test.images_NHW[first])
-    figures.feature_maps(expected, DIGITS.classes, inputs_NHW, maps)
+    of_each_class = small_data.test.take(np.array(first))
+    figures.feature_maps(expected, *figures.layers(classifier, of_each_class, DIGITS.classes))
     assert paths.FEATURE_MAPS.read_bytes() == expected.read_bytes()
 
 

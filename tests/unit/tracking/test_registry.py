@@ -2,6 +2,7 @@
 
 import contextlib
 import shutil
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,10 +18,10 @@ from mlflow.entities.model_registry import ModelVersion
 from ruamel.yaml import YAML
 
 from mnist.core import files, paths
-from mnist.core.errors import InputError
+from mnist.core.errors import InputError, ServiceUnavailableError
 from mnist.data import store as data
 from mnist.evaluation import predictions
-from mnist.tracking import client, events, registry, stored
+from mnist.tracking import client, database, events, registry, stored
 from mnist.training import onnx_model
 from tests import hostile
 
@@ -50,12 +51,21 @@ def is_usable(store: client.Store, folder: Path) -> bool:
     return registry.find(store, folder, name=NAME, weights_sha256=files.sha256(folder / paths.WEIGHTS))[1]
 
 
-def refused(store: client.Store, version: ModelVersion) -> InputError:
-    """Return the error of reading a version, which as the champion is not read without MLflow either."""
-    store.client.set_registered_model_alias(NAME, "champion", version.version)
-    assert stored.champion(NAME) is None
+Read = Callable[[client.Store, ModelVersion], object]
+
+
+def without_mlflow(store: client.Store, version: ModelVersion) -> object:
+    """Read a version as the champion of a local store."""
+    store.client.set_registered_model_alias(version.name, "champion", version.version)
+    return stored.champion(version.name)
+
+
+by_both = pytest.mark.parametrize("read", [registry.load_version, without_mlflow])
+
+
+def refused(read: Read, store: client.Store, version: ModelVersion) -> InputError:
     with pytest.raises(InputError) as caught:
-        registry.load_version(store, version)
+        read(store, version)
     return caught.value
 
 
@@ -233,9 +243,10 @@ def test_a_time_of_the_challenger_that_is_none_counts_as_absent(tag: str, store:
     assert store.client.get_registered_model(NAME).tags[registry.CHALLENGER_TIME] == "1"
 
 
+@by_both
 @pytest.mark.parametrize("save", [hostile.pickled, hostile.with_code])
 def test_a_model_that_brings_code_is_not_read(
-    save: Callable[[Path, Path], None], store: client.Store, scored: Path, tmp_path: Path
+    save: Callable[[Path, Path], None], read: Read, store: client.Store, scored: Path, tmp_path: Path
 ) -> None:
     trace = tmp_path / "trace"
     save(tmp_path / "model", trace)
@@ -246,10 +257,10 @@ def test_a_model_that_brings_code_is_not_read(
         "onnx_sha256": files.sha256(scored / paths.ONNX),
     }
     version = store.client.create_model_version(NAME, (tmp_path / "model").as_uri(), tags=tags)
-    assert refused(store, version).where == f"models:/{NAME}/1/MLmodel"
+    assert refused(read, store, version).where == f"models:/{NAME}/1/MLmodel"
     assert not trace.exists()
     with contextlib.suppress(Exception):
-        pyfunc.load_model(f"models:/{NAME}/1")
+        pyfunc.load_model((tmp_path / "model").as_uri())
     assert trace.exists()  # so the model is as bad as it should be
 
 
@@ -290,6 +301,7 @@ def flipped(folder: Path) -> None:
     onnx.save(model, folder / "model.onnx")
 
 
+@by_both
 @pytest.mark.parametrize(
     ("change", "file"),
     [
@@ -309,18 +321,27 @@ def flipped(folder: Path) -> None:
     ],
 )
 def test_a_stored_model_of_another_form_is_not_read(
-    change: Callable[[Path], None], file: str, store: client.Store, scored: Path, tmp_path: Path
+    *,
+    change: Callable[[Path], None],
+    file: str,
+    read: Read,
+    store: client.Store,
+    scored: Path,
+    tmp_path: Path,
 ) -> None:
     version, _ = ensure(store, new_run(store), scored)
     (folder,) = (tmp_path / "mlartifacts").glob(MODEL)
     change(folder)
-    error = refused(store, version)
+    error = refused(read, store, version)
     assert error.where == f"models:/{NAME}/1/{file}"
     assert "\n" not in str(error)
 
 
+@by_both
 @pytest.mark.parametrize("tag", ["weights_sha256", "onnx_sha256"])
-def test_a_version_of_other_digests_is_not_read(tag: str, store: client.Store, scored: Path) -> None:
+def test_a_version_of_other_digests_is_not_read(
+    tag: str, read: Read, store: client.Store, scored: Path
+) -> None:
     ensure(store, new_run(store), scored)
     changes: tuple[Callable[[], object], ...] = (
         lambda: store.client.set_model_version_tag(NAME, "1", tag, "d" * 64),
@@ -328,15 +349,14 @@ def test_a_version_of_other_digests_is_not_read(tag: str, store: client.Store, s
     )
     for change in changes:
         change()
-        assert refused(store, store.client.get_model_version(NAME, "1")).expected.endswith(f"the tag {tag}")
+        assert refused(read, store, store.client.get_model_version(NAME, "1")).expected.endswith(
+            f"the tag {tag}"
+        )
 
 
-def test_the_champion_of_a_local_store_is_read_without_mlflow(
-    store: client.Store, scored: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    ensure(store, new_run(store), scored)
-    assert stored.champion(NAME) is None  # there is none yet
-    store.client.set_registered_model_alias(NAME, "champion", "1")
+def test_the_champion_of_a_local_store_is_read_without_mlflow(store: client.Store, scored: Path) -> None:
+    version, _ = ensure(store, new_run(store), scored)
+    store.client.set_registered_model_alias(NAME, "champion", version.version)
     code = f"""
 import sys
 from mnist.tracking import stored
@@ -345,7 +365,47 @@ print(name, model.about.weights_sha256, "mlflow" in sys.modules)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == [f"models:/{NAME}/1", files.sha256(scored / paths.WEIGHTS), "False"]
-    (tmp_path / "mlartifacts").rename(tmp_path / "elsewhere")
+
+
+def no_champion(store: client.Store) -> None:
+    store.client.delete_registered_model_alias(NAME, "champion")
+
+
+def deleted_version(store: client.Store) -> None:
+    """Delete the version, and put back the alias, which MLflow deletes, too."""
+    store.client.delete_model_version(NAME, "1")
+    connection = sqlite3.connect(paths.sqlite_file(store.uri))
+    with contextlib.closing(connection), connection:
+        command = "INSERT INTO registered_model_aliases (alias, version, name) VALUES ('champion', 1, ?)"
+        connection.execute(command, [NAME])
+
+
+def files_elsewhere(_store: client.Store) -> None:
+    (paths.root() / "mlartifacts").rename(paths.root() / "elsewhere")
+
+
+@pytest.mark.parametrize("change", [no_champion, deleted_version, files_elsewhere])
+def test_mlflow_is_asked_for_a_champion_that_is_not_here(
+    change: Callable[[client.Store], None], store: client.Store, scored: Path
+) -> None:
+    version, _ = ensure(store, new_run(store), scored)
+    assert without_mlflow(store, version)
+    change(store)
     assert stored.champion(NAME) is None
+
+
+def test_mlflow_is_asked_for_the_champion_of_a_server(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
     assert stored.champion(NAME) is None
+
+
+@pytest.mark.usefixtures("store")
+def test_a_locked_store_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def locked(*_: object) -> None:
+        raise sqlite3.OperationalError("database is locked")  # after a wait of 5 s
+
+    monkeypatch.setattr(database, "query", locked)
+    with pytest.raises(
+        ServiceUnavailableError, match=r"^MLflow at sqlite:///mlflow\.db does not answer \(database is locked"
+    ):
+        stored.champion(NAME)

@@ -54,7 +54,7 @@ def test_the_processor_is_named_as_linux_names_it(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("deterministic", [True, False])
 def test_only_repeatable_kernels_are_allowed_if_asked_for(deterministic: bool) -> None:
-    devices.prepare(CPU, devices.PLAIN.model_copy(update={"deterministic": deterministic}))
+    devices.prepare(CPU, devices.EXACT.model_copy(update={"deterministic": deterministic}))
 
     assert torch.are_deterministic_algorithms_enabled() is deterministic
     assert not torch.is_deterministic_algorithms_warn_only_enabled()
@@ -74,7 +74,7 @@ def test_a_users_own_cublas_setting_stays(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_tf32_is_a_gpus() -> None:
     with pytest.raises(InputError, match="precision: found tf32 on a CPU"):
-        devices.prepare(CPU, devices.PLAIN.model_copy(update={"precision": "tf32"}))
+        devices.prepare(CPU, devices.EXACT.model_copy(update={"precision": "tf32"}))
 
 
 def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

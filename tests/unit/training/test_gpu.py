@@ -27,7 +27,7 @@ def fit(
     of: Recipe, *, on: str = "cuda", precision: Precision = "float32"
 ) -> tuple[Classifier, list[Window | Epoch]]:
     machine = Machine.model_validate({"device": on, "num_threads": 1})
-    device = devices.prepare(machine, devices.PLAIN.model_copy(update={"precision": precision}))
+    device = devices.prepare(machine, devices.EXACT.model_copy(update={"precision": precision}))
     trained = classifier()
     events = loop.fit(trained, train=TRAIN, val=VAL, recipe=of, seed=0, device=device, precision=precision)
     return trained, list(events)
@@ -109,7 +109,7 @@ def test_a_shorter_precision_learns_as_well(precision: Precision) -> None:
 def test_float32_is_float32_and_tf32_is_not(precision: Precision, exact: bool) -> None:
     """TF32 has 10 bits of mantissa: 1 + 2^-12 would be 1, in matrix products and in convolutions."""
     device = devices.prepare(
-        Machine(device="cuda", num_threads=1), devices.PLAIN.model_copy(update={"precision": precision})
+        Machine(device="cuda", num_threads=1), devices.EXACT.model_copy(update={"precision": precision})
     )
     x = torch.full((64, 64), 1 + 2**-12, device=device)
     expected = torch.full_like(x, 1 + 2**-12)

@@ -29,6 +29,7 @@ def with_code(folder: Path, trace: Path) -> None:
     """Save a model whose module makes a file when it is imported."""
     code = folder.with_suffix(".code")
     code.mkdir()
+    sys.modules.pop("evil_loader", None)  # of another test
     (code / "evil_loader.py").write_text(f"open({str(trace)!r}, 'w').close()\n_load_pyfunc = print\n")
     mlflow.pyfunc.save_model(
         str(folder),

@@ -63,7 +63,7 @@ def held(stage: str, folder: Path = Path()) -> Iterator[dict[str, str]]:
         outs = (out for out in checkout.stages[stage].made if out != receipt.as_posix())
         digests = {out: digest(folder / out) for out in outs}
         content = Receipt(params=params, deps=deps, outs=digests, **more)
-        files.write_json(folder / receipt, content.model_dump(exclude_none=True))
+        files.write_json(folder / receipt, [content.model_dump(exclude_none=True)])
 
 
 def check(stage: str, folder: Path = Path()) -> None:
@@ -79,8 +79,14 @@ def check(stage: str, folder: Path = Path()) -> None:
 def machine(folder: Path) -> str:
     """Return the machine that the receipts of a checkout name; empty where none does."""
     receipts = sorted((folder / RECEIPTS).glob("*.json"))
-    found = (config.check(Receipt, files.read_json(file), str(file)).machine for file in receipts)
-    return next(filter(None, found), "")
+    return next(filter(None, (_read(file, str(file)).machine for file in receipts)), "")
+
+
+def _read(file: Path, where: str) -> Receipt:
+    """Read a receipt: a list of one, in which DVC finds no metric."""
+    values = files.read_json(file)
+    content = values[0] if isinstance(values, list) and len(values) == 1 else values
+    return config.check(Receipt, content, where)
 
 
 def digest(path: Path) -> str:
@@ -174,7 +180,7 @@ class _Checkout(Pipeline):
         if not (self.folder / file).is_file():
             expected = f"the receipt of a `{stage}` that succeeded: run `dvc repro`"
             raise InputError(str(file), found="no such file", expected=expected)
-        return config.check(Receipt, files.read_json(self.folder / file), str(file))
+        return _read(self.folder / file, str(file))
 
 
 def _damaged_object(path: Path) -> Path | None:

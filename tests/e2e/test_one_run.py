@@ -75,12 +75,22 @@ def test_queued_experiments_at_once_on_a_new_store_which_is_lost_and_rebuilt(
     assert ids(complete_runs(clone)) == ids(after)
 
 
-def test_the_same_result_from_a_temporary_tree_the_run_cache_and_other_code_in_a_worktree(
+def test_params_of_before_are_restored_from_the_run_cache(trained: Clone) -> None:
+    before = complete_runs(trained)
+    assert "train" in trained.dvc("exp", "run", "-n", "other", "-S", "lr=0.011")
+    assert trained.dvc("exp", "run", "-n", "back", "-S", "lr=0.02") == ["register"]
+    after = complete_runs(trained)
+    assert ids(after) == {**ids(before), "0.011": after["0.011"].info.run_id}
+    assert "back" in names(after["0.02"])
+    assert "receipts" not in trained.run("dvc", "metrics", "diff", "--all").stdout
+
+
+def test_the_same_result_from_a_temporary_tree_and_other_code_in_a_worktree(
     trained: Clone, invoke: Invoke, tmp_path: Path
 ) -> None:
     before = complete_runs(trained)
     assert trained.dvc("exp", "run", "--temp", "-n", "aside") == ["register"]
-    assert trained.dvc("exp", "run", "-n", "cached", "-S", "lr=0.02", "-S", "epochs=4") == []
+    assert trained.dvc("exp", "run", "-n", "again", "-S", "lr=0.02", "-S", "epochs=4") == []
     tree = dataclasses.replace(trained, folder=tmp_path / "tree")
     trained.run("git", "worktree", "add", "-q", "--detach", str(tree.folder))
     checkout.edit(tree, "mnist/training/loop.py", '"""', '"""Edited. ')  # other code, the same weights
@@ -89,7 +99,7 @@ def test_the_same_result_from_a_temporary_tree_the_run_cache_and_other_code_in_a
     assert invoke(trained, "sync").exit_code in (0, 1)  # the cache of the worktree is its own
     after = complete_runs(trained)
     assert ids(after) == ids(before)
-    assert names(after["0.02"]) >= {"aside", "cached", "in-tree"}
+    assert names(after["0.02"]) >= {"aside", "again", "in-tree"}
 
 
 def test_an_applied_experiment_that_sync_logs_has_its_name(trained: Clone, invoke: Invoke) -> None:

@@ -64,7 +64,7 @@ def test_numbers_may_differ_on_another_machine_only(machine: str, answer: str, t
     ):
         files.write_json(folder / "scores.json", {"loss": loss})
         receipt = custody.Receipt(params={}, deps={}, outs={}, machine=made_on)
-        files.write_json(folder / custody.receipt_of("train"), receipt.model_dump())
+        files.write_json(folder / custody.receipt_of("train"), [receipt.model_dump()])
     written = {"scores.json": "2"}
     (row,) = reproduce.outs_compared([train], {}, written, *folders)
     assert (row.what, row.answer) == ("scores.json: loss", answer)

@@ -110,7 +110,9 @@ def compare(base: str | None, head: str, *, seeds: int, first_seed: int, alpha: 
     if first_seed + seeds > MAX_SEEDS:
         raise InputError("--first-seed", found=str(first_seed), expected=f"{MAX_SEEDS - seeds} at most")
     chosen = range(first_seed, first_seed + seeds)
-    report = verdict.compare([base, head] if base else [head], chosen, alpha, partial(click.echo, err=True))
+    report = verdict.compare(
+        [head] if base is None else [base, head], chosen, alpha, partial(click.echo, err=True)
+    )
     if as_json:
         click.echo(json.dumps(asdict(report), indent=2, allow_nan=False))
     else:

@@ -55,6 +55,8 @@ def predict(names: Sequence[Path], model: str | None, output: Path | None) -> No
         table = csv.writer(stream, lineterminator="\n")
         table.writerow(COLUMNS)
         for path, images_NHW in _images(names, faults, hidden=on_terminal):
+            if output and output.exists() and output.samefile(path):
+                raise InputError(str(output), found="one of FILES", expected="another file to write")
             probabilities_NK = classifier.predict(images_NHW)
             classes = (classifier.about.classes[label] for label in probabilities_NK.argmax(1).tolist())
             shown = (f"{probability:.6f}" for probability in probabilities_NK.max(1).tolist())
@@ -156,7 +158,7 @@ def _table(output: Path | None) -> Iterator[TextIO]:
     if output.exists() and not output.is_file():  # it would be replaced
         raise InputError(str(output), found="no regular file", expected="a file to write")
     with (
-        files.replacing(output) as part,
+        files.replacing(output.resolve()) as part,
         part.open("w", encoding="utf-8", errors="surrogateescape") as stream,
     ):
         yield stream

@@ -95,9 +95,11 @@ class Trials:
             InputError: the training fails, for example since it diverges.
         """
         kept = paths.root() / KEPT / self.recipe / f"{seed}.json"
-        if not kept.is_file():
-            files.write_json(kept, self._train(seed).model_dump())
-        return config.check(Score, files.read_json(kept), str(kept)).accuracy
+        with suppress(InputError):  # damaged, or none yet
+            return config.check(Score, files.read_json(kept), str(kept)).accuracy
+        score = self._train(seed)
+        files.write_json(kept, score.model_dump())
+        return score.accuracy
 
     def _train(self, seed: int) -> Score:
         self._process = self._process or self._start()

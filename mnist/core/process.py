@@ -6,6 +6,8 @@ import os
 import signal
 import sqlite3
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -20,6 +22,7 @@ P = TypeVar("P", bound=config.Section)
 # and collecting them again and again is a fifth of its time (torch 1.3 -> 1.0 s, Great Expectations
 # 2.4 -> 1.9 s; with collections disabled it is the same).
 GC_THRESHOLD = 300_000
+PARENT_SECONDS = 0.2  # between two looks at the parent
 READ = ("*", ".dvc/config*", "data/*", "datasets/*", "models/*", "metrics/**/*")  # files of a checkout
 
 
@@ -44,6 +47,18 @@ def perform(run: Callable[..., str | None], settings: config.Section) -> None:
             receipt["machine"] = machine
     if run.__module__ == "__main__":  # not in a test
         leave()
+
+
+def end_with_parent() -> None:
+    """Let this process end when its parent does."""
+    parent = os.getppid()
+
+    def wait() -> None:
+        while os.getppid() == parent:
+            time.sleep(PARENT_SECONDS)
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def _refuse_shallow_clone() -> None:
@@ -87,6 +102,8 @@ def reported(*, failure: int = 1) -> Iterator[None]:
     """
     gc.set_threshold(GC_THRESHOLD)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if "DVC_STAGE" in os.environ:  # a stage that outlives a killed DVC would write beside the next one
+        end_with_parent()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # not every encoding has arrows, or kana
     try:

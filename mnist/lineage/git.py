@@ -110,8 +110,8 @@ def resolve(name: str, *, folder: Path) -> str:
     Raises:
         InputError: it is not known there either, or `origin` does not answer.
     """
-    if not name.strip():
-        raise _unknown(name, "nothing")
+    if not name.strip() or name.startswith("-"):  # git would take it for an option
+        raise _unknown(name, UNKNOWN if name.strip() else "nothing")
     return commit_here(name, folder=folder) or _fetch(name, folder)
 
 

@@ -23,8 +23,12 @@ TIMEOUT_SECONDS = 2.0  # for a connection
 STORE = "a store of MLflow: move it away, then run `mnist sync`"
 
 
-def check(uri: str) -> None:
+def check(uri: str, *, is_written: bool = True) -> None:
     """Check that MLflow can open a URI: its scheme, and an SQLite file if there is one already.
+
+    Args:
+        uri: of the store.
+        is_written: whether the file must be open to this user for writing, too.
 
     Raises:
         InputError: it cannot.
@@ -44,8 +48,9 @@ def check(uri: str) -> None:
     if not file.is_file() or not file.stat().st_size:
         found = "an empty file" if file.is_file() else "a folder"
         raise InputError(where, found=found, expected=STORE)
-    if not os.access(file, os.R_OK | os.W_OK):
-        expected = f"yours: run `sudo chown $USER {shlex.quote(str(file))}`"
+    if not os.access(file, os.R_OK | (os.W_OK if is_written else 0)):
+        command = "chmod u+rw" if file.stat().st_uid == os.getuid() else "sudo chown $USER"
+        expected = f"to read and write it: run `{command} {shlex.quote(str(file))}`"
         raise InputError(where, found="no permission", expected=expected)
     try:
         ((version,),) = query(uri, "SELECT version_num FROM alembic_version")

@@ -12,7 +12,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from mnist.core import config, files, paths
-from mnist.core.errors import InputError, ServiceUnavailableError
+from mnist.core.errors import InputError, ServiceUnavailableError, printable
 from mnist.tracking import database
 from mnist.tracking.events import ONNX, WEIGHTS
 from mnist.tracking.promotion import CHAMPION
@@ -46,18 +46,22 @@ def champion(name: str, *, num_threads: int = 1) -> tuple[str, OnnxModel] | None
         ServiceUnavailableError: others have locked the store.
         InputError: it is no store of this MLflow, or the model is not one that `register` stored.
     """
-    uri = paths.store_uri()
-    if not uri.startswith("sqlite:///") or not paths.sqlite_file(uri).is_file():
+    uri, model_uri = paths.store_uri(), f"models:/{name}@{CHAMPION}"
+    if not uri.startswith("sqlite:///") or "?" in uri:
         return None
+    if not paths.sqlite_file(uri).exists():
+        expected = "one: run `dvc repro` or, for results that are here, `mnist sync`"
+        raise InputError(model_uri, found=f"no store {paths.shown(uri)}", expected=expected)
     try:
-        database.check(uri)
+        database.check(uri, is_written=False)
         rows = database.query(uri, VERSION, name, CHAMPION)
     except sqlite3.OperationalError as error:
         raise ServiceUnavailableError(f"MLflow at {paths.shown(uri)}", str(error)) from None
     version, place, *_ = rows[0] if rows else (0, "")
     is_uri = str(place).startswith("file://")
     folder = Path(unquote(place.removeprefix("file://")) if is_uri else str(place))
-    if not rows or not folder.is_dir():
+    # Those of a copied checkout are the original's until MLflow opens the store.
+    if not rows or not folder.is_dir() or not folder.is_relative_to(paths.sqlite_file(uri).parent):
         return None
     model_uri, tags = f"models:/{name}/{version}", {key: value for _, _, key, value in rows}
     with files.temporary("model") as temporary:
@@ -88,14 +92,13 @@ def read(fetch: Fetch, uri: str, tags: Mapping[str, str], *, num_threads: int = 
     """
     name = _data_of(fetch(MLMODEL, MAX_MLMODEL_BYTES), uri)
     file, where = fetch(name, onnx_model.MAX_BYTES), f"{uri}/{name}"
-    if (digest := files.sha256(file)) != tags.get(ONNX):
-        raise InputError(
-            where, found=f"the digest {digest}", expected=f"{tags.get(ONNX) or 'none'}, the tag {ONNX}"
-        )
+    digest, weights = (printable(tags.get(name) or "none") for name in (ONNX, WEIGHTS))
+    if (found := files.sha256(file)) != digest:
+        raise InputError(where, found=f"the digest {found}", expected=f"{digest}, the tag {ONNX}")
     model = onnx_model.load(file, num_threads=num_threads, where=where)
-    if (weights := model.about.weights_sha256) != tags.get(WEIGHTS):
-        expected = f"{tags.get(WEIGHTS) or 'none'}, the tag {WEIGHTS}"
-        raise InputError(where, found=f"that it was made from the weights {weights}", expected=expected)
+    if (found := model.about.weights_sha256) != weights:
+        expected = f"{weights}, the tag {WEIGHTS}"
+        raise InputError(where, found=f"that it was made from the weights {found}", expected=expected)
     return model
 
 

@@ -88,7 +88,7 @@ class Checkpoint:
         for old in files.abandoned(folder.parent.iterdir(), ABANDONED_SECONDS):
             if old != folder:
                 shutil.rmtree(old, ignore_errors=True)
-        if not self._file.exists():
+        if not self._file.is_file():
             return b""
         try:
             content = self._file.read_bytes()

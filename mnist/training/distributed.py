@@ -14,7 +14,6 @@ import re
 import shutil
 import signal
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -141,7 +140,7 @@ def _start_torchrun(module: str, settings: config.Params) -> None:
 
 def _run_worker(run: Callable[..., str | None], params: config.Section) -> None:
     """Run the stage as one of torchrun's processes, which reports its error."""
-    threading.Thread(target=_end_with, args=[os.getppid()], daemon=True).start()
+    process.end_with_parent()
     from torch.distributed.elastic.multiprocessing.errors import record
 
     try:
@@ -151,10 +150,3 @@ def _run_worker(run: Callable[..., str | None], params: config.Section) -> None:
             # Rank 0 mostly has the same error, and torchrun ends it as soon as this process is gone.
             time.sleep(GRACE_SECONDS)
         process.leave(1)  # gloo's threads still run: the usual end of Python may be an abort
-
-
-def _end_with(launcher: int) -> None:
-    """End this process where its launcher was killed."""
-    while os.getppid() == launcher:
-        time.sleep(1)
-    os._exit(1)

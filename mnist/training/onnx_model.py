@@ -141,7 +141,7 @@ def parse(path: Path, where: str) -> ModelProto:
     Raises:
         InputError: it is missing, too large, or no ONNX.
     """
-    with files.reading(path):
+    with files.reading(path, EXPECTED):
         content = path.read_bytes() if path.stat().st_size <= MAX_BYTES else None
     if content is None:
         raise InputError(where, found=f"more than {MAX_BYTES // 2**20} MiB", expected=EXPECTED)

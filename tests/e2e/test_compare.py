@@ -62,6 +62,9 @@ def test_a_worse_recipe_in_the_workspace(trained: Clone, temporary: Path, invoke
     assert again.exit_code == 0, again.output
     assert "**No evidence** after 3 seeds" in again.stdout
     assert again.stdout.count("50.00%") >= 6  # nothing was trained
+    kept[0].write_text("damaged")
+    assert invoke(trained, "compare", "main", "--seeds", "3", "--first-seed", seed).exit_code == 0
+    assert files.read_json(kept[0])["accuracy"] != 0.5
 
 
 def test_one_recipe_is_said_at_once(trained_module: Clone, invoke: Invoke) -> None:
@@ -91,6 +94,7 @@ def test_what_is_no_revision_with_the_pipeline(trained: Clone, temporary: Path, 
     edit(trained, "dvc.yaml", "cmd: python -m stages.train", "cmd: python train.py")
 
     for base, where in (
+        ("", "revision: found nothing"),  # of a variable that is not set
         ("empty", "dvc.yaml at empty"),
         ("nowhere", "revision nowhere"),
         ("main", "dvc.yaml at"),

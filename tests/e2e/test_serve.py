@@ -129,6 +129,10 @@ def test_a_file_is_scored_by_the_champion_as_by_evaluate(
     with (trained.folder / "metrics/predictions.csv").open() as evaluated:
         wanted = [row["predicted"] for row in csv.DictReader(evaluated)]
     assert [row["predicted"] for row in tables[0]] == wanted
+    before = images.read_bytes()
+    for command in (["--output", str(images)], ["--model", "models/model.onnx", "--output", str(images)]):
+        assert invoke(trained, "predict", str(images), *command).exit_code == 2
+        assert images.read_bytes() == before
     unknown = invoke(trained, "predict", str(images), "--model", f"models:/{NAME}/7")
     assert (unknown.exit_code, unknown.stdout) == (2, "")
     assert unknown.stderr.startswith(f"ERROR: models:/{NAME}/7: found no such version")
@@ -248,7 +252,8 @@ def test_a_champion_that_is_another_kind_of_model_is_an_error(
 def test_without_a_model_it_is_an_error(trained: Clone, invoke: Invoke) -> None:
     done = invoke(without_store(trained), "serve", "--port", "0", MLFLOW_TRACKING_URI="sqlite:///new.db")
     assert done.exit_code == 2
-    assert "found no such version" in done.stderr
+    assert done.stderr.startswith(f"ERROR: models:/{NAME}@champion: found no store sqlite:///new.db")
+    assert not (trained.folder / "new.db").exists()
 
 
 def test_a_port_in_use_is_an_error_before_anything_else(trained: Clone, invoke: Invoke) -> None:

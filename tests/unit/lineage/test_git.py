@@ -84,7 +84,7 @@ def test_the_newest_experiment_of_a_name_is_meant(origin: Path, monkeypatch: pyt
     assert git.resolve("twice", folder=origin) == new
 
 
-@pytest.mark.parametrize("name", ["", "nothing", "^main", "main:file", "f" * 40])
+@pytest.mark.parametrize("name", ["", "nothing", "^main", "main:file", "f" * 40, "-x"])
 def test_a_name_of_no_commit_is_an_error_of_one_line(origin: Path, name: str) -> None:
     here = clone(origin)
     refs = git.text("for-each-ref", folder=here)
@@ -92,6 +92,14 @@ def test_a_name_of_no_commit_is_an_error_of_one_line(origin: Path, name: str) ->
         git.resolve(name, folder=here)
     assert git.text("for-each-ref", folder=here) == refs
     assert git.commit_here("nothing", folder=here) == ""
+
+
+def test_a_name_is_no_option_of_git(origin: Path, tmp_path: Path) -> None:
+    (tmp_path / "run").write_text(f"#!/bin/sh\ntouch {tmp_path}/trace\n")
+    (tmp_path / "run").chmod(0o755)
+    with pytest.raises(InputError):
+        git.resolve(f"--upload-pack={tmp_path}/run", folder=clone(origin))
+    assert not (tmp_path / "trace").exists()
 
 
 def test_what_is_at_origin_alone_is_fetched_into_no_ref(origin: Path) -> None:

@@ -384,7 +384,14 @@ def files_elsewhere(_store: client.Store) -> None:
     (paths.root() / "mlartifacts").rename(paths.root() / "elsewhere")
 
 
-@pytest.mark.parametrize("change", [no_champion, deleted_version, files_elsewhere])
+def of_the_original(store: client.Store) -> None:
+    """Let the store be the copy of another one, whose files are still there."""
+    folder = paths.root().with_name("original")
+    shutil.copytree(paths.root(), folder)
+    client.move(paths.sqlite_file(store.uri), old=paths.root(), new=folder)
+
+
+@pytest.mark.parametrize("change", [no_champion, deleted_version, files_elsewhere, of_the_original])
 def test_mlflow_is_asked_for_a_champion_that_is_not_here(
     change: Callable[[client.Store], None], store: client.Store, scored: Path
 ) -> None:
@@ -392,6 +399,13 @@ def test_mlflow_is_asked_for_a_champion_that_is_not_here(
     assert without_mlflow(store, version)
     change(store)
     assert stored.champion(NAME) is None
+
+
+def test_a_store_that_is_read_alone_need_not_be_writable(store: client.Store, scored: Path) -> None:
+    version, _ = ensure(store, new_run(store), scored)
+    assert without_mlflow(store, version)
+    paths.sqlite_file(store.uri).chmod(0o444)
+    assert stored.champion(NAME)
 
 
 def test_mlflow_is_asked_for_the_champion_of_a_server(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -234,20 +234,16 @@ def parse_keys(document: bytes | str, where: str) -> dict[str, Any]:
     if values is None:
         return {}
     if not isinstance(values, dict):
-        raise InputError(where, found=_kind(values), expected="keys and values")
+        raise InputError(where, found=type(values).__name__, expected="keys and values")
     return values
 
 
-def _kind(values: Any) -> str:
-    return "nothing" if values is None else type(values).__name__
-
-
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested keys as dotted ones."""
+    """Return nested keys as dotted ones; an empty section is a value."""
     dotted: dict[str, Any] = {}
     for key, value in values.items():
-        is_section = isinstance(value, dict) and value  # an empty one is a value
-        dotted |= flat(value, f"{prefix}{key}.") if is_section else {f"{prefix}{key}": value}
+        inner = flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {}
+        dotted |= inner or {f"{prefix}{key}": value}
     return dotted
 
 
@@ -258,7 +254,8 @@ def check(section: type[S], values: Any, where: str) -> S:
         InputError: as `load`.
     """
     if not isinstance(values, dict):
-        raise InputError(where, found=_kind(values), expected="keys and values")
+        found = "nothing" if values is None else type(values).__name__
+        raise InputError(where, found=found, expected="keys and values")
     try:
         return section.model_validate(values)
     except ValidationError as error:

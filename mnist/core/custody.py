@@ -48,7 +48,8 @@ def receipt_of(stage: str) -> Path:
 def held(stage: str, folder: Path = Path()) -> Iterator[dict[str, str]]:
     """Check what a stage reads, run the block, and write the stage's receipt if its outs list one.
 
-    The block gets a dictionary, in which it may set the receipt's `machine`.
+    The block gets a dictionary, in which it may set the receipt's `machine`. While it runs the receipt is
+    empty, since DVC would report a missing metric.
 
     Raises:
         InputError: as `check`.
@@ -57,9 +58,12 @@ def held(stage: str, folder: Path = Path()) -> Iterator[dict[str, str]]:
     deps = checkout.check(stage)
     deps |= {dep: found for dep, found in checkout.sources(stage).items() if found}
     more, params = dict[str, str](), checkout.params(stage)
-    yield more
     receipt = receipt_of(stage)
-    if checkout.makers.get(receipt.as_posix()) == stage:
+    is_made = checkout.makers.get(receipt.as_posix()) == stage
+    if is_made:
+        files.write_json(folder / receipt, [])
+    yield more
+    if is_made:
         outs = (out for out in checkout.stages[stage].made if out != receipt.as_posix())
         digests = {out: digest(folder / out) for out in outs}
         content = Receipt(params=params, deps=deps, outs=digests, **more)
@@ -85,8 +89,9 @@ def machine(folder: Path) -> str:
 def _read(file: Path, where: str) -> Receipt:
     """Read a receipt: a list of one, in which DVC finds no metric."""
     values = files.read_json(file)
-    content = values[0] if isinstance(values, list) and len(values) == 1 else values
-    return config.check(Receipt, content, where)
+    if values == []:
+        raise InputError(where, found="no receipt", expected="one of a stage that succeeded: run `dvc repro`")
+    return config.check(Receipt, values[0] if isinstance(values, list) else values, where)
 
 
 def digest(path: Path) -> str:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import shlex
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -160,9 +161,11 @@ def test_a_missing_receipt_is_refused(folder: Path) -> None:
 
 
 def test_a_stage_that_fails_leaves_no_receipt(folder: Path) -> None:
-    with pytest.raises(KeyboardInterrupt), custody.held("make", folder):
-        assert json.loads((folder / custody.receipt_of("make")).read_text()) == []  # which DVC can read
+    content = ""
+    with suppress(KeyboardInterrupt), custody.held("make", folder):
+        content = (folder / custody.receipt_of("make")).read_text()
         raise KeyboardInterrupt
+    assert json.loads(content) == []  # a metric without a number for DVC
     error = refusal(folder)
     assert (error.where, error.found) == (str(custody.receipt_of("make")), "no receipt")
 

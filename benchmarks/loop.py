@@ -142,8 +142,7 @@ def measure_presets(bench: Bench, num_rounds: int) -> list[dict[str, Any]]:
         measured = in_rounds(NUM_SEEDS, once, warm_up=False)
     rows = [row(epoch, measured[epoch], tutorial=measured[epoch])]
     for name, preset in known.items():
-        of_ratio, of_seconds = preset.max_ratio, preset.max_seconds
-        limit = Limit("at most", of_ratio) if of_ratio else Limit("at most", of_seconds or 0, "s")
+        limit = Limit("at most", preset.max_seconds, "s")
         training, accuracy = f"`{name}`{TRAINING}", f"`{name}`{ACCURACY}"
         at_least = Limit("at least", 100 * preset.accuracy, "%")
         rows += [

@@ -79,7 +79,6 @@ CASES = {
     "adam, two epochs, smoothed and shifted": Case(
         recipe={"optimizer": "adam", "epochs": 2, "lr": 0.001, "label_smoothing": 0.1, "shift": 2}
     ),
-    # Too many channels for mnist/training/fast_cnn.py.
     "bfloat16": Case(
         architecture={"n_features": 20}, recipe={}, precision="bfloat16", num_images=300, tolerance=0.05
     ),

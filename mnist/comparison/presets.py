@@ -21,12 +21,11 @@ class Settings(Recipe, Architecture):
 
 
 class Preset(Section):
-    """Params, and the accuracy and the time that they claim; the time by one limit of the two."""
+    """Params, and the accuracy and the time that they claim."""
 
     claim: str  # in words
     accuracy: Fraction  # at least, on the test images, as the mean over seeds
-    max_ratio: Annotated[float, Field(gt=0)] | None = None  # of training to the tutorial's epoch
-    max_seconds: Annotated[float, Field(gt=0)] | None = None  # of training
+    max_seconds: Annotated[float, Field(gt=0)]  # of training
     params: Settings
 
     @property
@@ -41,7 +40,7 @@ def load(path: Path) -> dict[str, Preset]:
     Raises:
         InputError: one message that names the preset and every key of it at fault.
     """
-    expected = "named params: `name: {claim, accuracy, max_ratio or max_seconds, params}`"
+    expected = "named params: `name: {claim, accuracy, max_seconds, params}`"
     values = config.read(path, expected=expected)
     if not isinstance(values, dict):
         raise InputError(str(path), found=type(values).__name__, expected=expected)

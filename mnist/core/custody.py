@@ -88,9 +88,9 @@ def machine(folder: Path) -> str:
 
 def _read(file: Path, where: str) -> Receipt:
     """Read a receipt: a list of one, in which DVC finds no metric."""
-    values = files.read_json(file)
-    if values == []:
-        raise InputError(where, found="no receipt", expected="one of a stage that succeeded: run `dvc repro`")
+    if not file.is_file() or (values := files.read_json(file)) == []:
+        expected = f"that of a `{file.stem}` that succeeded: run `dvc repro`"
+        raise InputError(where, found="no receipt", expected=expected)
     return config.check(Receipt, values[0] if isinstance(values, list) else values, where)
 
 
@@ -182,9 +182,6 @@ class _Checkout(Pipeline):
         file = receipt_of(stage)
         if file.as_posix() not in self.makers:
             return None
-        if not (self.folder / file).is_file():
-            expected = f"the receipt of a `{stage}` that succeeded: run `dvc repro`"
-            raise InputError(str(file), found="no such file", expected=expected)
         return _read(self.folder / file, str(file))
 
 

@@ -54,9 +54,7 @@ def predict(names: Sequence[Path], model: str | None, output: Path | None) -> No
     with _table(output) as stream:
         table = csv.writer(stream, lineterminator="\n")
         table.writerow(COLUMNS)
-        for path, images_NHW in _images(names, faults, hidden=on_terminal):
-            if output and output.exists() and output.samefile(path):
-                raise InputError(str(output), found="one of FILES", expected="another file to write")
+        for path, images_NHW in _images(names, faults, output=output, hidden=on_terminal):
             probabilities_NK = classifier.predict(images_NHW)
             classes = (classifier.about.classes[label] for label in probabilities_NK.argmax(1).tolist())
             shown = (f"{probability:.6f}" for probability in probabilities_NK.max(1).tolist())
@@ -165,17 +163,22 @@ def _table(output: Path | None) -> Iterator[TextIO]:
 
 
 def _images(
-    names: Sequence[Path], faults: list[InputError], *, hidden: bool = False
+    names: Sequence[Path], faults: list[InputError], *, output: Path | None = None, hidden: bool = False
 ) -> Iterator[tuple[Path, "Bytes"]]:
     """Yield each file with its images, uint8 (N, 28, 28), and a progress bar on a terminal, unless `hidden`.
 
     Those that cannot be read are added to `faults`, and named at the end.
+
+    Raises:
+        InputError: `output` is one of the files, and would replace it.
     """
     from mnist.data import image_files
 
     found, hidden = list(image_files.find(names)), hidden or not sys.stderr.isatty()
     with click.progressbar(found, file=sys.stderr, hidden=hidden) as shown:
         for path in shown:
+            if output and output.exists() and path.exists() and output.samefile(path):
+                raise InputError(str(output), found="one of FILES", expected="another file to write")
             try:
                 images_NHW = image_files.read(path)
             except InputError as error:

@@ -95,8 +95,11 @@ class Trials:
             InputError: the training fails, for example since it diverges.
         """
         kept = paths.root() / KEPT / self.recipe / f"{seed}.json"
-        with suppress(InputError):  # damaged, or none yet
-            return config.check(Score, files.read_json(kept), str(kept)).accuracy
+        if kept.is_file():
+            try:
+                return config.check(Score, files.read_json(kept), str(kept)).accuracy
+            except InputError as error:
+                print(f"a kept result is ignored: {error}", file=sys.stderr)
         score = self._train(seed)
         files.write_json(kept, score.model_dump())
         return score.accuracy

@@ -63,7 +63,8 @@ def test_a_worse_recipe_in_the_workspace(trained: Clone, temporary: Path, invoke
     assert "**No evidence** after 3 seeds" in again.stdout
     assert again.stdout.count("50.00%") >= 6  # nothing was trained
     kept[0].write_text("damaged")
-    assert invoke(trained, "compare", "main", "--seeds", "3", "--first-seed", seed).exit_code == 0
+    third = invoke(trained, "compare", "main", "--seeds", "3", "--first-seed", seed)
+    assert f"a kept result is ignored: {kept[0]}" in third.stderr
     assert files.read_json(kept[0])["accuracy"] != 0.5
 
 

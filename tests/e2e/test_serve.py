@@ -133,6 +133,10 @@ def test_a_file_is_scored_by_the_champion_as_by_evaluate(
     for command in (["--output", str(images)], ["--model", "models/model.onnx", "--output", str(images)]):
         assert invoke(trained, "predict", str(images), *command).exit_code == 2
         assert images.read_bytes() == before
+    bad = tmp_path / "bad.png"
+    bad.write_bytes(b"bad")
+    assert invoke(trained, "predict", str(bad), "--output", str(bad)).exit_code == 2
+    assert bad.read_bytes() == b"bad"
     unknown = invoke(trained, "predict", str(images), "--model", f"models:/{NAME}/7")
     assert (unknown.exit_code, unknown.stdout) == (2, "")
     assert unknown.stderr.startswith(f"ERROR: models:/{NAME}/7: found no such version")
@@ -167,7 +171,7 @@ def test_drift_is_told_from_200_images_on_and_fresh_ones_are_none(
     assert f"models:/{NAME}/1: no drift" in done.stdout
     assert str(tmp_path / "bad.png") in done.stderr
 
-    # The champion's run is deleted: another one of its weights says what they were trained on.
+    # The champion's run is deleted: another one of its weights names their data.
     version, store = trained.client.get_model_version(NAME, "1"), trained.client
     run = store.get_run(str(version.run_id))
     tags = {name: run.data.tags[name] for name in ("weights_sha256", "dataset_sha256")}
